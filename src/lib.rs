@@ -1,0 +1,6 @@
+//! softlm makes language models smaller by low-rank methods and proves how good they still are.
+//!
+//! The modules stand in the order in which work flows through them; each may use those before it.
+
+pub mod error;
+pub mod progress;
