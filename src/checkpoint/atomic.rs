@@ -1,0 +1,203 @@
+//! Files that appear whole or not at all: a temporary name, fsync, then a rename.
+
+use super::{NamedTensor, header};
+use crate::error::UserError;
+use anyhow::{Context, Result, ensure};
+use safetensors::Dtype;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// A file under a temporary name. Dropped without [`publish`](Pending::publish), it disappears.
+pub(super) struct Pending {
+    path: PathBuf,
+    temporary: PathBuf,
+    needed: u64,
+    out: Option<BufWriter<File>>,
+}
+
+impl Pending {
+    /// Starts `path` beside its final place as `<name>.tmp`; an older file of that name is overwritten. `needed` is its
+    /// final size in bytes, for errors.
+    pub fn create(path: &Path, needed: u64) -> Result<Pending> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        let file = File::create(&temporary).map_err(|error| unwritable(path, needed, &error))?;
+        Ok(Pending { path: path.into(), temporary, needed, out: Some(BufWriter::with_capacity(1 << 20, file)) })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let out = self.out.as_mut().context("written after the end")?;
+        out.write_all(bytes).map_err(|error| unwritable(&self.path, self.needed, &error).into())
+    }
+
+    /// Brings everything to the disk and closes the file; it keeps its temporary name.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(out) = self.out.take() else { return Ok(()) };
+        let synced = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all());
+        synced.map_err(|error| unwritable(&self.path, self.needed, &error).into())
+    }
+
+    /// Gives the finished file its name, replacing an older one.
+    pub fn publish(mut self) -> Result<()> {
+        self.finish()?;
+        fs::rename(&self.temporary, &self.path).map_err(|error| unwritable(&self.path, self.needed, &error))?;
+        self.temporary.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.temporary.as_os_str().is_empty() {
+            self.out = None;
+            // Nothing better can be done about a left-over while another error is on its way.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Why a file could not be written.
+pub(super) fn unwritable(path: &Path, needed: u64, error: &io::Error) -> UserError {
+    let hint = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or choose an output on another disk",
+        ErrorKind::FileTooLarge => "choose smaller shards (--max-shard-size) or another file system",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "choose an output folder that you may write to",
+        ErrorKind::NotFound | ErrorKind::NotADirectory => "the output must lie in an existing folder",
+        _ => "check the disk, or choose another output folder",
+    };
+    UserError::new(format!("cannot write {} ({needed} bytes needed): {error}", path.display())).hint(hint)
+}
+
+/// Makes renames in a folder last through a power failure.
+pub(super) fn sync_folder(dir: &Path) -> Result<()> {
+    let sync = || File::open(dir)?.sync_all();
+    sync().with_context(|| format!("cannot bring the folder {} to the disk", dir.display()))
+}
+
+/// Writes a small file atomically: temporary name, fsync, rename. An existing file is replaced.
+///
+/// # Errors
+/// A [`UserError`] naming the file and the bytes it needs; the name then holds what it held before.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = Pending::create(path, bytes.len() as u64)?;
+    file.write(bytes)?;
+    file.publish()?;
+    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Writes one small safetensors file atomically, such as the tensors of one block or a site's statistics. Each tensor
+/// is name, dtype, shape and little-endian data. Read it back with [`TensorFile`](super::TensorFile).
+///
+/// # Errors
+/// As [`write_file`]; also if a shape does not fit its data or a name repeats.
+pub fn write_tensors(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by(|a, b| file_order((a.1, &a.0), (b.1, &b.0)));
+    for (name, dtype, shape, data) in &order {
+        let bits = shape.iter().product::<usize>() * dtype.bitsize();
+        ensure!(bits == data.len() * 8, "tensor {name} of shape {shape:?} does not fit its {} bytes", data.len());
+    }
+    if let Some(pair) = order.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        anyhow::bail!("tensor {} is given twice", pair[0].0);
+    }
+    let header = header::build(metadata, order.iter().map(|t| (t.0.as_str(), t.1, t.2.as_slice(), t.3.len())));
+    let needed = header.len() + order.iter().map(|t| t.3.len()).sum::<usize>();
+    let mut file = Pending::create(path, needed as u64)?;
+    file.write(&header)?;
+    for (_, _, _, data) in order {
+        file.write(data)?;
+    }
+    file.publish()?;
+    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Order of tensors within a file: wide elements first, so that each tensor lies at a multiple of its element size as
+/// other readers need it; then by name.
+pub(super) fn file_order(a: (Dtype, &str), b: (Dtype, &str)) -> std::cmp::Ordering {
+    b.0.bitsize().cmp(&a.0.bitsize()).then_with(|| a.1.cmp(b.1))
+}
+
+/// Bytes that an ordinary user may still write on the disk that holds an existing folder.
+pub fn free_space(dir: &Path) -> Result<u64> {
+    let disk =
+        rustix::fs::statvfs(dir).with_context(|| format!("cannot ask for the free space of {}", dir.display()))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TensorFile;
+    use super::*;
+
+    fn names_in(dir: &Path) -> Vec<String> {
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_dropped_before_the_end_leaves_nothing_and_the_old_one_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_file(&path, b"old").unwrap();
+        let mut pending = Pending::create(&path, 3).unwrap();
+        pending.write(b"ne").unwrap();
+        assert_eq!(names_in(dir.path()).len(), 2);
+        drop(pending);
+        assert_eq!(names_in(dir.path()), ["a.json"]);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        write_file(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_full_disk_is_reported_with_file_and_size() {
+        let Ok(full) = File::options().write(true).open("/dev/full") else {
+            return println!("skipped: this system has no /dev/full");
+        };
+        let mut pending = Pending {
+            path: "out/model.safetensors".into(),
+            temporary: PathBuf::new(),
+            needed: 12345,
+            out: Some(BufWriter::new(full)),
+        };
+        pending.write(b"data").unwrap();
+        let error = pending.finish().unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("out/model.safetensors") && text.contains("12345 bytes"), "{text}");
+        assert!(error.downcast_ref::<UserError>().unwrap().hint_text().unwrap().contains("space"));
+    }
+
+    #[test]
+    fn tensors_come_back_and_lie_aligned() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("block.safetensors");
+        let tensors = [
+            ("a".to_string(), Dtype::U8, vec![3], vec![1, 2, 3]),
+            ("b".into(), Dtype::F64, vec![], 1.5f64.to_le_bytes().to_vec()),
+            ("c".into(), Dtype::F16, vec![0, 4], vec![]),
+            ("d".into(), Dtype::F32, vec![1, 2], vec![7; 8]),
+        ];
+        let metadata = BTreeMap::from([("k".to_string(), "v".to_string())]);
+        write_tensors(&path, &tensors, &metadata).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.metadata(), &metadata);
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        for (name, dtype, shape, data) in &tensors {
+            let info = file.info(name).unwrap();
+            assert_eq!((info.dtype, &info.shape, file.bytes(name).unwrap()), (*dtype, shape, data.as_slice()));
+            assert_eq!(info.range.start * 8 % dtype.bitsize(), 0, "{name}");
+        }
+        assert!(write_tensors(&path, &[("x".into(), Dtype::F32, vec![2], vec![0; 4])], &metadata).is_err());
+        let twice = ("x".to_string(), Dtype::U8, vec![1], vec![0]);
+        assert!(write_tensors(&path, &[twice.clone(), twice], &metadata).is_err());
+    }
+
+    #[test]
+    fn free_space_is_known_for_folders_only_that_exist() {
+        assert!(free_space(&std::env::temp_dir()).unwrap() > 0);
+        assert!(free_space(Path::new("/no/such/folder")).is_err());
+    }
+}

@@ -1,0 +1,247 @@
+//! From stored bytes to numbers: bf16, f16, f32 and f64, little-endian and at any alignment, into what is asked for.
+//!
+//! Elements go through in pieces that stay in the first-level cache, and each piece is checked for NaN and infinity
+//! while it is there. Stored f64 reaches a 16-bit type by way of f32.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// Elements per piece: 16 KiB of f32.
+const PIECE: usize = 4096;
+
+/// Bytes of one element if the dtype is one that weights may have.
+pub(super) fn float_size(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::BF16 | Dtype::F16 => Some(2),
+        Dtype::F32 => Some(4),
+        Dtype::F64 => Some(8),
+        _ => None,
+    }
+}
+
+/// The first element that is not a finite number of the wanted type.
+#[derive(Debug, PartialEq)]
+pub(super) struct Bad {
+    /// Flat index of the element.
+    pub index: usize,
+    /// Its stored value; finite if only the wanted type could not hold it.
+    pub stored: f64,
+}
+
+/// A number that weights can be asked for as.
+pub(super) trait Number: candle_core::WithDType + Default {
+    /// Decodes one piece; `scratch` has room for as many f32 as `out` has elements.
+    fn decode(stored: Dtype, bytes: &[u8], scratch: &mut [f32], out: &mut [Self]);
+    /// Whether all are finite.
+    fn all_finite(values: &[Self]) -> bool;
+    /// Whether this one is finite.
+    fn finite(self) -> bool;
+}
+
+/// Decodes `bytes` into `out`. The dtype must be one that [`float_size`] knows and the lengths must agree.
+pub(super) fn convert<T: Number>(stored: Dtype, bytes: &[u8], out: &mut [T]) -> Result<(), Bad> {
+    let Some(size) = float_size(stored) else { unreachable!("the caller has checked {stored}") };
+    assert_eq!(bytes.len(), out.len() * size);
+    let mut scratch = [0f32; PIECE];
+    for (i, (bytes, out)) in bytes.chunks(PIECE * size).zip(out.chunks_mut(PIECE)).enumerate() {
+        T::decode(stored, bytes, &mut scratch[..out.len()], out);
+        if !T::all_finite(out) {
+            let at = out.iter().position(|value| !value.finite()).unwrap_or(0);
+            let mut value = [0f64];
+            f64::decode(stored, &bytes[at * size..(at + 1) * size], &mut [0f32], &mut value);
+            return Err(Bad { index: i * PIECE + at, stored: value[0] });
+        }
+    }
+    Ok(())
+}
+
+/// The first NaN or infinity among stored elements. Uses a few KiB whatever the length.
+pub(super) fn first_bad(stored: Dtype, bytes: &[u8]) -> Option<Bad> {
+    let size = float_size(stored)?;
+    let mut wide = [0f64; PIECE];
+    let mut narrow = [0f32; PIECE];
+    for (i, bytes) in bytes.chunks(PIECE * size).enumerate() {
+        let n = bytes.len() / size;
+        let found = match stored {
+            Dtype::F64 => convert(stored, bytes, &mut wide[..n]),
+            _ => convert(stored, bytes, &mut narrow[..n]),
+        };
+        if let Err(bad) = found {
+            return Some(Bad { index: i * PIECE + bad.index, ..bad });
+        }
+    }
+    None
+}
+
+fn to_f32(stored: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match stored {
+        Dtype::BF16 => each(bytes, out, |b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
+        Dtype::F16 => {
+            // half's slice conversion uses the processor's instruction, but needs aligned halves.
+            let mut aligned = [f16::ZERO; PIECE];
+            let aligned = &mut aligned[..out.len()];
+            each(bytes, aligned, f16::from_le_bytes);
+            aligned.convert_to_f32_slice(out);
+        }
+        Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
+        _ => each(bytes, out, f32::from_le_bytes),
+    }
+}
+
+fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], f: impl Fn([u8; N]) -> T) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *out = f(*bytes);
+    }
+}
+
+impl Number for f32 {
+    fn decode(stored: Dtype, bytes: &[u8], _: &mut [f32], out: &mut [f32]) {
+        to_f32(stored, bytes, out);
+    }
+
+    fn all_finite(values: &[f32]) -> bool {
+        // Integer maximum: vectorises where a chain of float comparisons with early exit would not.
+        values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
+    }
+
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Number for f64 {
+    fn decode(stored: Dtype, bytes: &[u8], scratch: &mut [f32], out: &mut [f64]) {
+        if stored == Dtype::F64 {
+            return each(bytes, out, f64::from_le_bytes);
+        }
+        to_f32(stored, bytes, scratch);
+        out.iter_mut().zip(scratch).for_each(|(out, &mut value)| *out = value.into());
+    }
+
+    fn all_finite(values: &[f64]) -> bool {
+        values.iter().fold(true, |all, v| all & v.is_finite())
+    }
+
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Number for bf16 {
+    fn decode(stored: Dtype, bytes: &[u8], scratch: &mut [f32], out: &mut [bf16]) {
+        if stored == Dtype::BF16 {
+            return each(bytes, out, bf16::from_le_bytes);
+        }
+        to_f32(stored, bytes, scratch);
+        out.convert_from_f32_slice(scratch);
+    }
+
+    fn all_finite(values: &[bf16]) -> bool {
+        values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff)) < 0x7f80
+    }
+
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Number for f16 {
+    fn decode(stored: Dtype, bytes: &[u8], scratch: &mut [f32], out: &mut [f16]) {
+        if stored == Dtype::F16 {
+            return each(bytes, out, f16::from_le_bytes);
+        }
+        to_f32(stored, bytes, scratch);
+        out.convert_from_f32_slice(scratch);
+    }
+
+    fn all_finite(values: &[f16]) -> bool {
+        values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff)) < 0x7c00
+    }
+
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(dtype: Dtype, values: &[f64]) -> Vec<u8> {
+        let one = |v: f64| match dtype {
+            Dtype::BF16 => bf16::from_f64(v).to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f64(v).to_le_bytes().to_vec(),
+            Dtype::F32 => (v as f32).to_le_bytes().to_vec(),
+            _ => v.to_le_bytes().to_vec(),
+        };
+        values.iter().flat_map(|&v| one(v)).collect()
+    }
+
+    const FLOATS: [Dtype; 4] = [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64];
+
+    /// Values with few bits survive every pair of types exactly, at any alignment and across pieces.
+    #[test]
+    fn every_pair_of_types_at_odd_addresses() {
+        let values: Vec<f64> = (0..PIECE * 2 + 17).map(|i| ((i % 129) as f64 - 64.0) / 8.0).collect();
+        for stored in FLOATS {
+            let mut shifted = vec![0u8];
+            shifted.extend(encode(stored, &values));
+            let bytes = &shifted[1..];
+            fn check<T: Number>(stored: Dtype, bytes: &[u8], values: &[f64]) {
+                let mut out = vec![T::default(); values.len()];
+                convert(stored, bytes, &mut out).unwrap();
+                assert!(out.iter().zip(values).all(|(a, b)| a.to_f64() == *b), "{stored}");
+            }
+            check::<f32>(stored, bytes, &values);
+            check::<f64>(stored, bytes, &values);
+            check::<bf16>(stored, bytes, &values);
+            check::<f16>(stored, bytes, &values);
+        }
+    }
+
+    #[test]
+    fn every_16_bit_pattern_decodes_as_half_says() {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let mut out = [0f32];
+        for (pattern, bytes) in (0..=u16::MAX).zip(bytes.chunks(2)) {
+            for (dtype, expected) in
+                [(Dtype::BF16, bf16::from_bits(pattern).to_f32()), (Dtype::F16, f16::from_bits(pattern).to_f32())]
+            {
+                let result = convert(dtype, bytes, &mut out);
+                assert_eq!(result.is_ok(), expected.is_finite(), "{dtype} {pattern:#x}");
+                assert!(out[0] == expected || expected.is_nan(), "{dtype} {pattern:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_bad_element_is_found() {
+        for stored in FLOATS {
+            for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                for at in [0, PIECE - 1, PIECE, PIECE + 5] {
+                    let mut values = vec![1.0; PIECE + 9];
+                    values[at] = bad;
+                    values[PIECE + 8] = f64::NAN;
+                    let bytes = encode(stored, &values);
+                    let found = first_bad(stored, &bytes).unwrap();
+                    assert_eq!(found.index, at, "{stored} {bad}");
+                    assert!(found.stored == bad || (bad.is_nan() && found.stored.is_nan()));
+                }
+            }
+            assert_eq!(first_bad(stored, &encode(stored, &[1.0; PIECE + 1])), None);
+        }
+        assert_eq!(first_bad(Dtype::F64, &encode(Dtype::F64, &[1e300])), None);
+    }
+
+    #[test]
+    fn a_value_the_wanted_type_cannot_hold_is_reported_with_its_stored_value() {
+        let mut out = [f16::ZERO; 2];
+        assert_eq!(
+            convert(Dtype::F32, &encode(Dtype::F32, &[1.0, 70000.0]), &mut out),
+            Err(Bad { index: 1, stored: 70000.0 })
+        );
+        let mut out = [0f32];
+        assert_eq!(convert(Dtype::F64, &encode(Dtype::F64, &[1e300]), &mut out), Err(Bad { index: 0, stored: 1e300 }));
+    }
+}

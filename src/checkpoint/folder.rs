@@ -1,0 +1,214 @@
+//! What lies in a checkpoint folder: the configuration, the weight files, and everything else.
+
+use super::file::{TensorFile, unreadable};
+use super::header::{DAMAGED, Pairs};
+use crate::user_bail;
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Weight formats of any runtime, this program's included: never copied as side files.
+const WEIGHTS: &[&str] = &[
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "gguf",
+    "ggml",
+    "h5",
+    "msgpack",
+    "onnx",
+    "onnx_data",
+    "tflite",
+    "npz",
+    "npy",
+    "pkl",
+    "pickle",
+    "ot",
+    "mlmodel",
+];
+/// Other runtimes' copies of a model that the hub keeps in subfolders.
+const OTHER_RUNTIMES: &[&str] = &["onnx", "openvino", "coreml"];
+
+/// The index of a sharded checkpoint.
+pub(super) struct Index {
+    /// `metadata.total_size`, if it says.
+    pub total_size: Option<u64>,
+    /// Tensor name to shard file name.
+    pub weight_map: BTreeMap<String, String>,
+}
+
+/// Reads `config.json`.
+pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
+    let shown = dir.display();
+    if !dir.exists() {
+        user_bail!("there is no folder {shown}"; "give a folder with {CONFIG} and {SINGLE}, or a model id of the hub");
+    }
+    if !dir.is_dir() {
+        user_bail!("{shown} is a file, not a model folder"; "give the folder that holds {CONFIG} and the weights");
+    }
+    let path = dir.join(CONFIG);
+    if !path.exists() {
+        user_bail!("{shown} has no {CONFIG}"; "a model folder needs the {CONFIG} that came with the weights");
+    }
+    parse_config(&path.display().to_string(), &std::fs::read(&path).map_err(|error| unreadable(&path, &error))?)
+}
+
+/// Parses a configuration that errors call `name`.
+pub(super) fn parse_config(name: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(bytes) {
+        Ok(config) => Ok(config),
+        Err(error) => user_bail!("{name} is not a JSON object: {error}"; "get the model's original {CONFIG}"),
+    }
+}
+
+/// Opens the single weight file, or the index and every shard it names. As in transformers, a single file wins.
+pub(super) fn open_weights(dir: &Path) -> Result<(Vec<TensorFile>, Option<Index>)> {
+    if dir.join(SINGLE).exists() {
+        return Ok((vec![TensorFile::open(&dir.join(SINGLE))?], None));
+    }
+    if !dir.join(INDEX).exists() {
+        return refuse(dir);
+    }
+    let index = read_index(&dir.join(INDEX))?;
+    let shown = dir.display();
+    let shards: BTreeSet<&String> = index.weight_map.values().collect();
+    let mut files = Vec::with_capacity(shards.len());
+    for shard in shards {
+        let path = dir.join(shard);
+        if !path.exists() {
+            user_bail!(
+                "{INDEX} names the shard {shard}, which is not in {shown}";
+                "download or copy the missing file; a checkpoint needs all its shards"
+            );
+        }
+        let mut file = TensorFile::open(&path)?;
+        file.name.clone_from(shard);
+        files.push(file);
+    }
+    for (tensor, shard) in &index.weight_map {
+        if !files.iter().any(|file| file.name() == shard && file.info(tensor).is_some()) {
+            user_bail!("{INDEX} says that {shard} holds tensor {tensor}, but it does not"; "{DAMAGED}");
+        }
+    }
+    Ok((files, Some(index)))
+}
+
+fn read_index(path: &Path) -> Result<Index> {
+    #[derive(Deserialize)]
+    struct Raw {
+        #[serde(default)]
+        metadata: Map<String, Value>,
+        weight_map: Pairs,
+    }
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+    let raw: Raw = match serde_json::from_slice(&bytes) {
+        Ok(raw) => raw,
+        Err(error) => user_bail!("{shown} is not a valid index: {error}"; "{DAMAGED}"),
+    };
+    let mut weight_map = BTreeMap::new();
+    for (tensor, shard) in raw.weight_map.0 {
+        if !is_inside(&shard) {
+            user_bail!(
+                "{shown} names {shard:?}, a file outside its folder";
+                "a shard must lie beside the index; do not trust this checkpoint"
+            );
+        }
+        if let Some(first) = weight_map.insert(tensor.clone(), shard.clone()) {
+            user_bail!(
+                "{shown} lists tensor {tensor} twice, in {first} and in {shard}";
+                "write the checkpoint again with each tensor stored once"
+            );
+        }
+    }
+    if weight_map.is_empty() {
+        user_bail!("{shown} lists no tensor"; "{DAMAGED}");
+    }
+    // Some writers store the size as a float.
+    let total = raw.metadata.get("total_size");
+    let total_size = total.and_then(|n| n.as_u64().or_else(|| n.as_f64().map(|n| n as u64)));
+    Ok(Index { total_size, weight_map })
+}
+
+/// Says why a folder without safetensors weights cannot be opened.
+fn refuse<T>(dir: &Path) -> Result<T> {
+    let shown = dir.display();
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .map_err(|error| unreadable(dir, &error))?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    let with = |wanted: &[&str]| names.iter().find(|name| wanted.contains(&extension(name))).cloned();
+    if let Some(name) = with(&["bin", "pt", "pth", "ckpt", "pkl", "pickle"]) {
+        user_bail!(
+            "{shown} has its weights as a pickle ({name}), which can run code when read; it was not opened";
+            "convert it where you trust it, with transformers: `model.save_pretrained(folder, safe_serialization=True)`"
+        );
+    }
+    if let Some(name) = with(&["gguf", "ggml"]) {
+        user_bail!(
+            "{shown} has its weights as {name}, a format for inference that softlm does not read";
+            "use the original Hugging Face checkpoint, or save it with transformers: \
+             `from_pretrained(…, gguf_file=…)`, then `save_pretrained(folder, safe_serialization=True)`"
+        );
+    }
+    if let Some(name) = with(&["safetensors"]) {
+        user_bail!(
+            "{shown} has {name}, but neither {SINGLE} nor {INDEX}";
+            "rename the file to {SINGLE} if it is the whole model, or add the index"
+        );
+    }
+    user_bail!("{shown} has no weights"; "a model folder needs {SINGLE}, or {INDEX} and the shards it names")
+}
+
+/// Whether a relative name stays inside its folder.
+pub(super) fn is_inside(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn extension(name: &str) -> &str {
+    Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default()
+}
+
+/// Every regular file that is neither weights nor their index nor the top `config.json`, as sorted relative names with
+/// `/`. Hidden files, work folders and the copies of other runtimes are left out; links to files count as files.
+pub(super) fn side_files(dir: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    walk(dir, "", 0, &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
+fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut Vec<String>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(|error| unreadable(dir, &error))? {
+        let entry = entry.map_err(|error| unreadable(dir, &error))?;
+        // A name that is no UTF-8 is not part of any checkpoint.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(kind) = entry.file_type() else { continue };
+        let relative = format!("{prefix}{name}");
+        if name.starts_with('.') || name.ends_with(".softlm-work") {
+            continue;
+        }
+        if kind.is_dir() {
+            // Deeper folders hold no model's files. Links to folders are not followed: they can form a circle.
+            if depth < 2 && !OTHER_RUNTIMES.contains(&name.as_str()) {
+                walk(&entry.path(), &format!("{relative}/"), depth + 1, found)?;
+            }
+        } else if entry.path().is_file() && !is_weights(&name) && relative != CONFIG {
+            found.push(relative);
+        }
+    }
+    Ok(())
+}
+
+fn is_weights(name: &str) -> bool {
+    WEIGHTS.contains(&extension(name)) || name.ends_with(".index.json")
+}

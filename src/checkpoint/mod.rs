@@ -1,0 +1,34 @@
+//! Checkpoints on disk: Hugging Face folders of safetensors files, read by memory map and written by streaming.
+//!
+//! [`Source`] opens a folder by its headers; a weight is touched only when it is asked for, and its pages are given
+//! back afterwards, so a model of any size can be walked in the memory of its largest tensor. [`write_checkpoint`]
+//! copies tensors into new shards the same way. [`verify`] proves that a folder is whole. Pickle files are never
+//! opened.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! let source = softlm::checkpoint::Source::demo();
+//! let norm = source.tensor("model.norm.weight", &[128], DType::F32, &Device::Cpu)?;
+//! assert_eq!(norm.dims(), [128]);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+
+mod atomic;
+mod convert;
+mod file;
+mod folder;
+mod header;
+mod source;
+mod verify;
+mod whole;
+mod writer;
+
+pub use atomic::{free_space, write_file, write_tensors};
+pub use file::{TensorFile, TensorInfo};
+pub use safetensors::Dtype;
+pub use source::{Source, WeightFile};
+pub use verify::{Verification, verify};
+pub use writer::{Entry, Origin, Written, write_checkpoint};
+
+/// A tensor in memory: name, type, shape and little-endian bytes.
+pub type NamedTensor = (String, Dtype, Vec<usize>, Vec<u8>);
