@@ -6,3 +6,4 @@ pub mod error;
 pub mod progress;
 pub mod linalg;
 pub mod checkpoint;
+pub mod model;

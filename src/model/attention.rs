@@ -1,0 +1,144 @@
+//! Causal attention with grouped key/value heads.
+
+use super::simd;
+use crate::linalg::{Rows, nn_product, nt_product};
+use anyhow::Result;
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Queries of one head handled at once on the CPU: their scores stay in cache, and keys behind the last of them are
+/// never looked at.
+const CPU_TILE: usize = 64;
+/// Queries handled at once on other devices: bounds the score matrix at heads · 512 · context.
+const QUERY_CHUNK: usize = 512;
+
+/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
+/// h reads key/value head h / (heads / kv_heads). Position i sees the keys 0..=i.
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    if q.device().is_cpu() {
+        return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention)?);
+    }
+    by_tensors(q, k, v)
+}
+
+/// [`causal_attention`] by whole-tensor operations, for any device.
+fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (batch, t, heads, d) = q.dims4()?;
+    let kv = k.dim(2)?;
+    let group = heads / kv;
+    let scale = 1.0 / (d as f64).sqrt();
+    let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let q = (heads_first(q)? * scale)?.reshape((batch * kv, group, t, d))?;
+    let k = heads_first(k)?.reshape((batch * kv, t, d))?;
+    let v = heads_first(v)?.reshape((batch * kv, t, d))?;
+    let mut parts = Vec::new();
+    for start in (0..t).step_by(QUERY_CHUNK) {
+        let len = QUERY_CHUNK.min(t - start);
+        let seen = start + len;
+        let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
+        let keys = k.narrow(1, 0, seen)?.transpose(1, 2)?.contiguous()?;
+        let scores = rows.matmul(&keys)?.reshape((batch * kv, group, len, seen))?;
+        let mask: Vec<f32> = (0..len)
+            .flat_map(|i| (0..seen).map(move |j| if j <= start + i { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        let mask = Tensor::from_vec(mask, (len, seen), scores.device())?;
+        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
+        let values = v.narrow(1, 0, seen)?.contiguous()?;
+        let mixed = weights.reshape((batch * kv, group * len, seen))?.matmul(&values)?;
+        parts.push(mixed.reshape((batch, kv * group, len, d))?);
+    }
+    let mixed = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
+    Ok(mixed.transpose(1, 2)?.reshape((batch, t, heads * d))?)
+}
+
+/// [`causal_attention`] tile by tile. Each tile is worked by one thread, so the result does not depend on their number.
+struct CpuAttention;
+
+impl CustomOp3 for CpuAttention {
+    fn name(&self) -> &'static str {
+        "causal-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (batch, t, heads, d) = q_layout.shape().dims4()?;
+        let kv = k_layout.shape().dims4()?.2;
+        let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
+        let (width, kv_width) = (heads * d, kv * d);
+        let scale = 1.0 / (d as f32).sqrt();
+        let mut out = vec![0f32; batch * t * width];
+        let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
+            rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b * t, i * CPU_TILE, rows))
+        });
+        tiles.for_each_init(Vec::new, |scores, (first, start, out)| {
+            let len = out.len() / width;
+            let seen = start + len;
+            // Whole lanes only: rows are padded with keys that nobody sees.
+            let stride = seen.next_multiple_of(simd::LANES);
+            scores.resize(len * stride, 0.0);
+            for head in 0..heads {
+                let shared = head / (heads / kv) * d;
+                let queries = &q[(first + start) * width + head * d..];
+                let queries = Rows { data: queries, rows: len, cols: d, stride: width };
+                let keys = Rows { data: &k[first * kv_width + shared..], rows: seen, cols: d, stride: kv_width };
+                nt_product(scores, stride, queries, keys);
+                for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
+                    let visible = start + i + 1;
+                    let lanes = visible.next_multiple_of(simd::LANES);
+                    row[visible..lanes].fill(f32::NEG_INFINITY);
+                    row[lanes..].fill(0.0);
+                    simd::softmax(&mut row[..lanes], scale);
+                }
+                let weights = Rows { data: scores, rows: len, cols: seen, stride };
+                let values = Rows { data: &v[first * kv_width + shared..], rows: seen, cols: d, stride: kv_width };
+                nn_product(&mut out[head * d..], width, weights, values);
+            }
+        });
+        Ok((CpuStorage::F32(out), (batch, t, width).into()))
+    }
+}
+
+/// The numbers of a contiguous tensor.
+pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let (from, to) =
+        layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("the tensor is not in one piece"))?;
+    Ok(&storage.as_slice::<f32>()?[from..to])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn tiles_equal_whole_tensors() {
+        let sizes = [(1, 1, 1, 1, 2), (2, 5, 4, 2, 8), (1, 64, 2, 1, 16), (3, 65, 4, 4, 6), (1, 600, 6, 2, 8)];
+        for (batch, t, heads, kv, d) in sizes {
+            let random = |heads| Tensor::randn(0f32, 1.5, (batch, t, heads, d), &Device::Cpu).unwrap();
+            let (q, k, v) = (random(heads), random(kv), random(kv));
+            let tiles = causal_attention(&q, &k, &v).unwrap();
+            let whole = by_tensors(&q, &k, &v).unwrap();
+            assert_eq!(tiles.dims(), [batch, t, heads * d]);
+            let error = (tiles - whole).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(error < 1e-5, "{batch} {t} {heads} {kv} {d}: {error}");
+        }
+    }
+
+    #[test]
+    fn later_positions_do_not_reach_back() {
+        let random = |heads| Tensor::randn(0f32, 1.0, (1, 130, heads, 4), &Device::Cpu).unwrap();
+        let (q, k, v) = (random(4), random(2), random(2));
+        let all: Vec<f32> = causal_attention(&q, &k, &v).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let start = |x: &Tensor| x.narrow(1, 0, 70).unwrap();
+        let part = causal_attention(&start(&q), &start(&k), &start(&v)).unwrap();
+        let part: Vec<f32> = part.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(part.iter().zip(&all).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,65 @@
+//! Does the checkpoint hold what the config promises? Answered from headers, before any weight is read.
+
+use super::decoder::Layout;
+use super::ids::{LinearSpec, Stored};
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::Result;
+
+/// Checks presence and shape of the embedding, the head and every linear, dense or factorised.
+pub(super) fn check(source: &Source, layout: &Layout) -> Result<()> {
+    for name in [&layout.embedding, &layout.head] {
+        expect(source, name, &[Some(layout.vocab), Some(layout.hidden)])?;
+    }
+    if let Some(positions) = &layout.positions {
+        expect(source, positions, &[Some(layout.context), Some(layout.hidden)])?;
+    }
+    layout.linears.iter().try_for_each(|spec| check_linear(source, spec))
+}
+
+fn check_linear(source: &Source, spec: &LinearSpec) -> Result<()> {
+    let part = |part: &str| format!("{}.{part}.weight", spec.name);
+    let (a, b) = (part("factor_a"), part("factor_b"));
+    if source.info(&a).is_some() || source.info(&b).is_some() {
+        let rank = expect(source, &a, &[None, Some(spec.input)])?[0];
+        if rank == 0 {
+            user_bail!("tensor `{a}` has no rows"; "a factor needs a rank of at least 1");
+        }
+        expect(source, &b, &[Some(spec.out), Some(rank)])?;
+        return Ok(());
+    }
+    let own = format!("{}.weight", spec.name);
+    match &spec.stored {
+        Stored::Conv1d { fused, start } if *fused == spec.name || source.info(&own).is_none() => {
+            let alone = (*fused == spec.name).then_some(spec.out);
+            let fused = format!("{fused}.weight");
+            let total = expect(source, &fused, &[Some(spec.input), alone])?[1];
+            if total < start + spec.out {
+                user_bail!(
+                    "tensor `{fused}` has {total} columns, config.json asks for at least {}", start + spec.out;
+                    "config and weights do not belong together"
+                );
+            }
+        }
+        _ => {
+            expect(source, &own, &[Some(spec.out), Some(spec.input)])?;
+        }
+    }
+    Ok(())
+}
+
+/// The shape of `name`, which must have these sizes where they are given.
+fn expect<'s>(source: &'s Source, name: &str, sizes: &[Option<usize>]) -> Result<&'s [usize]> {
+    let Some(info) = source.info(name) else {
+        user_bail!("tensor `{name}` is missing"; "the checkpoint is incomplete, or config.json belongs to another model")
+    };
+    let fits = |(&found, wanted): (&usize, &Option<usize>)| wanted.is_none_or(|wanted| wanted == found);
+    if info.shape.len() != sizes.len() || !info.shape.iter().zip(sizes).all(fits) {
+        let wanted: Vec<String> = sizes.iter().map(|s| s.map_or("any".to_string(), |s| s.to_string())).collect();
+        user_bail!(
+            "tensor `{name}` has shape {:?}, config.json asks for ({})", info.shape, wanted.join(", ");
+            "config and weights do not belong together"
+        );
+    }
+    Ok(&info.shape)
+}

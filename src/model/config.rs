@@ -1,0 +1,60 @@
+//! Reading `config.json`: every missing or odd value is named.
+
+use crate::error::UserError;
+use crate::user_bail;
+use anyhow::Result;
+use serde_json::{Map, Value};
+
+/// Typed access to a model's `config.json`.
+pub struct Config<'a>(pub &'a Map<String, Value>);
+
+impl Config<'_> {
+    /// The value of `key`, with `null` treated as absent.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    /// A positive integer that must be there.
+    pub fn usize(&self, key: &str) -> Result<usize> {
+        match self.get(key) {
+            None => user_bail!("config.json has no `{key}`"; "the file is incomplete; download it again"),
+            Some(v) => positive(key, v),
+        }
+    }
+
+    /// A positive integer, or `default` when the key is absent.
+    pub fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
+        self.get(key).map_or(Ok(default), |v| positive(key, v))
+    }
+
+    /// A finite number, or `default` when the key is absent.
+    pub fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_f64().filter(|x| x.is_finite()).ok_or_else(|| odd(key, v, "a number")),
+        }
+    }
+
+    /// A boolean, or `default` when the key is absent.
+    pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+        self.get(key).map_or(Ok(default), |v| v.as_bool().ok_or_else(|| odd(key, v, "true or false")))
+    }
+
+    /// A string, or `default` when the key is absent.
+    pub fn str_or(&self, key: &str, default: &str) -> Result<String> {
+        match self.get(key) {
+            None => Ok(default.to_string()),
+            Some(v) => v.as_str().map(str::to_string).ok_or_else(|| odd(key, v, "a string")),
+        }
+    }
+}
+
+fn positive(key: &str, v: &Value) -> Result<usize> {
+    v.as_u64().filter(|&x| x > 0).map(|x| x as usize).ok_or_else(|| odd(key, v, "a positive integer"))
+}
+
+fn odd(key: &str, v: &Value, wanted: &str) -> anyhow::Error {
+    UserError::new(format!("config.json: `{key}` is {v}, expected {wanted}"))
+        .hint("get the model's original config.json")
+        .into()
+}

@@ -1,0 +1,62 @@
+//! One file per family: its tensor names and how its `config.json` maps onto the shared block shape.
+
+mod gpt2;
+mod llama;
+
+use super::config::Config;
+use super::decoder::Layout;
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::Result;
+use candle_core::Device;
+
+/// Values of `model_type` that softlm runs.
+pub const KNOWN_FAMILIES: [&str; 2] = ["llama", "gpt2"];
+
+/// Recognises the family by `model_type` and reads its layout.
+pub(super) fn layout(source: &mut Source, device: &Device) -> Result<Layout> {
+    let map = source.config().clone();
+    let config = Config(&map);
+    let family = config.str_or("model_type", "")?;
+    match family.as_str() {
+        "llama" => llama::layout(source, &config, device),
+        "gpt2" => gpt2::layout(source, &config),
+        "" => user_bail!("config.json has no `model_type`"; "softlm needs it to recognise the model family"),
+        _ => {
+            let known = KNOWN_FAMILIES.join(", ");
+            user_bail!("model family \"{family}\" is not supported"; "known families: {known}")
+        }
+    }
+}
+
+/// Fails with a hint when `whole` is not a multiple of `part`.
+fn must_divide(whole_name: &str, whole: usize, part_name: &str, part: usize) -> Result<()> {
+    if part == 0 || !whole.is_multiple_of(part) {
+        user_bail!(
+            "config.json: `{whole_name}` = {whole} is not divisible by `{part_name}` = {part}";
+            "the config does not describe a usable model"
+        );
+    }
+    Ok(())
+}
+
+/// Makes sure that the embedding and the head can be read: a tied checkpoint may store either or both. Returns the
+/// name to read the head by.
+fn resolve_head(source: &mut Source, embedding: &str, head: &str, tied: bool) -> Result<String> {
+    match (source.info(embedding).is_some(), source.info(head).is_some(), tied) {
+        (true, _, true) => Ok(embedding.to_string()),
+        (false, true, true) => {
+            source.alias(embedding, head);
+            Ok(embedding.to_string())
+        }
+        (true, true, false) => Ok(head.to_string()),
+        (true, false, false) => user_bail!(
+            "tensor `{head}` is missing and config.json does not tie it to the embedding";
+            "if the model ties them, set \"tie_word_embeddings\": true in config.json"
+        ),
+        (false, _, _) => user_bail!(
+            "tensor `{embedding}` is missing";
+            "the checkpoint is incomplete or its tensors are named in another way"
+        ),
+    }
+}

@@ -1,0 +1,182 @@
+//! The operations of a block again, from parts that carry gradients.
+//!
+//! Fused kernels have no backward: behind one of them a gradient is silently zero, and through a residual connection it
+//! is silently wrong. A block that is being differentiated uses these instead; the numbers agree to rounding.
+
+use super::ops::{Activation, Norm};
+use anyhow::Result;
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Queries handled at once: bounds the score matrix at heads · 512 · context.
+const QUERY_CHUNK: usize = 512;
+
+/// Applies the non-linearity element by element.
+pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    Ok(match kind {
+        Activation::Silu => x.silu()?,
+        Activation::Gelu => x.gelu_erf()?,
+        Activation::GeluTanh => x.gelu()?,
+        Activation::Relu => x.relu()?,
+    })
+}
+
+/// Normalises `x` (…, width).
+pub(super) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
+    Ok(match norm {
+        Norm::Rms { weight, eps } => scaled(x, *eps)?.broadcast_mul(weight)?,
+        Norm::Layer { weight, bias, eps } => {
+            let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+            scaled(&centred, *eps)?.broadcast_mul(weight)?.broadcast_add(bias)?
+        }
+    })
+}
+
+/// x / √(mean x² + ε)
+fn scaled(x: &Tensor, eps: f64) -> Result<Tensor> {
+    Ok(x.broadcast_div(&(x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?)?)
+}
+
+/// Turns dimension i of `x` (batch, heads, t, d) with dimension i + d/2 by the angles whose cosines and sines are
+/// given, each (t, d/2).
+pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let left = (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?;
+    let right = (first.broadcast_mul(sin)? + second.broadcast_mul(cos)?)?;
+    Ok(Tensor::cat(&[left, right], D::Minus1)?)
+}
+
+/// Causal attention with grouped key/value heads.
+///
+/// `q` is (batch, heads, t, d), `k` and `v` are (batch, kv_heads, t, d); the result is (batch, t, heads · d). Query
+/// head h reads key/value head h / (heads / kv_heads).
+pub(super) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    in_chunks(q, k, v, QUERY_CHUNK)
+}
+
+/// [`causal_attention`] for so many queries at once.
+fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, chunk: usize) -> Result<Tensor> {
+    let (batch, heads, t, d) = q.dims4()?;
+    let kv = k.dim(1)?;
+    let group = heads / kv;
+    let q = (q / (d as f64).sqrt())?.reshape((batch * kv, group, t, d))?;
+    let keys = k.reshape((batch * kv, t, d))?.transpose(1, 2)?;
+    let values = v.reshape((batch * kv, t, d))?;
+    let mut parts = Vec::new();
+    for start in (0..t).step_by(chunk) {
+        let len = chunk.min(t - start);
+        let seen = start + len;
+        let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
+        let scores = rows.matmul(&keys.narrow(2, 0, seen)?.contiguous()?)?.reshape((batch * kv, group, len, seen))?;
+        let weights = causal_softmax(&scores, start)?.reshape((batch * kv, group * len, seen))?;
+        let mixed = weights.matmul(&values.narrow(1, 0, seen)?.contiguous()?)?;
+        parts.push(mixed.reshape((batch, heads, len, d))?);
+    }
+    let mixed = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
+    Ok(mixed.transpose(1, 2)?.reshape((batch, t, heads * d))?)
+}
+
+/// Softmax over the keys that each query may look at: query i of `scores` (…, len, seen) stands at position start + i
+/// and sees keys 0..=start + i.
+fn causal_softmax(scores: &Tensor, start: usize) -> Result<Tensor> {
+    if scores.device().is_cpu() {
+        return Ok(scores.contiguous()?.apply_op1(CausalSoftmax { start })?);
+    }
+    let (len, seen) = (scores.dim(D::Minus2)?, scores.dim(D::Minus1)?);
+    let mask: Vec<f32> =
+        (0..len).flat_map(|i| (0..seen).map(move |j| if j <= start + i { 0.0 } else { f32::NEG_INFINITY })).collect();
+    let mask = Tensor::from_vec(mask, (len, seen), scores.device())?;
+    Ok(candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?)
+}
+
+/// [`causal_softmax`] on the CPU. Forward and backward touch no masked key.
+struct CausalSoftmax {
+    start: usize,
+}
+
+impl CausalSoftmax {
+    /// Keys that row number `row` of scores with `len` queries and `seen` keys may look at.
+    fn visible(&self, row: usize, len: usize, seen: usize) -> usize {
+        (self.start + row % len + 1).min(seen)
+    }
+}
+
+impl CustomOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "differentiable-causal-softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (from, to) = layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("scores in one piece"))?;
+        let scores = &storage.as_slice::<f32>()?[from..to];
+        let (len, seen) = last_two(layout.dims());
+        let mut out = vec![0f32; scores.len()];
+        out.par_chunks_exact_mut(seen).zip(scores.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
+            |(row, (out, scores))| {
+                let visible = self.visible(row, len, seen);
+                softmax(&scores[..visible], &mut out[..visible]);
+            },
+        );
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    /// With p the softmax and g the gradient on it: p ∘ (g − Σ g p) on the scores.
+    fn bwd(&self, _: &Tensor, p: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let (len, seen) = last_two(p.dims());
+        let (shape, device) = (p.shape().clone(), p.device().clone());
+        let (p, mut g): (Vec<f32>, Vec<f32>) = (p.flatten_all()?.to_vec1()?, g.flatten_all()?.to_vec1()?);
+        g.par_chunks_exact_mut(seen).zip(p.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
+            |(row, (g, p))| {
+                let (inner, masked) = g.split_at_mut(self.visible(row, len, seen));
+                let mean: f32 = inner.iter().zip(p).map(|(g, p)| g * p).sum();
+                inner.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - mean));
+                masked.fill(0.0);
+            },
+        );
+        Ok(Some(Tensor::from_vec(g, shape, &device)?))
+    }
+}
+
+fn last_two(dims: &[usize]) -> (usize, usize) {
+    (dims[dims.len() - 2], dims[dims.len() - 1])
+}
+
+/// exp(x − max) / Σ.
+fn softmax(x: &[f32], out: &mut [f32]) {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0f32;
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = (x - max).exp();
+        sum += *out;
+    }
+    let scale = 1.0 / sum;
+    out.iter_mut().for_each(|out| *out *= scale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn chunks_of_queries_change_neither_attention_nor_its_gradients() {
+        let var = |heads: usize, phase: f32| {
+            let values: Vec<f32> = (0..2 * heads * 13 * 6).map(|i| (phase + 1.7 * i as f32).sin()).collect();
+            Var::from_vec(values, (2, heads, 13, 6), &Device::Cpu).unwrap()
+        };
+        let vars = [var(4, 0.0), var(2, 1.0), var(2, 2.0)];
+        let weights = var(4, 3.0).transpose(1, 2).unwrap().reshape((2, 13, 24)).unwrap().detach();
+        let run = |chunk| {
+            let y = in_chunks(&vars[0], &vars[1], &vars[2], chunk).unwrap();
+            let graph = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+            let gradients = vars.iter().map(|var| graph.get(var).unwrap().clone());
+            std::iter::once(y.detach()).chain(gradients).collect::<Vec<_>>()
+        };
+        for (whole, parts) in run(512).iter().zip(run(5)) {
+            let apart = (whole - parts).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            let size = whole.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(size > 0.1 && apart < 1e-5, "{apart:e} of {size}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! y = x Wᵀ + bias, whichever way W is held.
+
+use super::ids::{LinearSpec, Stored};
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+
+/// A linear layer, dense or factorised.
+#[derive(Debug, Clone)]
+pub enum Linear {
+    /// W as one matrix.
+    Dense {
+        /// (out, in)
+        weight: Tensor,
+        /// (out)
+        bias: Option<Tensor>,
+    },
+    /// W = B A.
+    LowRank {
+        /// A, (rank, in)
+        a: Tensor,
+        /// B, (out, rank)
+        b: Tensor,
+        /// (out)
+        bias: Option<Tensor>,
+    },
+}
+
+impl Linear {
+    /// Loads the linear `spec` describes, dense or factorised, whichever the checkpoint holds.
+    pub fn load(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Self> {
+        let name = &spec.name;
+        let bias = if spec.bias { Some(load_bias(source, spec, dtype, device)?) } else { None };
+        let (a, b) = (format!("{name}.factor_a.weight"), format!("{name}.factor_b.weight"));
+        match (source.info(&a), source.info(&b)) {
+            (Some(a_info), Some(_)) => {
+                let rank = a_info.shape.first().copied().unwrap_or(0);
+                if rank == 0 {
+                    user_bail!("tensor `{a}` has no rows"; "a factor needs a rank of at least 1");
+                }
+                let a = source.tensor(&a, &[rank, spec.input], dtype, device)?;
+                let b = source.tensor(&b, &[spec.out, rank], dtype, device)?;
+                Ok(Linear::LowRank { a, b, bias })
+            }
+            (Some(_), None) => {
+                user_bail!("`{a}` is there but `{b}` is missing"; "a factorised linear needs both factors")
+            }
+            (None, Some(_)) => {
+                user_bail!("`{b}` is there but `{a}` is missing"; "a factorised linear needs both factors")
+            }
+            (None, None) => Ok(Linear::Dense { weight: load_weight(source, spec, dtype, device)?, bias }),
+        }
+    }
+
+    /// x (…, in) to (…, out).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        let width = shape.pop().unwrap_or(0);
+        let rows = x.reshape(((), width))?;
+        let (y, bias) = match self {
+            Linear::Dense { weight, bias } => (rows.matmul(&weight.t()?)?, bias),
+            Linear::LowRank { a, b, bias } => (rows.matmul(&a.t()?)?.matmul(&b.t()?)?, bias),
+        };
+        let y = match bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        shape.push(y.dim(1)?);
+        Ok(y.reshape(shape)?)
+    }
+
+    /// The bias, (out), if there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        match self {
+            Linear::Dense { bias, .. } | Linear::LowRank { bias, .. } => bias.as_ref(),
+        }
+    }
+
+    /// The weight (out, in) of a dense layer; `None` when it is factorised.
+    pub fn dense_weight(&self) -> Option<&Tensor> {
+        match self {
+            Linear::Dense { weight, .. } => Some(weight),
+            Linear::LowRank { .. } => None,
+        }
+    }
+
+    /// Rank of the factors, `None` for a dense layer.
+    pub fn rank(&self) -> Option<usize> {
+        match self {
+            Linear::Dense { .. } => None,
+            Linear::LowRank { a, .. } => a.dims().first().copied(),
+        }
+    }
+}
+
+fn load_weight(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
+    let own = format!("{}.weight", spec.name);
+    match &spec.stored {
+        // A part of a fused matrix that was split when another part was factorised has its own plain tensor.
+        Stored::Conv1d { fused, start } if *fused == spec.name || source.info(&own).is_none() => {
+            let fused = format!("{fused}.weight");
+            let total = source.info(&fused).and_then(|info| info.shape.get(1).copied()).unwrap_or(spec.out);
+            let whole = source.tensor(&fused, &[spec.input, total], dtype, device)?;
+            Ok(whole.narrow(1, *start, spec.out)?.t()?.contiguous()?)
+        }
+        _ => source.tensor(&own, &[spec.out, spec.input], dtype, device),
+    }
+}
+
+pub(super) fn load_bias(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
+    match &spec.stored {
+        Stored::Plain => source.tensor(&format!("{}.bias", spec.name), &[spec.out], dtype, device),
+        Stored::Conv1d { fused, start } => {
+            let name = format!("{fused}.bias");
+            let total = source.info(&name).and_then(|info| info.shape.first().copied()).unwrap_or(spec.out);
+            Ok(source.tensor(&name, &[total], dtype, device)?.narrow(0, *start, spec.out)?.contiguous()?)
+        }
+    }
+}
