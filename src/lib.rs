@@ -4,6 +4,8 @@
 
 pub mod error;
 pub mod progress;
+pub mod hub;
 pub mod linalg;
 pub mod checkpoint;
 pub mod model;
+pub mod text;

@@ -1,0 +1,250 @@
+//! Corpora: texts that have a name.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::hubset;
+use crate::error::UserError;
+use crate::hub::HubOptions;
+use crate::user_bail;
+
+/// What stands between two documents of a corpus.
+const SEPARATOR: &str = "\n\n";
+
+/// [`Corpus::origin`] of the built-in text.
+pub const BUILT_IN: &str = "built-in";
+/// The built-in text; its documents are separated by lines that hold only `%%`.
+const SAMPLE: &str = include_str!("sample.txt");
+const SAMPLE_SEPARATOR: &str = "\n%%\n";
+
+/// What the text is for. Corpora that are split answer with different text, so that nobody measures on the text that a
+/// model was fitted to.
+///
+/// * Hub data sets have splits of their own.
+/// * Of `sample` every third document is for evaluation, the others are for calibration.
+/// * A local file and standard input are the same text for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Text to gather statistics on or to train on.
+    Calibration,
+    /// Text to measure on.
+    Evaluation,
+}
+
+/// A text with a name and an identity.
+#[derive(Debug, Clone)]
+pub struct Corpus {
+    /// `wikitext2`, the file name of a path, or the name that the user gave.
+    pub name: String,
+    /// The documents, in order. Some may be empty: WikiText's empty rows are part of its protocol.
+    pub documents: Vec<String>,
+    /// SHA-256 of [`Corpus::text`] in hexadecimal: what identifies a corpus, whatever it is called.
+    pub sha256: String,
+    /// Where it came from: `built-in`, a path, `stdin`, or `hub REPOSITORY@COMMIT FILE`.
+    pub origin: String,
+}
+
+impl Corpus {
+    /// Gives documents a name.
+    ///
+    /// # Errors
+    /// A [`UserError`] if there is nothing in them but white space.
+    pub fn new(name: &str, origin: String, documents: Vec<String>) -> Result<Self> {
+        if documents.iter().all(|document| document.trim().is_empty()) {
+            user_bail!("the corpus {name} ({origin}) is empty"; "give a text that has words in it");
+        }
+        let mut hash = Sha256::new();
+        for (index, document) in documents.iter().enumerate() {
+            if index > 0 {
+                hash.update(SEPARATOR);
+            }
+            hash.update(document);
+        }
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { name: name.to_owned(), documents, sha256, origin })
+    }
+
+    /// The documents joined by blank lines.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self.documents.as_slice() {
+            [only] => Cow::Borrowed(only),
+            many => Cow::Owned(many.join(SEPARATOR)),
+        }
+    }
+}
+
+/// Loads the corpus that `spec` names.
+///
+/// | spec | text |
+/// |---|---|
+/// | `sample` | built into softlm: original English prose of many kinds; see [`Split`] |
+/// | `wikitext2`, `ptb`, `c4` | data sets on the hub, see below |
+/// | `PATH` | a text file, verbatim: one document, no newline translation |
+/// | `PATH.jsonl` | one JSON object per line, each with a `text` field: one document per line |
+/// | `-` | standard input, read like a text file |
+/// | `NAME=PATH` | a local file under a name of your choice |
+///
+/// The text of a corpus is its documents joined by blank lines (`"\n\n"`), nothing stripped.
+///
+#[doc = include_str!("hubsets.md")]
+///
+/// # Errors
+/// A [`UserError`] for a name that is not known, a file that cannot be read as text, and an empty text; what the hub
+/// may answer is in [`crate::hub`].
+pub fn load(spec: &str, split: Split, hub: &HubOptions) -> Result<Corpus> {
+    if let Some((name, path)) = named(spec) {
+        return local(name, path);
+    }
+    if spec == "sample" {
+        return sample(split);
+    }
+    if let Some(set) = hubset::find(spec) {
+        return set.load(split, hub);
+    }
+    if spec == "-" || Path::new(spec).exists() {
+        let name =
+            if spec == "-" { Some("stdin".into()) } else { Path::new(spec).file_name().map(|n| n.to_string_lossy()) };
+        return local(&name.unwrap_or(Cow::Borrowed(spec)), spec);
+    }
+    let known = format!("sample, {}", hubset::names().collect::<Vec<_>>().join(", "));
+    if spec.contains(['/', '\\', '.']) {
+        user_bail!("there is no text file {spec}"; "check the path, or name a corpus: {known}");
+    }
+    user_bail!("there is no corpus {spec:?}"; "known are {known}; anything else must be the path of a text file, or -")
+}
+
+/// `NAME=PATH`, if that is what it is. A name has no separators, so that a path with `=` in a folder stays a path.
+fn named(spec: &str) -> Option<(&str, &str)> {
+    let (name, path) = spec.split_once('=')?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+');
+    (!name.is_empty() && name.chars().all(plain) && !path.is_empty()).then_some((name, path))
+}
+
+fn sample(split: Split) -> Result<Corpus> {
+    let documents = SAMPLE
+        .trim_end()
+        .split(SAMPLE_SEPARATOR)
+        .enumerate()
+        .filter(|(index, _)| (index % 3 == 2) == (split == Split::Evaluation))
+        .map(|(_, document)| document.trim().to_owned())
+        .collect();
+    Corpus::new("sample", BUILT_IN.into(), documents)
+}
+
+/// A local file, or standard input for `-`.
+fn local(name: &str, path: &str) -> Result<Corpus> {
+    if path == "-" {
+        // It can be read only once, but be wanted for calibration and evaluation.
+        static INPUT: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+        let mut input = INPUT.lock().unwrap_or_else(PoisonError::into_inner);
+        if input.is_none() {
+            let mut bytes = Vec::new();
+            io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+            *input = Some(bytes);
+        }
+        let bytes = input.clone().unwrap_or_default();
+        return Corpus::new(name, "stdin".into(), vec![decode("standard input", bytes)?]);
+    }
+    let file = Path::new(path);
+    if file.is_dir() {
+        user_bail!("{path} is a folder, not a text"; "name one text file in it, or pipe several through cat and name -");
+    }
+    let bytes = match File::open(file).and_then(|mut file| {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map(|_| bytes)
+    }) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            user_bail!("there is no text file {path}"; "check the path")
+        }
+        Err(error) => user_bail!("cannot read {path}: {error}"; "check that you may read it"),
+    };
+    let text = decode(path, bytes)?;
+    let lines = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
+    let documents = if lines { json_lines(path, &text)? } else { vec![text] };
+    Corpus::new(name, path.to_owned(), documents)
+}
+
+fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        UserError::new(format!("{what} is not UTF-8 text: byte {at} does not belong to any character"))
+            .hint("convert it first, for example with iconv -t UTF-8; compressed files must be unpacked")
+            .into()
+    })
+}
+
+/// The `text` of every line that is not blank.
+fn json_lines(path: &str, text: &str) -> Result<Vec<String>> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(index, line)| json_text(line, || format!("{path}, line {}", index + 1))).collect()
+}
+
+/// The `text` field of one JSON object.
+pub(super) fn json_text(line: &str, place: impl Fn() -> String) -> Result<String> {
+    let object: Value = match serde_json::from_str(line) {
+        Ok(object) => object,
+        Err(error) => {
+            let place = place();
+            user_bail!("{place} is not JSON: {error}"; "each line must be one object like {{\"text\": \"...\"}}")
+        }
+    };
+    match object.get("text") {
+        Some(Value::String(text)) => Ok(text.clone()),
+        _ => {
+            let place = place();
+            user_bail!("{place} has no text field"; "each line must be one object like {{\"text\": \"...\"}}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_paths() {
+        assert_eq!(named("wiki=a/b.txt"), Some(("wiki", "a/b.txt")));
+        assert_eq!(named("my-set.v2=-"), Some(("my-set.v2", "-")));
+        assert_eq!(named("runs/lr=1/text.txt"), None);
+        assert_eq!(named("=x"), None);
+        assert_eq!(named("x="), None);
+        assert_eq!(named("plain.txt"), None);
+    }
+
+    #[test]
+    fn the_sample_is_plain_varied_and_split_without_overlap() {
+        assert!(SAMPLE.is_ascii());
+        assert!((15_000..40_000).contains(&SAMPLE.len()), "{} bytes", SAMPLE.len());
+        let calibration = sample(Split::Calibration).unwrap();
+        let evaluation = sample(Split::Evaluation).unwrap();
+        assert!(calibration.documents.len() >= 12 && evaluation.documents.len() >= 6);
+        assert!(evaluation.documents.iter().all(|document| !calibration.documents.contains(document)));
+        let share = evaluation.text().len() as f64 / SAMPLE.len() as f64;
+        assert!((0.25..0.42).contains(&share), "{share}");
+        assert_ne!(calibration.sha256, evaluation.sha256);
+
+        let mut lines: Vec<&str> = SAMPLE.lines().filter(|line| line.len() > 20).collect();
+        let all = lines.len();
+        lines.sort_unstable();
+        lines.dedup();
+        assert_eq!(lines.len(), all, "a line occurs twice");
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_joined_text() {
+        let split = Corpus::new("x", "test".into(), vec!["a".into(), String::new(), "b\n".into()]).unwrap();
+        let joined = Corpus::new("y", "test".into(), vec!["a\n\n\n\nb\n".into()]).unwrap();
+        assert_eq!(split.text(), joined.text());
+        assert_eq!(split.sha256, joined.sha256);
+        let abc = Corpus::new("z", "test".into(), vec!["abc".into()]).unwrap();
+        assert_eq!(abc.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

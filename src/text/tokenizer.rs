@@ -1,0 +1,252 @@
+//! A model's own tokenizer, from the files that lie beside its weights.
+//!
+//! `tokenizer.json` is read as it is. Without it, `vocab.json` and `merges.txt` make the byte-level BPE of GPT-2. Texts
+//! are encoded without special tokens, without truncation and without padding, whatever those files ask for: which ids
+//! a window begins with is the protocol's business, not the tokenizer's.
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Map, Value, json};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use crate::user_bail;
+
+/// Reads a side file of a model by name: `None` if the model has no such file.
+pub type SideFile<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>>;
+
+/// Text to token ids and back.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of the model called `label` in error messages. `config` is the model's `config.json`; its
+    /// `bos_token_id` and `eos_token_id` count where `tokenizer_config.json` names no such token.
+    ///
+    /// # Errors
+    /// A [`UserError`](crate::error::UserError) if the model has no tokenizer that can be read.
+    pub fn load(label: &str, file: SideFile, config: &Map<String, Value>) -> Result<Self> {
+        let settings = match file("tokenizer_config.json")? {
+            Some(bytes) => object(&bytes).with_context(|| format!("{label}: tokenizer_config.json is damaged"))?,
+            None => Map::new(),
+        };
+        let definition = match file("tokenizer.json")? {
+            Some(bytes) => bytes,
+            None => gpt2(label, file, &settings)?,
+        };
+        let mut inner = match tokenizers::Tokenizer::from_bytes(&definition) {
+            Ok(inner) => inner,
+            Err(error) => user_bail!(
+                "the tokenizer of {label} cannot be read: {error}";
+                "save it again with a recent version of transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+            ),
+        };
+        inner.with_truncation(None).map_err(|error| anyhow!(error))?;
+        inner.with_padding(None);
+        let special = |name: &str| {
+            let text = match settings.get(&format!("{name}_token")) {
+                Some(Value::String(text)) => Some(text.as_str()),
+                Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+                _ => None,
+            };
+            text.and_then(|text| inner.token_to_id(text)).or_else(|| configured_id(config, &format!("{name}_token_id")))
+        };
+        let (bos, eos) = (special("bos"), special("eos"));
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        Ok(Self { inner, bos, eos, vocab_size })
+    }
+
+    /// The ids of a text as a whole, no special tokens added. Special tokens spelt out in the text become their ids.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        // The fast variant leaves out the offsets into the text, nothing else.
+        let encoding =
+            self.inner.encode_fast(text, false).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of ids, special tokens included.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|error| anyhow!(error)).context("cannot decode token ids")
+    }
+
+    /// The id that begins a text, if the model has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id that ends a text, if the model has one. Of several the first.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// One more than the largest id this tokenizer can produce: an embedding with fewer rows does not fit it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+}
+
+fn object(bytes: &[u8]) -> Result<Map<String, Value>> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+/// An id of `config.json`, which may be a number, a list of numbers, or null.
+fn configured_id(config: &Map<String, Value>, key: &str) -> Option<u32> {
+    let value = config.get(key)?;
+    let value = value.as_array().map_or(Some(value), |list| list.first())?;
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// The definition of GPT-2's tokenizer over the model's `vocab.json` and `merges.txt`, in the form of a `tokenizer.json`.
+fn gpt2(label: &str, file: SideFile, settings: &Map<String, Value>) -> Result<Vec<u8>> {
+    let (Some(vocab), Some(merges)) = (file("vocab.json")?, file("merges.txt")?) else {
+        for other in ["tokenizer.model", "spiece.model", "vocab.txt", "vocab.json"] {
+            if file(other)?.is_some() {
+                user_bail!(
+                    "{label} has a {other}, but no tokenizer.json";
+                    "write one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+                );
+            }
+        }
+        user_bail!(
+            "{label} has no tokenizer";
+            "put the tokenizer.json, or the vocab.json and merges.txt, of the model that it was made from beside its weights"
+        );
+    };
+    let vocab = object(&vocab).with_context(|| format!("{label}: vocab.json is damaged"))?;
+    if let Some(byte) = ByteLevel::alphabet().into_iter().find(|byte| !vocab.contains_key(&byte.to_string())) {
+        user_bail!(
+            "the vocab.json of {label} is not a byte-level vocabulary: it lacks the piece {byte:?}";
+            "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        );
+    }
+    let merges = String::from_utf8(merges).with_context(|| format!("{label}: merges.txt is damaged"))?;
+    let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
+    // Tokens that must never be split, in the order of their ids: they come from the settings, and GPT-2 has its own.
+    let declared = settings.get("added_tokens_decoder").and_then(Value::as_object);
+    let declared =
+        declared.into_iter().flat_map(|tokens| tokens.values().filter_map(|token| token["content"].as_str()));
+    let named =
+        ["bos_token", "eos_token", "unk_token", "pad_token"].into_iter().filter_map(|key| match settings.get(key)? {
+            Value::String(text) => Some(text.as_str()),
+            token => token["content"].as_str(),
+        });
+    let mut special: Vec<(u64, &str)> = declared
+        .chain(named)
+        .chain(["<|endoftext|>"])
+        .filter_map(|text| Some((vocab.get(text)?.as_u64()?, text)))
+        .collect();
+    special.sort_unstable();
+    special.dedup();
+    let special: Vec<Value> = special
+        .into_iter()
+        .map(|(id, content)| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let definition = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+                  "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges},
+    });
+    Ok(serde_json::to_vec(&definition)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::error::UserError;
+
+    /// A byte-level vocabulary with two merges: `t h` and `th e`.
+    fn small_gpt2() -> HashMap<&'static str, Vec<u8>> {
+        let mut pieces: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
+        pieces.sort_unstable();
+        pieces.extend(["th", "the", "<|endoftext|>"].map(String::from));
+        let vocab: Map<String, Value> = pieces.into_iter().enumerate().map(|(id, piece)| (piece, json!(id))).collect();
+        HashMap::from([
+            ("vocab.json", serde_json::to_vec(&vocab).unwrap()),
+            ("merges.txt", b"#version: 0.2\nt h\nth e\n".to_vec()),
+        ])
+    }
+
+    fn load(files: &HashMap<&'static str, Vec<u8>>, config: Value) -> Result<Tokenizer> {
+        Tokenizer::load("some-model", &|name| Ok(files.get(name).cloned()), config.as_object().unwrap())
+    }
+
+    fn demo() -> HashMap<&'static str, Vec<u8>> {
+        HashMap::from([
+            ("tokenizer.json", include_bytes!("../demo/tokenizer.json").to_vec()),
+            ("tokenizer_config.json", include_bytes!("../demo/tokenizer_config.json").to_vec()),
+        ])
+    }
+
+    #[test]
+    fn vocabulary_and_merges_make_a_byte_level_bpe() {
+        let tokenizer = load(&small_gpt2(), json!({"bos_token_id": 258, "eos_token_id": [258, 7]})).unwrap();
+        let ids = tokenizer.encode("the thé<|endoftext|>the").unwrap();
+        assert_eq!(ids.len(), 7, "{ids:?}");
+        assert_eq!((ids[0], ids[2], ids[5], ids[6]), (257, 256, 258, 257));
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "the thé<|endoftext|>the");
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(258), Some(258), 259));
+    }
+
+    #[test]
+    fn begin_and_end_are_found_wherever_they_are_named() {
+        let tokenizer = load(&demo(), json!({})).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(0), Some(1), 1024));
+
+        let mut files = demo();
+        let settings = json!({"bos_token": {"content": "</s>", "special": true}, "eos_token": null});
+        files.insert("tokenizer_config.json", settings.to_string().into_bytes());
+        let tokenizer = load(&files, json!({"eos_token_id": 5, "bos_token_id": 9})).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(5)));
+
+        files.remove("tokenizer_config.json");
+        let tokenizer = load(&files, json!({"eos_token_id": [], "bos_token_id": null})).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (None, None));
+    }
+
+    #[test]
+    fn nothing_is_added_truncated_or_padded() {
+        let mut files = demo();
+        let mut definition: Value = serde_json::from_slice(&files["tokenizer.json"]).unwrap();
+        let plain = load(&files, json!({})).unwrap().encode("One two three four five six.").unwrap();
+        definition["truncation"] =
+            json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+        definition["padding"] = json!({"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"});
+        files.insert("tokenizer.json", serde_json::to_vec(&definition).unwrap());
+        let tokenizer = load(&files, json!({})).unwrap();
+        assert_eq!(tokenizer.encode("One two three four five six.").unwrap(), plain);
+        assert!(plain.len() > 4 && plain.len() < 64 && !plain.contains(&0));
+        assert!(tokenizer.encode("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_a_tokenizer_is_said() {
+        let message = |files: &HashMap<&'static str, Vec<u8>>| {
+            let error = load(files, json!({})).err().expect("no tokenizer");
+            let user = error.downcast_ref::<UserError>().expect("a user error");
+            format!("{user} / {}", user.hint_text().expect("a hint"))
+        };
+        assert!(message(&HashMap::new()).contains("some-model has no tokenizer"));
+        let sentencepiece = HashMap::from([("tokenizer.model", vec![1, 2, 3])]);
+        assert!(
+            message(&sentencepiece).contains("tokenizer.model") && message(&sentencepiece).contains("save_pretrained")
+        );
+        let mut lone = small_gpt2();
+        lone.remove("merges.txt");
+        assert!(message(&lone).contains("vocab.json"));
+        let damaged = HashMap::from([("tokenizer.json", b"{\"model\": 3}".to_vec())]);
+        assert!(message(&damaged).contains("cannot be read"));
+        let mut words = small_gpt2();
+        words.insert("vocab.json", br#"{"hello</w>": 0}"#.to_vec());
+        assert!(message(&words).contains("not a byte-level"));
+    }
+}
