@@ -9,3 +9,4 @@ pub mod linalg;
 pub mod checkpoint;
 pub mod model;
 pub mod text;
+pub mod calibrate;

@@ -1,0 +1,74 @@
+//! Sends states through a block and sums what enters its sites.
+
+use super::states::States;
+use super::stats::SiteStats;
+use crate::linalg::{Mat, gram_add};
+use crate::model::{Block, Flow, Site, Tap, with_numbers};
+use crate::user_bail;
+use anyhow::Result;
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+
+/// Statistics of one block.
+pub type BlockStats = BTreeMap<Site, SiteStats>;
+
+/// Sums the inputs of `sites` over `states`, and keeps the inputs of `heldout`.
+///
+/// The forward pass stops behind the last of the sites, so early sites are cheap. `heldout` states never enter the
+/// sums.
+pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site]) -> Result<BlockStats> {
+    let mut collector = Collector { sites, keep: false, stats: BTreeMap::new() };
+    for batch in states.batches() {
+        block.forward(batch, &mut collector)?;
+    }
+    collector.keep = true;
+    for batch in heldout.batches() {
+        block.forward(batch, &mut collector)?;
+    }
+    for (site, stats) in &mut collector.stats {
+        stats.gram.mirror_lower();
+        if !stats.sum.iter().all(|x| x.is_finite()) {
+            user_bail!(
+                "NaN or infinite activations at site {site}";
+                "the checkpoint is damaged, or its weights overflow f32"
+            );
+        }
+    }
+    Ok(collector.stats)
+}
+
+struct Collector<'a> {
+    sites: &'a [Site],
+    /// Keep rows as held-out inputs instead of adding them to the sums.
+    keep: bool,
+    stats: BlockStats,
+}
+
+impl Tap for Collector<'_> {
+    fn see(&mut self, site: Site, x: &Tensor) -> Result<Flow> {
+        if self.sites.contains(&site) {
+            let width = x.dims().last().copied().unwrap_or(0);
+            let stats = self.stats.entry(site).or_insert_with(|| SiteStats::empty(width));
+            let keep = self.keep;
+            with_numbers(x, |rows| if keep { stats.heldout.extend_from_slice(rows) } else { stats.add(rows) })?;
+        }
+        Ok(if self.sites.last() == Some(&site) { Flow::Stop } else { Flow::Continue })
+    }
+}
+
+impl SiteStats {
+    /// Nothing seen yet, for inputs of width `n`.
+    pub fn empty(n: usize) -> Self {
+        Self { tokens: 0, gram: Mat::zeros(n, n), sum: vec![0.0; n], heldout: Vec::new() }
+    }
+
+    /// Adds `rows`, row-major (tokens, n). The Gram matrix is complete only after `gram.mirror_lower()`.
+    pub fn add(&mut self, rows: &[f32]) {
+        let n = self.width();
+        gram_add(&mut self.gram, rows);
+        for row in rows.chunks_exact(n) {
+            self.sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+        }
+        self.tokens += (rows.len() / n) as u64;
+    }
+}
