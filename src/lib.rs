@@ -10,3 +10,4 @@ pub mod checkpoint;
 pub mod model;
 pub mod text;
 pub mod calibrate;
+pub mod plan;

@@ -1,0 +1,20 @@
+//! The allocation rules by name.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// How the budget is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum AllocationRule {
+    /// The same fraction everywhere; what rounding leaves over is handed out.
+    Even,
+    /// floor(keep·m·n/(m+n)) for every linear, exactly as the papers do; may end a little below the budget.
+    Uniform,
+    /// Across linears by weighted energy, keeping some dense.
+    Global,
+    /// Only the last blocks (`--last-blocks`), as in LLM-ROM.
+    LastBlocks,
+    /// More rank for v and o than for q and k, narrower feed-forward layers, as in LoRAP.
+    Lorap,
+}
