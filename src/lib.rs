@@ -11,3 +11,4 @@ pub mod model;
 pub mod text;
 pub mod calibrate;
 pub mod plan;
+pub mod method;

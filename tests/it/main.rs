@@ -1,6 +1,7 @@
 //! Integration tests: one module per concern.
 
 mod data; // where real models and texts are
+mod laws; // what every method must obey, over the explicit list
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason
