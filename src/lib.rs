@@ -12,3 +12,4 @@ pub mod text;
 pub mod calibrate;
 pub mod plan;
 pub mod method;
+pub mod eval;

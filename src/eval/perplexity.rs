@@ -1,0 +1,119 @@
+//! Perplexity and divergence, each with the protocol it was measured by.
+
+use super::score::{WindowScore, score};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::text::Windows;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+/// exp(mean negative log-likelihood per target), with its protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Perplexity {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// Tokens per window.
+    pub window: usize,
+    /// Tokens from one window's start to the next.
+    pub stride: usize,
+    /// Windows scored. A tail shorter than a window is dropped.
+    pub windows: usize,
+    /// Targets scored: the tokens whose likelihood is averaged.
+    pub tokens: usize,
+    /// Whether each window begins with the tokenizer's BOS.
+    pub bos: bool,
+    /// Type the model computed in.
+    pub dtype: String,
+    /// exp(nll).
+    pub ppl: f64,
+    /// Standard error of `ppl`, from the spread of the windows' mean NLLs; absent for a single window.
+    pub stderr: Option<f64>,
+    /// Mean negative log-likelihood per target, nats.
+    pub nll: f64,
+}
+
+/// How far a model's predictions are from those of the model it was made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// The reference model.
+    pub base: String,
+    /// Mean KL(base ‖ model) per target, nats.
+    pub kl: f64,
+    /// Standard error of `kl` over windows; absent for a single window.
+    pub kl_stderr: Option<f64>,
+    /// Fraction of targets where both models' most likely token is the same.
+    pub top1: f64,
+}
+
+/// One model on one corpus.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The model's own perplexity.
+    pub perplexity: Perplexity,
+    /// Its distance from the base, if one was given.
+    pub divergence: Option<Divergence>,
+}
+
+/// Measures `model` on `windows` and, when there is a base, the base in the same pass by the same protocol.
+pub fn evaluate(
+    model: &Model,
+    base: Option<&Model>,
+    corpus: &str,
+    windows: &Windows,
+    progress: &dyn Progress,
+) -> Result<(Evaluation, Option<Evaluation>)> {
+    let scores = score(model, base, windows, progress)?;
+    let targets: usize = scores.iter().map(|s| s.targets).sum();
+    let divergence = base.map(|base| Divergence {
+        corpus: corpus.to_string(),
+        base: base.source().label().to_string(),
+        kl: mean(&scores, targets, |s| s.kl),
+        kl_stderr: standard_error(&scores, |s| s.kl),
+        top1: scores.iter().map(|s| s.agree).sum::<usize>() as f64 / targets as f64,
+    });
+    let own = Evaluation { perplexity: perplexity(corpus, windows, &scores, |s| s.nll), divergence };
+    let other =
+        base.map(|_| Evaluation { perplexity: perplexity(corpus, windows, &scores, |s| s.base_nll), divergence: None });
+    Ok((own, other))
+}
+
+fn perplexity(
+    corpus: &str,
+    windows: &Windows,
+    scores: &[WindowScore],
+    nll_of: impl Fn(&WindowScore) -> f64,
+) -> Perplexity {
+    let targets: usize = scores.iter().map(|s| s.targets).sum();
+    let nll = mean(scores, targets, &nll_of);
+    let ppl = nll.exp();
+    Perplexity {
+        corpus: corpus.to_string(),
+        window: windows.window,
+        stride: windows.stride,
+        windows: scores.len(),
+        tokens: targets,
+        bos: windows.bos,
+        dtype: "f32".to_string(),
+        ppl,
+        stderr: standard_error(scores, nll_of).map(|e| e * ppl),
+        nll,
+    }
+}
+
+fn mean(scores: &[WindowScore], targets: usize, value: impl Fn(&WindowScore) -> f64) -> f64 {
+    scores.iter().map(value).sum::<f64>() / targets as f64
+}
+
+/// Standard error of the mean over windows of a per-target mean: tokens of one window are not independent.
+fn standard_error(scores: &[WindowScore], value: impl Fn(&WindowScore) -> f64) -> Option<f64> {
+    let n = scores.len() as f64;
+    if scores.len() < 2 {
+        return None;
+    }
+    let means: Vec<f64> = scores.iter().map(|s| value(s) / s.targets.max(1) as f64).collect();
+    let mean = means.iter().sum::<f64>() / n;
+    let variance = means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    Some((variance / n).sqrt())
+}

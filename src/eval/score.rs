@@ -1,0 +1,141 @@
+//! Windows through a model, block by block, to negative log-likelihoods.
+//!
+//! Weights are read once per group of windows, so memory is one block plus the group's hidden states, whatever the
+//! model's depth. Log-sums over the vocabulary are taken in f64.
+
+use crate::calibrate::States;
+use crate::model::simd::{divergence, log_sum_exp, max};
+use crate::model::{Head, Model, with_numbers};
+use crate::progress::Progress;
+use crate::text::{Window, Windows};
+use crate::user_bail;
+use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// Hidden states kept at once, in numbers (f32): 256 MiB.
+const GROUP_ELEMENTS: usize = 64 << 20;
+/// Logits held at once, in numbers: 64 MiB.
+const LOGIT_ELEMENTS: usize = 16 << 20;
+/// Rows of logits that are worth another thread.
+const ROWS: usize = 16;
+
+/// Sums over the targets of one window.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct WindowScore {
+    pub targets: usize,
+    /// Σ −log p(target), nats.
+    pub nll: f64,
+    /// The same under the base; 0 without one.
+    pub base_nll: f64,
+    /// Σ KL(base ‖ model), nats; 0 without a base.
+    pub kl: f64,
+    /// Targets where both models' most likely token is the same.
+    pub agree: usize,
+}
+
+/// Scores every window under `model` and, when given, against `base`.
+pub(super) fn score(
+    model: &Model,
+    base: Option<&Model>,
+    windows: &Windows,
+    progress: &dyn Progress,
+) -> Result<Vec<WindowScore>> {
+    let per_window = windows.window * model.hidden();
+    let group = (GROUP_ELEMENTS / per_window.max(1)).max(1);
+    let head = model.head()?;
+    let base_head = base.map(Model::head).transpose()?;
+    let mut scores = Vec::with_capacity(windows.rows.len());
+    for rows in windows.rows.chunks(group) {
+        let states = final_states(model, rows, progress)?;
+        let base_states = base.map(|base| final_states(base, rows, progress)).transpose()?;
+        for (i, window) in rows.iter().enumerate() {
+            let reference = base_states.as_ref().zip(base_head.as_ref()).map(|(states, head)| (head, &states[i]));
+            scores.push(score_window(&head, &states[i], reference, window, model.vocab())?);
+        }
+    }
+    Ok(scores)
+}
+
+/// The hidden states behind the last block, one (t, hidden) tensor per window. Steps once per block and batch.
+fn final_states(model: &Model, rows: &[Window], progress: &dyn Progress) -> Result<Vec<Tensor>> {
+    let ids: Vec<&[u32]> = rows.iter().map(|w| w.ids.as_slice()).collect();
+    let mut states = States::embed(model, &ids)?;
+    for index in 0..model.blocks() {
+        let block = model.block(index)?;
+        states.advance(&block)?;
+        progress.step(rows.len() as u64)?;
+    }
+    let mut out = Vec::with_capacity(rows.len());
+    for batch in states.batches() {
+        for i in 0..batch.dim(0)? {
+            out.push(batch.get(i)?);
+        }
+    }
+    Ok(out)
+}
+
+fn score_window(
+    head: &Head,
+    states: &Tensor,
+    base: Option<(&Head, &Tensor)>,
+    window: &Window,
+    vocab: usize,
+) -> Result<WindowScore> {
+    let mut total = WindowScore::default();
+    let chunk = (LOGIT_ELEMENTS / vocab.max(1)).max(1);
+    // The state at position p predicts token p + 1.
+    let positions: Vec<usize> = (window.first_target - 1..window.ids.len() - 1).collect();
+    for part in positions.chunks(chunk) {
+        let (start, len) = (part[0], part.len());
+        let logits = logits(head, states, start, len)?;
+        let base_logits = base.map(|(head, states)| self::logits(head, states, start, len)).transpose()?;
+        let score = |p: &[f32], base: Option<&[f32]>| -> Vec<WindowScore> {
+            let row = |(i, row)| {
+                let base = base.map(|base| &base[i * vocab..(i + 1) * vocab]);
+                score_row(row, base, window.ids[start + i + 1] as usize)
+            };
+            p.par_chunks_exact(vocab).enumerate().with_min_len(ROWS).map(row).collect()
+        };
+        let rows = with_numbers(&logits, |p| match &base_logits {
+            Some(base) => with_numbers(base, |base| score(p, Some(base))),
+            None => Ok(score(p, None)),
+        })??;
+        for row in rows {
+            total.targets += row.targets;
+            total.nll += row.nll;
+            total.base_nll += row.base_nll;
+            total.kl += row.kl;
+            total.agree += row.agree;
+        }
+    }
+    if !(total.nll + total.base_nll + total.kl).is_finite() {
+        user_bail!(
+            "the model's output is NaN or infinite";
+            "no perplexity can be given; run `softlm verify` on the model"
+        );
+    }
+    Ok(total)
+}
+
+pub(super) fn logits(head: &Head, states: &Tensor, start: usize, len: usize) -> Result<Tensor> {
+    head.logits(&states.narrow(0, start, len)?.contiguous()?)
+}
+
+fn score_row(row: &[f32], base: Option<&[f32]>, target: usize) -> WindowScore {
+    let lse = log_sum_exp(row);
+    let mut score = WindowScore { targets: 1, nll: lse - f64::from(row[target]), ..WindowScore::default() };
+    if let Some(base) = base {
+        let base_lse = log_sum_exp(base);
+        score.base_nll = base_lse - f64::from(base[target]);
+        score.kl = divergence(base, base_lse, row, lse);
+        score.agree = usize::from(argmax(base) == argmax(row));
+    }
+    score
+}
+
+/// The first of the largest elements.
+fn argmax(row: &[f32]) -> usize {
+    let largest = max(row);
+    row.iter().position(|&x| x == largest).unwrap_or(0)
+}

@@ -1,0 +1,98 @@
+//! What the model's predictions lose when one single linear is changed: KL(original ‖ changed), measured.
+//!
+//! All variants share the original's states up to their own block. They go through the model in groups, so that each
+//! block is read once per group and memory stays bounded whatever the depth.
+
+use super::score::logits;
+use crate::calibrate::States;
+use crate::model::simd::{divergence, log_sum_exp};
+use crate::model::{Linear, LinearId, Model, with_numbers};
+use crate::progress::Progress;
+use crate::text::Windows;
+use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// Hidden states of all variants kept at once, in numbers (f32): 64 MiB.
+const GROUP_ELEMENTS: usize = 16 << 20;
+/// Logits of the original held at once, in numbers: 32 MiB.
+const LOGIT_ELEMENTS: usize = 8 << 20;
+/// Rows of logits that are worth another thread.
+const ROWS: usize = 16;
+
+/// One linear and what replaces it.
+pub struct Variant<'a> {
+    /// Which linear.
+    pub id: LinearId,
+    /// Loads its replacement.
+    pub load: Box<dyn Fn() -> Result<Linear> + 'a>,
+}
+
+/// Mean KL(original ‖ variant) per token, nats, for each variant. Variants must be in block order.
+pub fn sensitivities(
+    model: &Model,
+    variants: &[Variant],
+    windows: &Windows,
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    let tokens = windows.rows.len() * windows.window;
+    let group = (GROUP_ELEMENTS / (tokens * model.hidden()).max(1)).max(1);
+    let ids: Vec<&[u32]> = windows.rows.iter().map(|w| w.ids.as_slice()).collect();
+    let head = model.head()?;
+    let mut result = Vec::with_capacity(variants.len());
+    for group in variants.chunks(group) {
+        let mut original = States::embed(model, &ids)?;
+        let mut changed: Vec<States> = Vec::with_capacity(group.len());
+        let mut waiting = group.iter().peekable();
+        for index in 0..model.blocks() {
+            let mut block = model.block(index)?;
+            for states in &mut changed {
+                states.advance(&block)?;
+            }
+            while let Some(variant) = waiting.next_if(|v| v.id.block == index) {
+                let kept = block.swap_linear(variant.id.role, (variant.load)()?)?;
+                let mut states = original.clone();
+                states.advance(&block)?;
+                block.swap_linear(variant.id.role, kept)?;
+                changed.push(states);
+            }
+            original.advance(&block)?;
+            progress.step(group.len() as u64)?;
+        }
+        result.extend(compare(&head, &original, &changed, model.vocab())?);
+    }
+    Ok(result)
+}
+
+/// Mean KL per token of each of `changed` against `original`.
+fn compare(head: &crate::model::Head, original: &States, changed: &[States], vocab: usize) -> Result<Vec<f64>> {
+    let mut sums = vec![0.0; changed.len()];
+    let mut tokens = 0;
+    let chunk = (LOGIT_ELEMENTS / vocab.max(1)).max(1);
+    for (i, batch) in original.batches().iter().enumerate() {
+        let rows = flat(batch)?;
+        let total = rows.dim(0)?;
+        for start in (0..total).step_by(chunk) {
+            let len = chunk.min(total - start);
+            let p = logits(head, &rows, start, len)?;
+            let p_lse: Vec<f64> =
+                with_numbers(&p, |p| p.par_chunks_exact(vocab).with_min_len(ROWS).map(log_sum_exp).collect())?;
+            for (sum, states) in sums.iter_mut().zip(changed) {
+                let q = logits(head, &flat(&states.batches()[i])?, start, len)?;
+                let compare = |p: &[f32], q: &[f32]| -> Vec<f64> {
+                    let rows = p.par_chunks_exact(vocab).zip(q.par_chunks_exact(vocab)).zip(&p_lse);
+                    rows.with_min_len(ROWS).map(|((p, q), &lse)| divergence(p, lse, q, log_sum_exp(q))).collect()
+                };
+                *sum += with_numbers(&p, |p| with_numbers(&q, |q| compare(p, q)))??.iter().sum::<f64>();
+            }
+            tokens += len;
+        }
+    }
+    // Rounding can leave a KL of two equal distributions just below zero.
+    Ok(sums.iter().map(|sum| (sum / tokens.max(1) as f64).max(0.0)).collect())
+}
+
+fn flat(batch: &Tensor) -> Result<Tensor> {
+    let (b, t, h) = batch.dims3()?;
+    Ok(batch.reshape((b * t, h))?)
+}
