@@ -12,4 +12,5 @@ pub mod text;
 pub mod calibrate;
 pub mod plan;
 pub mod method;
+pub mod learn;
 pub mod eval;

@@ -1,0 +1,161 @@
+//! Healing: the factors of a finished compression trained a little, so that the model predicts what the original does.
+//!
+//! Minimised is KL(original ‖ compressed) on the calibration windows. Whether that helps is judged on windows apart from
+//! them, with the factors rounded to the type they will be stored in; the best state seen is the result, and the one
+//! before the first step is among them. Everything but the factors stays as it is.
+//!
+//! The learning rate is relative: a step moves an entry of a factor by about `lr` times the root mean square of that
+//! factor's entries at the start. Methods scale their two factors very differently, and so do the layers of a model.
+//!
+//! In memory: the factors in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
+//! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
+
+use super::patient::Patient;
+use super::schedule::{Decay, Schedule};
+use crate::model::{Block, Model, Role};
+use crate::progress::Progress;
+use crate::text::Windows;
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Looks at the held-out windows without a better state after which training stops.
+const PATIENCE: usize = 5;
+
+/// How long and how fast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HealOptions {
+    /// Steps at most.
+    pub steps: usize,
+    /// Learning rate, relative to the size of each factor.
+    pub lr: f64,
+    /// Windows per step.
+    pub batch: usize,
+    /// Seed of the order of the windows.
+    pub seed: u64,
+}
+
+impl HealOptions {
+    /// Steps between two looks at the held-out windows, after each of which the state is saved.
+    fn interval(&self) -> usize {
+        self.steps.div_ceil(20).clamp(1, 50)
+    }
+}
+
+/// Everything healing works with.
+pub struct Healing<'a> {
+    /// The original.
+    pub model: &'a Model,
+    /// Puts the compressed linears of a block into the original's.
+    pub install: &'a dyn Fn(usize, &mut Block) -> Result<()>,
+    /// The type that the factors of a linear will be stored in.
+    pub stored: &'a dyn Fn(usize, Role) -> Result<DType>,
+    /// What to train on.
+    pub train: &'a Windows,
+    /// What to judge by.
+    pub heldout: &'a Windows,
+    /// The file that makes it resumable.
+    pub state: &'a Path,
+    /// Bytes that the linears of the original may take for all blocks to be kept in memory.
+    pub memory: usize,
+    /// How long and how fast.
+    pub options: HealOptions,
+}
+
+/// A look at the held-out windows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HealPoint {
+    /// Steps done.
+    pub step: usize,
+    /// Mean training loss per token since the look before, nats.
+    pub loss: Option<f64>,
+    /// Mean KL(original ‖ compressed) per held-out token, nats; absent when it is not finite.
+    pub heldout_kl: Option<f64>,
+}
+
+/// What healing did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HealReport {
+    /// Steps asked for.
+    pub steps: usize,
+    /// Steps done.
+    pub done: usize,
+    /// The step whose state was kept; 0 is the state before.
+    pub best_step: usize,
+    /// Windows per step.
+    pub batch: usize,
+    /// Relative learning rate.
+    pub lr: f64,
+    /// Training tokens seen, repeated ones included.
+    pub tokens: u64,
+    /// Held-out tokens that were judged by.
+    pub heldout_tokens: usize,
+    /// KL on them before.
+    pub kl_before: f64,
+    /// KL on them with the state that was kept.
+    pub kl_after: f64,
+    /// Why it ended early, if it did.
+    pub stopped: Option<String>,
+    /// The loss curve.
+    pub curve: Vec<HealPoint>,
+}
+
+/// The result of healing.
+pub struct Healed {
+    /// What was done.
+    pub report: HealReport,
+    /// Factors by block and role: A (rank, in) and B (out, rank), f32.
+    pub factors: BTreeMap<(usize, Role), (Tensor, Tensor)>,
+}
+
+/// Trains the factors of all factorised linears.
+///
+/// Steps `progress` once per step. A run that was interrupted goes on from the last saved state and ends with the same
+/// bits.
+pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
+    let patient = Patient::new(job)?;
+    let (mut optimiser, mut report) = (patient.optimiser()?, patient.before()?);
+    let mut best = patient.snapshot()?;
+    if job.state.exists() {
+        (report, best) = patient.resume(job.state, &mut optimiser)?;
+        progress.step(report.done as u64)?;
+    }
+    let schedule =
+        Schedule { steps: job.options.steps, warm_up: job.options.steps / 20, decay: Decay::Cosine, floor: 0.0 };
+    let (mut loss, mut tokens) = (0.0, 0);
+    while report.done < job.options.steps && report.stopped.is_none() {
+        let rows = patient.batch(report.done);
+        let (sum, gradients) = patient.gradients(&rows)?;
+        let step = report.done + 1;
+        if !sum.is_finite() {
+            report.stopped = Some(format!("the loss was {sum} at step {step}: the best state was restored"));
+            break;
+        }
+        optimiser.step(&gradients, schedule.factor(report.done))?;
+        loss += sum;
+        tokens += rows.iter().map(|row| row.len() - 1).sum::<usize>();
+        report.done = step;
+        report.tokens += rows.iter().map(|row| row.len() as u64).sum::<u64>();
+        if step % job.options.interval() == 0 || step == job.options.steps {
+            let kl = patient.heldout_kl()?;
+            report.curve.push(HealPoint { step, loss: Some(loss / tokens as f64), heldout_kl: finite(kl) });
+            (loss, tokens) = (0.0, 0);
+            if kl < report.kl_after {
+                (report.kl_after, report.best_step) = (kl, step);
+                best = patient.snapshot()?;
+            } else if step - report.best_step >= PATIENCE * job.options.interval() {
+                report.stopped = Some(format!("no better state since step {}", report.best_step));
+            }
+            patient.save(job.state, &optimiser, &report, &best)?;
+        }
+        progress.step(1)?;
+    }
+    Ok(Healed { report, factors: patient.factors(best)? })
+}
+
+/// `None` for what JSON cannot say.
+pub(super) fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}

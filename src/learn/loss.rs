@@ -1,0 +1,179 @@
+//! The loss at the head, and the gradient on the hidden states in front of it.
+//!
+//! ```text
+//! L = (1/N) Σ_positions  α τ² KL(softmax(u/τ) ‖ softmax(z/τ)) + γ (−log softmax(z)[next token])
+//! ```
+//! z are the student's logits, u the teacher's. The gradient on z is known in closed form; only the final norm is
+//! differentiated by the graph. Positions are taken in chunks, so neither model's logits ever exist as a whole.
+
+use crate::model::Head;
+use anyhow::{Context, Result, ensure};
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
+
+/// Logits of one model held at once, in numbers: 16 MiB.
+const LOGIT_ELEMENTS: usize = 4 << 20;
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// α, the weight of the divergence from the teacher.
+    pub divergence: f64,
+    /// τ, the temperature of both distributions in it; gradients keep their size by the factor τ².
+    pub temperature: f64,
+    /// γ, the weight of the negative log-likelihood of the next token.
+    pub likelihood: f64,
+}
+
+impl Objective {
+    /// Divergence from the teacher alone, at temperature 1.
+    pub const DISTIL: Self = Self { divergence: 1.0, temperature: 1.0, likelihood: 0.0 };
+}
+
+/// What the student is to come close to.
+#[derive(Clone, Copy)]
+pub struct Teacher<'a> {
+    /// Its head.
+    pub head: &'a Head,
+    /// Its final hidden states, (windows, t, hidden), of the same windows.
+    pub states: &'a Tensor,
+}
+
+/// The sum of the loss over all positions that have a next token, and `scale` times its gradient on `states`.
+///
+/// `states` (windows, t, hidden) are the student's final hidden states of `rows`, equally long windows. The gradient has
+/// their shape; it is zero at the last position of each window.
+pub fn loss_gradient(
+    head: &Head,
+    states: &Tensor,
+    teacher: Option<Teacher>,
+    rows: &[&[u32]],
+    objective: &Objective,
+    scale: f64,
+) -> Result<(f64, Tensor)> {
+    ensure!(teacher.is_some() || objective.divergence == 0.0, "a divergence needs a teacher");
+    let (windows, t, hidden) = states.dims3()?;
+    let mut sum = 0.0;
+    let mut gradients = Vec::new();
+    each_chunk(head, states, teacher, rows, |chunk| {
+        let input = Var::from_tensor(&chunk.student)?;
+        let normalised = head.normalise(&input)?;
+        let logits = head.project(&normalised.detach())?;
+        let (loss, gradient) = chunk.score(&logits, objective, scale)?;
+        sum += loss;
+        let mut graph = (normalised * head.project_back(&gradient)?)?.sum_all()?.backward()?;
+        gradients.push(graph.remove(&input).context("the head passes no gradient on")?);
+        Ok(())
+    })?;
+    let gradient = Tensor::cat(&gradients, 0)?.reshape((windows, t - 1, hidden))?;
+    let last = Tensor::zeros((windows, 1, hidden), gradient.dtype(), gradient.device())?;
+    Ok((sum, Tensor::cat(&[gradient, last], 1)?))
+}
+
+/// The sum of KL(teacher ‖ student) over all positions that have a next token, in nats.
+pub fn divergence(head: &Head, states: &Tensor, teacher: Teacher, rows: &[&[u32]]) -> Result<f64> {
+    let mut sum = 0.0;
+    each_chunk(head, states, Some(teacher), rows, |chunk| {
+        let logits = head.logits(&chunk.student)?;
+        sum += chunk.score(&logits, &Objective::DISTIL, 0.0)?.0;
+        Ok(())
+    })?;
+    Ok(sum)
+}
+
+/// Some positions with everything the loss needs to know of them.
+struct Chunk<'a> {
+    /// The student's states, (positions, hidden).
+    student: Tensor,
+    /// The teacher's logits, row-major (positions, vocab).
+    teacher: Option<Vec<f32>>,
+    /// The next tokens.
+    targets: &'a [u32],
+}
+
+/// Calls `f` with one chunk of positions after the other.
+fn each_chunk(
+    head: &Head,
+    states: &Tensor,
+    teacher: Option<Teacher>,
+    rows: &[&[u32]],
+    mut f: impl FnMut(&Chunk) -> Result<()>,
+) -> Result<()> {
+    let (windows, t, _) = states.dims3()?;
+    ensure!(t >= 2, "a window of {t} tokens predicts nothing");
+    ensure!(rows.len() == windows && rows.iter().all(|row| row.len() == t), "states and windows do not fit");
+    let targets: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied()).collect();
+    let student = flat(states)?;
+    let teacher = teacher.map(|teacher| Ok::<_, anyhow::Error>((teacher.head, flat(teacher.states)?))).transpose()?;
+    let size = (LOGIT_ELEMENTS / head.vocab().max(1)).max(1);
+    for (i, targets) in targets.chunks(size).enumerate() {
+        let part = |states: &Tensor| states.narrow(0, i * size, targets.len())?.contiguous();
+        let teacher = match &teacher {
+            Some((head, states)) => Some(head.logits(&part(states)?)?.flatten_all()?.to_vec1()?),
+            None => None,
+        };
+        f(&Chunk { student: part(&student)?, teacher, targets })?;
+    }
+    Ok(())
+}
+
+/// (windows, t, hidden) to (windows · (t − 1), hidden): the last position of a window predicts nothing that is known.
+fn flat(states: &Tensor) -> Result<Tensor> {
+    let (windows, t, hidden) = states.dims3()?;
+    Ok(states.narrow(1, 0, t - 1)?.contiguous()?.reshape((windows * (t - 1), hidden))?)
+}
+
+impl Chunk<'_> {
+    /// The sum of the loss, and `scale` times its gradient on the student's `logits` (positions, vocab).
+    fn score(&self, logits: &Tensor, objective: &Objective, scale: f64) -> Result<(f64, Tensor)> {
+        let (shape, device) = (logits.shape().clone(), logits.device().clone());
+        let vocab = logits.dim(1)?;
+        let mut rows: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let losses: Vec<f64> = rows
+            .par_chunks_exact_mut(vocab)
+            .zip(self.targets)
+            .enumerate()
+            .map(|(i, (row, &target))| {
+                let teacher = self.teacher.as_ref().map(|teacher| &teacher[i * vocab..(i + 1) * vocab]);
+                score_row(row, teacher, target as usize, objective, scale)
+            })
+            .collect();
+        // Summed in order, whatever the number of threads.
+        Ok((losses.iter().sum(), Tensor::from_vec(rows, shape, &device)?))
+    }
+}
+
+/// The loss at one position; `z` holds the logits and is left with `scale` times the gradient on them.
+fn score_row(z: &mut [f32], u: Option<&[f32]>, target: usize, objective: &Objective, scale: f64) -> f64 {
+    let mut loss = 0.0;
+    let mut gradient = vec![0f64; z.len()];
+    if let Some(u) = u.filter(|_| objective.divergence != 0.0) {
+        let (tau, weight) = (objective.temperature, objective.divergence);
+        let (q, lse_q) = distribution(z, tau);
+        let (p, lse_p) = distribution(u, tau);
+        let mut kl = 0.0;
+        for (i, (p, q)) in p.iter().zip(&q).enumerate() {
+            kl += p * ((f64::from(u[i]) - f64::from(z[i])) / tau - lse_p + lse_q);
+            gradient[i] += weight * tau * (q - p);
+        }
+        loss += weight * tau * tau * kl;
+    }
+    if objective.likelihood != 0.0 {
+        let (q, lse) = distribution(z, 1.0);
+        loss += objective.likelihood * (lse - f64::from(z[target]));
+        gradient.iter_mut().zip(&q).for_each(|(g, q)| *g += objective.likelihood * q);
+        gradient[target] -= objective.likelihood;
+    }
+    z.iter_mut().zip(&gradient).for_each(|(z, g)| *z = (scale * g) as f32);
+    loss
+}
+
+/// softmax(x/τ) and the logarithm of its denominator.
+fn distribution(x: &[f32], tau: f64) -> (Vec<f64>, f64) {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = f64::from(max) / tau;
+    let mut p: Vec<f64> = x.iter().map(|&x| (f64::from(x) / tau - max).exp()).collect();
+    let sum: f64 = p.iter().sum();
+    p.iter_mut().for_each(|p| *p /= sum);
+    (p, max + sum.ln())
+}

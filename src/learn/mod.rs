@@ -1,0 +1,20 @@
+//! Learning: gradients through the whole model in the memory of one block, an optimiser whose state survives a kill, and
+//! distillation to the original model.
+//!
+//! [`loss_gradient`] turns final hidden states into a loss and the gradient on them, [`forward`] and [`backward`] take
+//! both through the blocks of a [`Student`], [`AdamW`] steps. [`heal`] is the whole road for factors that a closed form
+//! has made.
+
+mod adamw;
+mod backward;
+mod heal;
+mod loss;
+mod patient;
+mod schedule;
+mod state;
+
+pub use adamw::{AdamW, AdamWOptions, Group};
+pub use backward::{Forward, Gradients, Student, backward, forward};
+pub use heal::{HealOptions, HealPoint, HealReport, Healed, Healing, heal};
+pub use loss::{Objective, Teacher, divergence, loss_gradient};
+pub use schedule::{Decay, Schedule};

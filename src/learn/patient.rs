@@ -1,0 +1,279 @@
+//! The compressed model under treatment beside the original: what [`heal`](super::heal()) does in one step.
+
+use super::adamw::{AdamW, AdamWOptions, Group};
+use super::backward::{Gradients, Student, backward, forward};
+use super::heal::{HealPoint, HealReport, Healing, finite};
+use super::loss::{Objective, Teacher, divergence, loss_gradient};
+use super::state::{decode, encode};
+use crate::calibrate::{BATCH_TOKENS, States};
+use crate::checkpoint::{TensorFile, write_tensors};
+use crate::model::{Block, Head, Role};
+use crate::text::shuffle;
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor, Var};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Gradients are scaled down to this norm.
+const CLIP: f64 = 1.0;
+
+/// A factor in training.
+struct Trained {
+    block: usize,
+    /// Its name in the block: `attn.q.factor_a`.
+    name: String,
+    var: Var,
+    /// What it is rounded to when stored.
+    stored: DType,
+}
+
+impl Trained {
+    /// Its name in the model: `3.attn.q.factor_a`.
+    fn key(&self) -> String {
+        format!("{}.{}", self.block, self.name)
+    }
+}
+
+/// The compressed model under treatment beside the original.
+pub(super) struct Patient<'a> {
+    job: &'a Healing<'a>,
+    head: Head,
+    /// The original's blocks, if they fit.
+    original: Option<Vec<Block<'a>>>,
+    /// The compressed ones, if they fit.
+    compressed: Option<Vec<Block<'a>>>,
+    trained: Vec<Trained>,
+    /// The original's final states of the held-out windows.
+    target: States,
+}
+
+impl<'a> Patient<'a> {
+    /// Loads both models and makes the factors trainable.
+    pub(super) fn new(job: &'a Healing<'a>) -> Result<Self> {
+        let model = job.model;
+        let bytes: usize = model.linears().iter().map(|spec| 4 * spec.params()).sum();
+        let load = || (0..model.blocks()).map(|index| model.block(index)).collect::<Result<_>>();
+        let original = if bytes <= job.memory { Some(load()?) } else { None };
+        let target = States::embed(model, &job.heldout.ids())?;
+        let mut patient = Self { job, head: model.head()?, original, compressed: None, trained: Vec::new(), target };
+        let mut compressed = Vec::new();
+        for index in 0..model.blocks() {
+            let original = patient.original(index)?;
+            patient.target.advance(&original)?;
+            let block = patient.adopt(index, original)?;
+            if patient.original.is_some() {
+                compressed.push(block);
+            }
+        }
+        patient.compressed = patient.original.is_some().then_some(compressed);
+        Ok(patient)
+    }
+
+    fn original(&self, index: usize) -> Result<Block<'a>> {
+        match &self.original {
+            Some(blocks) => Ok(blocks[index].clone()),
+            None => self.job.model.block(index),
+        }
+    }
+
+    /// Makes the factors of a block trainable when it is seen for the first time.
+    fn adopt(&mut self, index: usize, mut block: Block<'a>) -> Result<Block<'a>> {
+        (self.job.install)(index, &mut block)?;
+        block.map_weights(&mut |name, weight| {
+            let Some((role, _)) = factor(name) else { return Ok(weight.clone()) };
+            let var = Var::from_tensor(weight)?;
+            let tensor = var.as_tensor().clone();
+            let stored = (self.job.stored)(index, role)?;
+            self.trained.push(Trained { block: index, name: name.to_string(), var, stored });
+            Ok(tensor)
+        })?;
+        block.set_differentiable(true);
+        Ok(block)
+    }
+
+    fn in_block(&self, index: usize) -> impl Iterator<Item = &Trained> {
+        self.trained.iter().filter(move |trained| trained.block == index)
+    }
+
+    /// One group per factor: what a learning rate means depends on how large its entries are.
+    pub(super) fn optimiser(&self) -> Result<AdamW> {
+        let group = |trained: &Trained| -> Result<Group> {
+            let squares = f64::from(trained.var.sqr()?.mean_all()?.to_scalar::<f32>()?);
+            let lr = self.job.options.lr * squares.sqrt();
+            Ok(Group { lr, weight_decay: 0.0, parameters: vec![(trained.key(), trained.var.clone())] })
+        };
+        AdamW::new(self.trained.iter().map(group).collect::<Result<_>>()?, AdamWOptions::default())
+    }
+
+    /// The windows of `step`: epoch after epoch, each in an order of its own.
+    pub(super) fn batch(&self, step: usize) -> Vec<&'a [u32]> {
+        let (windows, batch) = (&self.job.train.rows, self.job.options.batch);
+        let mut order: Vec<usize> = Vec::new();
+        let mut current = None;
+        let pick = |place: usize| {
+            let epoch = place / windows.len();
+            if current != Some(epoch) {
+                order = (0..windows.len()).collect();
+                shuffle(&mut order, self.job.options.seed.wrapping_add(epoch as u64 + 1));
+                current = Some(epoch);
+            }
+            windows[order[place % windows.len()]].ids.as_slice()
+        };
+        (step * batch..(step + 1) * batch).map(pick).collect()
+    }
+
+    /// The summed loss over `rows` and the clipped gradient of its mean, in parts that fit into memory.
+    pub(super) fn gradients(&self, rows: &[&[u32]]) -> Result<(f64, Vec<Option<Tensor>>)> {
+        let length = rows.first().map_or(1, |row| row.len());
+        let scale = 1.0 / (rows.len() * (length - 1)).max(1) as f64;
+        let mut sum = 0.0;
+        let mut gradients = Gradients::new(self);
+        for rows in rows.chunks((BATCH_TOKENS / length).max(1)) {
+            let x = self.job.model.embed(rows)?;
+            let mut target = x.clone();
+            for index in 0..self.job.model.blocks() {
+                let y = self.original(index)?.forward(&target, &mut ())?;
+                target = y.context("a forward pass without a tap was stopped")?;
+            }
+            let pass = forward(self, &x)?;
+            let teacher = Teacher { head: &self.head, states: &target };
+            let (loss, gradient) =
+                loss_gradient(&self.head, &pass.output, Some(teacher), rows, &Objective::DISTIL, scale)?;
+            sum += loss;
+            if !loss.is_finite() {
+                break;
+            }
+            backward(self, pass, gradient, &mut gradients)?;
+        }
+        gradients.clip(CLIP)?;
+        Ok((sum, gradients.all()))
+    }
+
+    /// Mean KL on the held-out windows, with the factors as they would be stored.
+    pub(super) fn heldout_kl(&self) -> Result<f64> {
+        let ids = self.job.heldout.ids();
+        let mut states = States::embed(self.job.model, &ids)?;
+        for index in 0..self.blocks() {
+            let mut block = self.block(index)?;
+            block.map_weights(&mut |name, weight| {
+                let stored = self.in_block(index).find(|trained| trained.name == name).map(|trained| trained.stored);
+                let weight = weight.detach();
+                Ok(stored.map_or(Ok(weight.clone()), |dtype| weight.to_dtype(dtype)?.to_dtype(DType::F32))?)
+            })?;
+            states.advance(&block)?;
+        }
+        let mut rows = ids.as_slice();
+        let mut sum = 0.0;
+        for (states, target) in states.batches().iter().zip(self.target.batches()) {
+            let (these, others) = rows.split_at(states.dim(0)?);
+            sum += divergence(&self.head, states, Teacher { head: &self.head, states: target }, these)?;
+            rows = others;
+        }
+        Ok(sum / ids.iter().map(|row| row.len() - 1).sum::<usize>() as f64)
+    }
+
+    /// Whether there is nothing to train.
+    pub(super) fn is_empty(&self) -> bool {
+        self.trained.is_empty()
+    }
+
+    /// The report before the first step.
+    pub(super) fn before(&self) -> Result<HealReport> {
+        let (options, kl) = (&self.job.options, self.heldout_kl()?);
+        if !kl.is_finite() {
+            user_bail!("the compressed model's output is NaN or infinite"; "keep more, or choose another method");
+        }
+        Ok(HealReport {
+            steps: options.steps,
+            done: 0,
+            best_step: 0,
+            batch: options.batch,
+            lr: options.lr,
+            tokens: 0,
+            heldout_tokens: self.job.heldout.tokens(),
+            kl_before: kl,
+            kl_after: kl,
+            stopped: self.is_empty().then(|| "no linear is factorised: there is nothing to train".to_string()),
+            curve: vec![HealPoint { step: 0, loss: None, heldout_kl: finite(kl) }],
+        })
+    }
+
+    /// A copy of all factors as they are now.
+    pub(super) fn snapshot(&self) -> Result<Vec<Tensor>> {
+        self.trained.iter().map(|trained| Ok(trained.var.as_tensor().copy()?.detach())).collect()
+    }
+
+    /// Writes everything that a resumed run needs.
+    pub(super) fn save(&self, path: &Path, optimiser: &AdamW, report: &HealReport, best: &[Tensor]) -> Result<()> {
+        let mut tensors = optimiser.state()?;
+        for (trained, best) in self.trained.iter().zip(best) {
+            tensors.push(encode(format!("now.{}", trained.key()), &trained.var)?);
+            tensors.push(encode(format!("best.{}", trained.key()), best)?);
+        }
+        write_tensors(path, &tensors, &BTreeMap::from([("report".to_string(), serde_json::to_string(report)?)]))
+    }
+
+    /// Goes back to what [`Patient::save`] wrote; returns the report and the best factors so far.
+    pub(super) fn resume(&self, path: &Path, optimiser: &mut AdamW) -> Result<(HealReport, Vec<Tensor>)> {
+        let file = TensorFile::open(path)?;
+        let report = file.metadata().get("report").context("a saved state lacks its report")?;
+        let report = serde_json::from_str(report).with_context(|| format!("{} is damaged", path.display()))?;
+        optimiser.restore(&file)?;
+        let mut best = Vec::new();
+        for trained in &self.trained {
+            let read = |kind: &str| {
+                decode(&file, &format!("{kind}.{}", trained.key()), trained.var.dims(), trained.var.device())
+            };
+            trained.var.set(&read("now")?)?;
+            best.push(read("best")?);
+        }
+        Ok((report, best))
+    }
+
+    /// `best`, sorted by linear.
+    pub(super) fn factors(&self, best: Vec<Tensor>) -> Result<BTreeMap<(usize, Role), (Tensor, Tensor)>> {
+        let mut found: BTreeMap<(usize, Role), [Option<Tensor>; 2]> = BTreeMap::new();
+        for (trained, tensor) in self.trained.iter().zip(best) {
+            let (role, second) = factor(&trained.name).context("only factors are trained")?;
+            found.entry((trained.block, role)).or_default()[usize::from(second)] = Some(tensor);
+        }
+        let whole = |[a, b]: [Option<Tensor>; 2]| -> Result<(Tensor, Tensor)> {
+            Ok((a.context("a factorised linear without A")?, b.context("a factorised linear without B")?))
+        };
+        found.into_iter().map(|(key, pair)| Ok((key, whole(pair)?))).collect()
+    }
+}
+
+/// The role a factor belongs to, and whether it is B.
+fn factor(name: &str) -> Option<(Role, bool)> {
+    let of = |suffix| {
+        let role = name.strip_suffix(suffix)?;
+        Role::ALL.into_iter().find(|r| r.name() == role)
+    };
+    of(".factor_a").map(|role| (role, false)).or_else(|| of(".factor_b").map(|role| (role, true)))
+}
+
+impl Student for Patient<'_> {
+    fn blocks(&self) -> usize {
+        self.job.model.blocks()
+    }
+
+    fn block(&self, index: usize) -> Result<Block<'_>> {
+        if let Some(blocks) = &self.compressed {
+            return Ok(blocks[index].clone());
+        }
+        let mut block = self.original(index)?;
+        (self.job.install)(index, &mut block)?;
+        block.map_weights(&mut |name, weight| {
+            let trained = self.in_block(index).find(|trained| trained.name == name);
+            Ok(trained.map_or_else(|| weight.clone(), |trained| trained.var.as_tensor().clone()))
+        })?;
+        block.set_differentiable(true);
+        Ok(block)
+    }
+
+    fn parameters(&self, index: usize) -> Vec<Var> {
+        self.in_block(index).map(|trained| trained.var.clone()).collect()
+    }
+}
