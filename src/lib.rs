@@ -14,3 +14,5 @@ pub mod plan;
 pub mod method;
 pub mod learn;
 pub mod eval;
+pub mod report;
+pub mod machine;

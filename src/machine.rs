@@ -1,0 +1,135 @@
+//! What runs the work, how long its stages take and how much memory they need.
+
+use crate::progress::Progress;
+use crate::report::{Cost, Machine, StageCost};
+use std::time::Instant;
+
+/// Largest resident memory of this process so far, in bytes. `None` where the system does not tell.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Asks the system's allocator to give memory back as soon as it is free. Work on one block after another would
+/// otherwise leave holes of the sizes of that block's matrices, and the peak would creep up with depth; the price is a
+/// few per cent of time. Does nothing where the allocator cannot be told.
+pub fn return_memory_early() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt may be called at any time; an unknown parameter is ignored.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 16 << 20);
+    }
+}
+
+/// This machine as reports name it. `device` is where tensors live: `cpu`, `cuda:0`.
+pub fn describe(device: &str) -> Machine {
+    Machine {
+        cpu: cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_string()),
+        threads: rayon::current_num_threads(),
+        os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        device: device.to_string(),
+    }
+}
+
+fn cpu_name() -> Option<String> {
+    let name = match std::fs::read_to_string("/proc/cpuinfo") {
+        Ok(info) => {
+            let value = |key: &str| {
+                let line = info.lines().find(|line| line.split(':').next().is_some_and(|k| k.trim() == key))?;
+                line.split_once(':').map(|(_, value)| value.trim().to_string())
+            };
+            ["model name", "Model", "Hardware"].iter().find_map(|key| value(key))?
+        }
+        Err(_) => {
+            let sysctl = std::process::Command::new("sysctl").args(["-n", "machdep.cpu.brand_string"]).output().ok()?;
+            String::from_utf8(sysctl.stdout).ok()?.trim().to_string()
+        }
+    };
+    (!name.is_empty()).then_some(name)
+}
+
+/// Passes stages on to a [`Progress`] and keeps their times for the report. Stages of the same name are added up.
+pub struct StageClock<'a> {
+    progress: &'a dyn Progress,
+    started: Instant,
+    current: Option<(String, Instant)>,
+    stages: Vec<StageCost>,
+}
+
+impl<'a> StageClock<'a> {
+    /// Starts the clock of the whole run.
+    pub fn start(progress: &'a dyn Progress) -> Self {
+        Self { progress, started: Instant::now(), current: None, stages: Vec::new() }
+    }
+
+    /// Ends the current stage and begins one of `steps` steps.
+    pub fn stage(&mut self, name: &str, steps: u64) {
+        self.end_stage();
+        self.current = Some((name.to_string(), Instant::now()));
+        self.progress.stage(name, steps);
+    }
+
+    /// Ends the last stage. `resumed` says whether an earlier run had done part of the work.
+    pub fn finish(mut self, resumed: bool) -> Cost {
+        self.end_stage();
+        Cost {
+            stages: self.stages,
+            seconds: self.started.elapsed().as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+            resumed,
+        }
+    }
+
+    fn end_stage(&mut self) {
+        let Some((name, since)) = self.current.take() else { return };
+        let seconds = since.elapsed().as_secs_f64();
+        let peak_rss_bytes = peak_rss_bytes();
+        match self.stages.iter_mut().find(|stage| stage.name == name) {
+            Some(stage) => {
+                stage.seconds += seconds;
+                stage.peak_rss_bytes = peak_rss_bytes;
+            }
+            None => self.stages.push(StageCost { name, seconds, peak_rss_bytes }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn stages_are_timed_and_equal_names_added() {
+        let mut clock = StageClock::start(&());
+        for name in ["a", "b", "a"] {
+            clock.stage(name, 1);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let cost = clock.finish(true);
+        let names: Vec<&str> = cost.stages.iter().map(|stage| stage.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(cost.stages[0].seconds >= 0.04 && cost.stages[1].seconds >= 0.02, "{cost:?}");
+        let sum: f64 = cost.stages.iter().map(|stage| stage.seconds).sum();
+        assert!(cost.resumed && sum <= cost.seconds + 1e-6, "{cost:?}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_peak_grows_with_what_is_touched() {
+        let before = peak_rss_bytes().expect("Linux tells");
+        let mut block = vec![0u8; 256 << 20];
+        block.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        let after = peak_rss_bytes().expect("Linux tells");
+        assert!(block[4096] == 1 && after > before.max(200 << 20), "{before} {after}");
+    }
+
+    #[test]
+    fn the_machine_has_a_name_and_threads() {
+        let machine = describe("cpu");
+        assert!(!machine.cpu.is_empty() && machine.threads >= 1 && machine.device == "cpu");
+    }
+}

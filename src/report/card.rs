@@ -1,0 +1,350 @@
+//! The output's README.md: a model card for people and for the hub.
+
+use super::evaluation::{Pair, comparable, ppl, protocol};
+use super::format::{change, fraction, percent, seconds, with_error};
+use super::grid::{Grid, shapes};
+use super::layout::plain;
+use super::table::{calibration, healing, machine, pairs, size_cells};
+use super::{Report, format};
+use crate::eval::Perplexity;
+use std::fmt::Write;
+
+/// Corpora whose names mean the same everywhere; others are files of whoever made the output.
+const KNOWN_CORPORA: [&str; 4] = ["sample", "wikitext2", "ptb", "c4"];
+
+/// The model card, Markdown with YAML front matter.
+pub fn card(report: &Report) -> String {
+    let sections = [
+        front_matter(report),
+        summary(report),
+        quality(report),
+        sizes(report),
+        usage(report),
+        ranks(report),
+        provenance(report),
+        limits(report),
+    ];
+    sections
+        .iter()
+        .filter(|section| !section.is_empty())
+        .map(|section| section.trim_end())
+        .collect::<Vec<_>>()
+        .join("\n\n")
+        + "\n"
+}
+
+fn front_matter(report: &Report) -> String {
+    let mut out = String::from("---\n");
+    // The hub takes nothing but its own ids here, and only what came from there has a revision.
+    if report.model.revision.is_some() && is_hub_id(&report.model.name) {
+        let _ = writeln!(out, "base_model: {}", yaml(&report.model.name));
+    }
+    out.push_str("library_name: softlm\npipeline_tag: text-generation\ntags:\n");
+    for tag in ["softlm", "low-rank", "compressed", &report.method, &report.model.family] {
+        let _ = writeln!(out, "- {}", yaml(tag));
+    }
+    out + "---\n"
+}
+
+fn summary(report: &Report) -> String {
+    let (model, sizes) = (&report.model, &report.sizes);
+    let name = escape(&model.name);
+    let base = if model.revision.is_some() && is_hub_id(&model.name) {
+        format!("[{name}](https://huggingface.co/{})", model.name)
+    } else {
+        format!("**{name}**")
+    };
+    let linears = &sizes.linears;
+    let mut out = format!(
+        "# {name}, {}, keep {}\n\n{base} with {} of its block linears' parameters ({} of {}), made by softlm's `{}` method ({}). \
+         The whole model went from {} to {} parameters and from {} to {} of weights.\n",
+        plain(&report.method),
+        fraction(report.allocation.keep_asked),
+        percent(linears.params_after as f64 / linears.params_before.max(1) as f64),
+        format::count(linears.params_after),
+        format::count(linears.params_before),
+        plain(&report.method),
+        escape(&report.paper),
+        format::count(sizes.model.params_before),
+        format::count(sizes.model.params_after),
+        format::bytes(sizes.model.bytes_before),
+        format::bytes(sizes.model.bytes_after),
+    );
+    let _ = write!(out, "\nHow the budget was shared out: {}.", escape(report.allocation.rule.trim_end_matches('.')));
+    out
+}
+
+/// `sample`, or what to write where nothing was used.
+fn calibration_names(report: &Report) -> String {
+    match &report.calibration {
+        None => "nothing".to_string(),
+        Some(info) => info.corpora.iter().map(|corpus| escape(&corpus.name)).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn quality(report: &Report) -> String {
+    let mut out = String::from("## Quality\n\n");
+    if report.evaluation.is_empty() {
+        return out + "Not measured. `softlm eval . --ppl sample` does it.\n";
+    }
+    let calibrated = calibration_names(report);
+    out.push_str(
+        "Perplexity ± standard error, lower is better; the dense model was measured the same way. KL is the mean \
+         divergence of the next-token distribution from the dense model's, in nats per token; *same top* is how often both \
+         models' most likely token is the same.\n\n",
+    );
+    let title = ["corpus", "dense", "this model", "change", "KL", "same top", "calibrated on", "protocol"];
+    let mut rows = vec![title.map(String::from).to_vec()];
+    for pair in pairs(report) {
+        rows.push(quality_row(&pair, &calibrated));
+    }
+    out.push_str(&markdown(&rows, &[0, 6, 7]));
+    if pairs(report).iter().any(|pair| pair.calibrated) {
+        out.push_str(
+            "\nThe calibration saw a corpus of the same name (its training part, if it has one): expect a larger loss on \
+             other kinds of text.\n",
+        );
+    }
+    out
+}
+
+fn quality_row(pair: &Pair, calibrated: &str) -> Vec<String> {
+    let p = &pair.model.perplexity;
+    let base = pair.base.map(|base| &base.perplexity);
+    let mut how = protocol(p);
+    if let Some(base) = base.filter(|base| !comparable(base, p)) {
+        how = format!("{how}; dense measured differently: {}", protocol(base));
+    }
+    let (kl, top) = match &pair.model.divergence {
+        Some(d) => (with_error(d.kl, d.kl_stderr, 3), percent(d.top1)),
+        None => ("-".into(), "-".into()),
+    };
+    vec![
+        escape(&p.corpus),
+        base.map_or("-".into(), ppl),
+        ppl(p),
+        base.filter(|base| comparable(base, p)).map_or("-".into(), |base| change(base.ppl, p.ppl)),
+        kl,
+        top,
+        calibrated.to_string(),
+        escape(&how),
+    ]
+}
+
+fn sizes(report: &Report) -> String {
+    let title = ["", "parameters", "after", "kept", "bytes", "after", "kept"];
+    let mut rows = vec![title.map(String::from).to_vec()];
+    for (name, size) in [("block linears", &report.sizes.linears), ("whole model", &report.sizes.model)] {
+        rows.push([vec![name.to_string()], size_cells(size).to_vec()].concat());
+    }
+    let allocation = &report.allocation;
+    format!(
+        "## Size\n\n{}\nAsked for {} of the block linears' parameters, reached {}.\n",
+        markdown(&rows, &[0]),
+        fraction(allocation.keep_asked),
+        fraction(allocation.keep_reached)
+    )
+}
+
+fn usage(report: &Report) -> String {
+    let mut out = String::from("## Use\n\nIn this folder:\n\n```sh\nsoftlm inspect .\n");
+    let mut done: Vec<(usize, usize, bool)> = Vec::new();
+    for e in &report.evaluation {
+        let key = |p: &Perplexity| (p.window, p.stride, p.bos);
+        let of = key(&e.after.perplexity);
+        if !done.contains(&of) {
+            done.push(of);
+            let same = report.evaluation.iter().map(|e| &e.after.perplexity).filter(|p| key(p) == of);
+            out.push_str(&eval_command(report, &same.collect::<Vec<_>>()));
+        }
+    }
+    if report.evaluation.is_empty() {
+        out.push_str("softlm eval . --ppl sample\n");
+    }
+    out.push_str("```\n\n");
+    out.push_str(
+        "`softlm compress --config softlm.toml -o NEW-FOLDER` repeats the compression.\n\n\
+         The weights are plain safetensors. A factorised linear `NAME` is stored as `NAME.factor_a.weight` (rank, in) and \
+         `NAME.factor_b.weight` (out, rank) and computes `y = B (A x) + bias`; everything else keeps its name and layout. \
+         `report.json` holds all numbers of this page and one entry per linear.\n",
+    );
+    out
+}
+
+/// The command that repeats the evaluations `of` one window, stride and BOS.
+fn eval_command(report: &Report, of: &[&Perplexity]) -> String {
+    let corpora: Vec<String> =
+        of.iter()
+            .map(|p| {
+                if KNOWN_CORPORA.contains(&p.corpus.as_str()) { p.corpus.clone() } else { format!("{}=FILE", p.corpus) }
+            })
+            .collect();
+    let first = of[0];
+    let windows = of.iter().map(|p| p.windows).max().unwrap_or(0);
+    let mut command = format!("softlm eval . --ppl {} --window {}", shell(&corpora.join(",")), first.window);
+    if first.stride != first.window {
+        let _ = write!(command, " --stride {}", first.stride);
+    }
+    if first.bos {
+        command.push_str(" --bos");
+    }
+    let _ = writeln!(command, " --max-windows {windows} --against {}", shell(&report.model.name));
+    command
+}
+
+fn ranks(report: &Report) -> String {
+    let grid = Grid::new(&report.linears);
+    if grid.rows.is_empty() {
+        return String::new();
+    }
+    let legend = escape(&grid.legend());
+    let shapes = shapes(report).map(|shapes| format!(" Shapes (out×in): {}.", escape(&shapes))).unwrap_or_default();
+    format!("## Ranks\n\n{}\n{legend}.{shapes}\n", markdown(&grid.cells(), &[]))
+}
+
+fn provenance(report: &Report) -> String {
+    let model = &report.model;
+    let mut out = format!("## How it was made\n\n- Model: {}, `model_type` {}", code(&model.name), code(&model.family));
+    if let Some(revision) = &model.revision {
+        let _ = write!(out, ", revision {}", code(revision));
+    }
+    out.push('\n');
+    match &report.calibration {
+        None => out.push_str("- Calibration: none, the method needs no text.\n"),
+        Some(info) => {
+            let _ = writeln!(out, "- Calibration: {}.", escape(&calibration(info)));
+            for corpus in &info.corpora {
+                let (name, origin) = (escape(&corpus.name), code(&corpus.origin));
+                let _ = writeln!(out, "  - {name}: {origin}, sha256 {}", code(&corpus.sha256));
+            }
+        }
+    }
+    if let Some(info) = &report.healing {
+        let _ =
+            writeln!(out, "- Healing (factors trained by distillation to the original): {}.", escape(&healing(info)));
+    }
+    let peak =
+        report.cost.peak_rss_bytes.map(|peak| format!(", peak memory {}", format::bytes(peak))).unwrap_or_default();
+    let resumed = if report.cost.resumed { " (last part of a continued run)" } else { "" };
+    let _ =
+        writeln!(out, "- Made in {}{resumed}{peak}, by {}.", seconds(report.cost.seconds), escape(&machine(report)));
+    for note in &report.notes {
+        let _ = writeln!(out, "- Note: {}", escape(note));
+    }
+    out.push_str("\n<details><summary>Recipe (softlm.toml) and hashes of the source</summary>\n\n");
+    let (language, recipe) = recipe(report);
+    let _ = writeln!(out, "{}\n", fence(language, &recipe));
+    for file in &model.weights {
+        let _ = writeln!(out, "- {}: sha256 {}", code(&file.file), code(&file.sha256));
+    }
+    out + "\n</details>\n"
+}
+
+/// The effective recipe as TOML, which people write; as JSON if it does not fit.
+fn recipe(report: &Report) -> (&'static str, String) {
+    let mut recipe = report.recipe.clone();
+    if let Some(map) = recipe.as_object_mut() {
+        map.retain(|_, value| !value.is_null());
+    }
+    match toml::to_string(&recipe) {
+        Ok(text) => ("toml", text),
+        Err(_) => ("json", serde_json::to_string_pretty(&report.recipe).unwrap_or_default()),
+    }
+}
+
+fn limits(report: &Report) -> String {
+    let mut points: Vec<String> = vec![
+        "Perplexities compare only with others of the same protocol and tokenizer. They say little about reasoning, facts \
+         or safety: test what you need before you rely on it."
+            .into(),
+    ];
+    if report.calibration.is_some() {
+        let names = calibration_names(report);
+        points.push(format!(
+            "What to keep was decided by looking at {names}. Text unlike it (other languages, code, other styles) may have \
+             lost more than the table shows."
+        ));
+    }
+    points.push(
+        "Loaders that do not know factorised linears cannot read this folder as it is: use softlm, or multiply each pair \
+         of factors back (`W = B A`), which gives up the saving."
+            .into(),
+    );
+    points.push("The licence and the limits of the original model apply.".into());
+    format!("## Limits\n\n{}\n", points.iter().map(|point| format!("- {point}")).collect::<Vec<_>>().join("\n"))
+}
+
+/// A Markdown table; columns in `left` are left-aligned, the others right.
+fn markdown(rows: &[Vec<String>], left: &[usize]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let mut out = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        out.push_str(&line(row));
+        if i == 0 {
+            let rule = |c: usize| if left.contains(&c) { "---" } else { "---:" }.to_string();
+            out.push_str(&line(&(0..row.len()).map(rule).collect::<Vec<_>>()));
+        }
+    }
+    out
+}
+
+/// Text that Markdown leaves alone.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in plain(text).chars() {
+        if "\\`*_[]<>|#$~&".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Inline code, whatever it contains.
+fn code(text: &str) -> String {
+    let text = plain(text);
+    let ticks = "`".repeat(longest_run(&text) + 1);
+    let space = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
+    format!("{ticks}{space}{text}{space}{ticks}")
+}
+
+/// A code block, whatever it contains.
+fn fence(language: &str, text: &str) -> String {
+    let ticks = "`".repeat((longest_run(text) + 1).max(3));
+    format!("{ticks}{language}\n{}\n{ticks}", text.trim_end())
+}
+
+fn longest_run(text: &str) -> usize {
+    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
+}
+
+/// A YAML scalar: plain where that is safe, else a double-quoted string, for which JSON's form is legal YAML.
+fn yaml(text: &str) -> String {
+    let safe = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+    let wordlike = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
+    let reserved = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
+    if safe && wordlike && !reserved.contains(&text.to_ascii_lowercase().as_str()) {
+        text.to_string()
+    } else {
+        serde_json::Value::from(plain(text)).to_string()
+    }
+}
+
+/// A word of a shell command.
+fn shell(text: &str) -> String {
+    let text = plain(text);
+    if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=,:@+".contains(c)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// `gpt2`, `org/name`.
+fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.split('/').count() <= 2 && name.split('/').all(part)
+}

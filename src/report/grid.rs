@@ -1,0 +1,206 @@
+//! What became of each linear: one line per block, or one per linear.
+
+use super::format::{percent, seconds, significant};
+use super::layout::{columns, plain};
+use super::{LinearReport, Report};
+
+/// Order of columns; roles not listed come after in the order in which they occur.
+const ROLES: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
+
+/// Blocks that were treated alike, and how.
+pub(super) struct Row {
+    /// `3`, or `0-7` for a run of equal blocks.
+    pub blocks: String,
+    /// One cell per role of the grid.
+    pub cells: Vec<String>,
+    /// Share of the parameters kept.
+    pub kept: f64,
+    /// Largest held-out error among the linears.
+    pub worst: Option<f64>,
+}
+
+/// Ranks by block and role.
+pub(super) struct Grid {
+    /// Short role names: `q`, `down`.
+    pub roles: Vec<String>,
+    /// In block order; neighbours with equal cells are one row.
+    pub rows: Vec<Row>,
+}
+
+impl Grid {
+    pub fn new(linears: &[LinearReport]) -> Self {
+        let mut roles: Vec<String> = Vec::new();
+        for linear in linears {
+            if !roles.iter().any(|role| role == short_role(linear)) {
+                roles.push(short_role(linear).to_string());
+            }
+        }
+        roles.sort_by_key(|role| role_order(role));
+        let mut rows: Vec<(Run, Vec<String>)> = Vec::new();
+        for linears in linears.chunk_by(|a, b| block(a) == block(b)) {
+            let of_role = |role: &String| linears.iter().find(|linear| short_role(linear) == role);
+            let cells = roles.iter().map(|role| of_role(role).map(cell).unwrap_or_default()).collect();
+            let run = Run::new(linears);
+            match rows.last_mut() {
+                Some((last, same)) if *same == cells => last.extend(run),
+                _ => rows.push((run, cells)),
+            }
+        }
+        Self { roles, rows: rows.into_iter().map(|(run, cells)| run.row(cells)).collect() }
+    }
+
+    /// Title and rows for printing.
+    pub fn cells(&self) -> Vec<Vec<String>> {
+        let has_errors = self.rows.iter().any(|row| row.worst.is_some());
+        let mut title = vec!["block".to_string()];
+        title.extend(self.roles.iter().cloned());
+        title.push("kept".into());
+        if has_errors {
+            title.push("error".into());
+        }
+        let mut rows = vec![title];
+        for row in &self.rows {
+            let mut line = vec![row.blocks.clone()];
+            line.extend(row.cells.iter().map(|cell| if cell.is_empty() { "-".into() } else { cell.clone() }));
+            line.push(percent(row.kept));
+            if has_errors {
+                line.push(row.worst.map_or("-".into(), |worst| significant(worst, 3)));
+            }
+            rows.push(line);
+        }
+        rows
+    }
+
+    /// What the cells mean, only as far as it is needed.
+    pub fn legend(&self) -> String {
+        let any = |test: &dyn Fn(&str) -> bool| self.rows.iter().flat_map(|row| &row.cells).any(|cell| test(cell));
+        let mut parts = Vec::new();
+        if any(&|cell| cell.starts_with(|c: char| c.is_ascii_digit())) {
+            parts.push("number: rank of the two factors");
+        }
+        if any(&|cell| cell == "dense") {
+            parts.push("dense: unchanged");
+        }
+        if any(&|cell| cell.starts_with('w')) {
+            parts.push("w: pruned to that many channels, dense");
+        }
+        if self.rows.iter().any(|row| row.worst.is_some()) {
+            parts.push("error: worst ‖(W-W')X‖²/‖WX‖² of the row, on held-out windows");
+        }
+        parts.join("; ")
+    }
+}
+
+/// Consecutive blocks.
+struct Run {
+    first: String,
+    last: String,
+    before: u64,
+    after: u64,
+    worst: Option<f64>,
+}
+
+impl Run {
+    fn new(linears: &[LinearReport]) -> Self {
+        let name = linears.first().map_or("?", block).to_string();
+        Self {
+            first: name.clone(),
+            last: name,
+            before: linears.iter().map(|linear| linear.params_before).sum(),
+            after: linears.iter().map(|linear| linear.params_after).sum(),
+            worst: linears.iter().filter_map(|linear| linear.heldout_error).reduce(f64::max),
+        }
+    }
+
+    fn extend(&mut self, next: Run) {
+        self.last = next.last;
+        self.before += next.before;
+        self.after += next.after;
+        self.worst = [self.worst, next.worst].into_iter().flatten().reduce(f64::max);
+    }
+
+    fn row(self, cells: Vec<String>) -> Row {
+        let blocks = if self.first == self.last { self.first } else { format!("{}-{}", self.first, self.last) };
+        Row { blocks, cells, kept: self.after as f64 / self.before.max(1) as f64, worst: self.worst }
+    }
+}
+
+fn block(linear: &LinearReport) -> &str {
+    linear.id.split_once('.').map_or(linear.id.as_str(), |(block, _)| block)
+}
+
+fn short_role(linear: &LinearReport) -> &str {
+    linear.id.rsplit_once('.').map_or(linear.id.as_str(), |(_, role)| role)
+}
+
+fn role_order(role: &str) -> usize {
+    ROLES.iter().position(|&known| known == role).unwrap_or(ROLES.len())
+}
+
+/// `48`, `dense`, or `w280` for the channels a pruned linear is left with.
+fn cell(linear: &LinearReport) -> String {
+    match (linear.rank, linear.pruned_shape) {
+        (Some(rank), _) => rank.to_string(),
+        (None, Some(shape)) => {
+            // down loses input channels, gate and up lose output channels
+            let kept = if shape[1] < linear.shape[1] { shape[1] } else { shape[0] };
+            format!("w{kept}")
+        }
+        (None, None) => linear.form.clone(),
+    }
+}
+
+/// `q, o 4096×4096; k, v 1024×4096`, or nothing when blocks differ.
+pub(super) fn shapes(report: &Report) -> Option<String> {
+    let grid = Grid::new(&report.linears);
+    let mut groups: Vec<([usize; 2], Vec<&str>)> = Vec::new();
+    for role in &grid.roles {
+        let mut of_role = report.linears.iter().filter(|linear| short_role(linear) == role).map(|linear| linear.shape);
+        let shape = of_role.next()?;
+        if of_role.any(|other| other != shape) {
+            return None;
+        }
+        match groups.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, roles)) => roles.push(role),
+            None => groups.push((shape, vec![role])),
+        }
+    }
+    let parts: Vec<String> =
+        groups.iter().map(|([out, input], roles)| format!("{} {out}×{input}", roles.join(", "))).collect();
+    Some(parts.join("; "))
+}
+
+/// One line per linear: shape (out×in), what is stored, share of the parameters kept, share of the method's
+/// objective kept, held-out error, allocation weight, time. Notes stand below their linear.
+pub fn details(report: &Report) -> String {
+    let title = ["linear", "out×in", "stored", "kept", "energy", "error", "weight", "time"];
+    let mut rows = vec![title.map(String::from).to_vec()];
+    let optional = |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| significant(x, digits));
+    for linear in &report.linears {
+        let stored = match (linear.rank, linear.pruned_shape) {
+            (Some(rank), _) => format!("rank {rank}"),
+            (None, Some([out, input])) => format!("{out}×{input}"),
+            (None, None) => plain(&linear.form),
+        };
+        rows.push(vec![
+            plain(&linear.id),
+            format!("{}×{}", linear.shape[0], linear.shape[1]),
+            stored,
+            percent(linear.params_after as f64 / linear.params_before.max(1) as f64),
+            optional(linear.energy_kept, 4),
+            optional(linear.heldout_error, 3),
+            optional(linear.weight, 3),
+            seconds(linear.seconds),
+        ]);
+    }
+    let mut lines = columns(&rows).into_iter();
+    let mut out = lines.next().unwrap_or_default() + "\n";
+    for (line, linear) in lines.zip(&report.linears) {
+        out.push_str(&line);
+        out.push('\n');
+        if let Some(note) = &linear.note {
+            out.push_str(&format!("  note: {}\n", plain(note)));
+        }
+    }
+    out
+}

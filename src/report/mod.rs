@@ -1,0 +1,221 @@
+//! What was done, how good the result still is, and how that was measured: `report.json` and its views.
+
+mod format;
+mod layout;
+mod grid;
+mod evaluation;
+mod table;
+mod card;
+
+pub use card::card;
+pub use evaluation::{eval_json, evaluation_table, protocol};
+pub use format::{bytes, count, grouped, percent, seconds, significant, with_error};
+pub use grid::details;
+pub use table::table;
+
+use crate::eval::Evaluation;
+use crate::learn::HealReport;
+use serde::{Deserialize, Serialize};
+
+/// Version of `report.json`.
+pub const SCHEMA: u32 = 1;
+
+/// `report.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this format.
+    pub schema: u32,
+    /// Version of softlm.
+    pub softlm: String,
+    /// Name of the method.
+    pub method: String,
+    /// Title and arXiv id of its paper.
+    pub paper: String,
+    /// Where the weights came from.
+    pub model: ModelInfo,
+    /// What the method was shown; absent when it needs no text.
+    pub calibration: Option<CalibrationInfo>,
+    /// How the budget was spent.
+    pub allocation: AllocationInfo,
+    /// Sizes before and after, counted from what is stored.
+    pub sizes: Sizes,
+    /// One entry per linear, in block order.
+    pub linears: Vec<LinearReport>,
+    /// What `--heal` did after that; absent without it. Everything in `linears` was measured before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healing: Option<HealReport>,
+    /// One entry per corpus.
+    pub evaluation: Vec<BeforeAfter>,
+    /// Time and memory.
+    pub cost: Cost,
+    /// What ran it.
+    pub machine: Machine,
+    /// The effective recipe, every default filled in.
+    pub recipe: serde_json::Value,
+    /// Things the user should know.
+    pub notes: Vec<String>,
+}
+
+/// The model that was compressed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// As the user named it.
+    pub name: String,
+    /// `model_type`.
+    pub family: String,
+    /// Commit on the hub, if it came from there.
+    pub revision: Option<String>,
+    /// Name and sha256 of each weight file.
+    pub weights: Vec<FileHash>,
+}
+
+/// A file and its hash.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileHash {
+    /// File name.
+    pub file: String,
+    /// Lower-case hexadecimal sha256.
+    pub sha256: String,
+}
+
+/// The calibration text and what was taken of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationInfo {
+    /// Each corpus: name, where it came from, sha256 of its text.
+    pub corpora: Vec<CorpusInfo>,
+    /// Tokens per window.
+    pub window: usize,
+    /// Windows used for the statistics.
+    pub windows: usize,
+    /// Tokens used for the statistics.
+    pub tokens: usize,
+    /// Windows kept apart to measure output errors on.
+    pub heldout_windows: usize,
+    /// `first` or `random`.
+    pub sampling: String,
+    /// Seed of the random choice.
+    pub seed: u64,
+    /// Which activations were seen: `dense`, `blocks` or `sequential`.
+    pub inputs: String,
+}
+
+/// A text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CorpusInfo {
+    /// Name used for it everywhere.
+    pub name: String,
+    /// Built-in, path or hub id.
+    pub origin: String,
+    /// sha256 of the text.
+    pub sha256: String,
+}
+
+/// How the parameter budget was spent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AllocationInfo {
+    /// The rule, in a sentence.
+    pub rule: String,
+    /// Fraction of the linears' parameters asked for.
+    pub keep_asked: f64,
+    /// Fraction reached, never more.
+    pub keep_reached: f64,
+}
+
+/// Parameters and bytes of one thing before and after.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Size {
+    /// Numbers stored before.
+    pub params_before: u64,
+    /// Numbers stored after.
+    pub params_after: u64,
+    /// Bytes before.
+    pub bytes_before: u64,
+    /// Bytes after.
+    pub bytes_after: u64,
+}
+
+/// Sizes of the compressed part and of the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Weights of the block linears; what `--keep` speaks of. Biases are not counted.
+    pub linears: Size,
+    /// All tensors of the checkpoint.
+    pub model: Size,
+}
+
+/// One linear.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinearReport {
+    /// `3.mlp.down`.
+    pub id: String,
+    /// Name in the checkpoint, without `.weight`.
+    pub name: String,
+    /// (out, in) before.
+    pub shape: [usize; 2],
+    /// `dense`, `low-rank` or `pruned`.
+    pub form: String,
+    /// Rank of the factors.
+    pub rank: Option<usize>,
+    /// (out, in) after pruning.
+    pub pruned_shape: Option<[usize; 2]>,
+    /// Weights stored before and after.
+    pub params_before: u64,
+    /// See `params_before`.
+    pub params_after: u64,
+    /// Share of the method's own objective that the kept components carry, 0..1.
+    pub energy_kept: Option<f64>,
+    /// ‖(W − W')X‖² / ‖WX‖² on held-out inputs X.
+    pub heldout_error: Option<f64>,
+    /// Cross-linear weight used by the allocation.
+    pub weight: Option<f64>,
+    /// A fallback, damping or other peculiarity.
+    pub note: Option<String>,
+    /// Seconds spent on it.
+    pub seconds: f64,
+}
+
+/// One corpus, before and after, by the same protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BeforeAfter {
+    /// The original model.
+    pub before: Evaluation,
+    /// The compressed one; its divergence is from the original.
+    pub after: Evaluation,
+}
+
+/// Time and memory of the run that finished the job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Stages in order.
+    pub stages: Vec<StageCost>,
+    /// Seconds from start to report.
+    pub seconds: f64,
+    /// Peak resident memory in bytes, if the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// Whether an interrupted run was continued: then seconds are those of the last part.
+    pub resumed: bool,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageCost {
+    /// Name shown in the progress.
+    pub name: String,
+    /// Wall seconds.
+    pub seconds: f64,
+    /// Peak resident memory up to its end.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Processor, as the system names it.
+    pub cpu: String,
+    /// Threads used.
+    pub threads: usize,
+    /// Operating system and architecture.
+    pub os: String,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+}

@@ -1,0 +1,188 @@
+//! The report on a terminal.
+
+use super::evaluation::{Pair, Sides, lines as evaluation_lines};
+use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
+use super::grid::{Grid, shapes};
+use super::layout::{Style, columns, plain, width, wrap};
+use super::{CalibrationInfo, Report, Size};
+use crate::learn::HealReport;
+
+/// The narrowest page that is laid out for.
+const NARROWEST: usize = 40;
+
+/// The report as a page of `limit` columns (80 fits everything), with ANSI emphasis if `color`.
+pub fn table(report: &Report, limit: usize, color: bool) -> String {
+    let limit = limit.max(NARROWEST);
+    let style = Style { color };
+    let sections = [
+        head(report, limit, style),
+        sizes(report, style),
+        quality(report, limit, style),
+        ranks(report, limit, style),
+        cost(report, limit, style),
+        notes(report, limit, style),
+    ];
+    let shown: Vec<String> =
+        sections.iter().filter(|lines| !lines.is_empty()).map(|lines| lines.join("\n") + "\n").collect();
+    shown.join("\n")
+}
+
+fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    let model = &report.model;
+    let revision = model.revision.as_ref().map(|r| format!(", revision {}", plain(r))).unwrap_or_default();
+    let allocation = &report.allocation;
+    let mut entries = vec![
+        ("model", format!("{} ({}{revision})", plain(&model.name), plain(&model.family))),
+        ("method", format!("{}: {}", plain(&report.method), plain(&report.paper))),
+        ("keep", format!("{} asked, {} reached", fraction(allocation.keep_asked), fraction(allocation.keep_reached))),
+        ("allocation", plain(&allocation.rule)),
+        ("calibration", report.calibration.as_ref().map_or("none: the method needs no text".into(), calibration)),
+    ];
+    entries.extend(report.healing.as_ref().map(|healing| ("healing", self::healing(healing))));
+    let mut out = Vec::new();
+    for (name, text) in entries {
+        let mut lines = wrap(&format!("{name:<13}"), &text, limit).into_iter();
+        out.extend(lines.next().map(|line| style.bold(&line[..13]) + &line[13..]));
+        out.extend(lines);
+    }
+    out
+}
+
+/// `sample; 64 windows of 256 tokens (16,384), random, seed 0; …`
+pub(super) fn calibration(info: &CalibrationInfo) -> String {
+    let names: Vec<String> = info.corpora.iter().map(|corpus| plain(&corpus.name)).collect();
+    let seed = if info.sampling == "random" { format!(", seed {}", info.seed) } else { String::new() };
+    format!(
+        "{}; {} windows of {} tokens ({}), {}{seed}; {} more held out; inputs: {}",
+        names.join(", "),
+        grouped(info.windows as u64),
+        info.window,
+        grouped(info.tokens as u64),
+        plain(&info.sampling),
+        info.heldout_windows,
+        plain(&info.inputs)
+    )
+}
+
+/// `200 of 200 steps of 8 windows (409,600 tokens); held-out KL 0.61 → 0.12, best after step 190`
+pub(super) fn healing(report: &HealReport) -> String {
+    let stopped = report.stopped.as_ref().map(|why| format!("; {}", plain(why))).unwrap_or_default();
+    format!(
+        "{} of {} steps of {} windows ({} tokens); held-out KL {} → {}, best after step {}{stopped}",
+        grouped(report.done as u64),
+        grouped(report.steps as u64),
+        report.batch,
+        grouped(report.tokens),
+        significant(report.kl_before, 3),
+        significant(report.kl_after, 3),
+        report.best_step
+    )
+}
+
+fn sizes(report: &Report, style: Style) -> Vec<String> {
+    let title = ["size", "params", "after", "kept", "bytes", "after", "kept"];
+    let mut rows = vec![title.map(String::from).to_vec()];
+    for (name, size) in [("block linears", &report.sizes.linears), ("whole model", &report.sizes.model)] {
+        rows.push([vec![name.to_string()], size_cells(size).to_vec()].concat());
+    }
+    titled(&rows, style)
+}
+
+/// Parameters before, after, share; bytes before, after, share.
+pub(super) fn size_cells(size: &Size) -> [String; 6] {
+    let share = |before: u64, after: u64| percent(after as f64 / before.max(1) as f64);
+    [
+        count(size.params_before),
+        count(size.params_after),
+        share(size.params_before, size.params_after),
+        bytes(size.bytes_before),
+        bytes(size.bytes_after),
+        share(size.bytes_before, size.bytes_after),
+    ]
+}
+
+/// Each corpus of the report, dense and compressed.
+pub(super) fn pairs(report: &Report) -> Vec<Pair<'_>> {
+    let calibrated = |name: &str| {
+        report.calibration.as_ref().is_some_and(|info| info.corpora.iter().any(|corpus| corpus.name == name))
+    };
+    let evaluations = report.evaluation.iter();
+    evaluations
+        .map(|e| Pair { model: &e.after, base: Some(&e.before), calibrated: calibrated(&e.after.perplexity.corpus) })
+        .collect()
+}
+
+fn quality(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    if report.evaluation.is_empty() {
+        return vec![format!("{}  not measured", style.bold("perplexity"))];
+    }
+    evaluation_lines(&pairs(report), &Sides { base: "dense", model: "compressed" }, limit, style)
+}
+
+fn ranks(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    let grid = Grid::new(&report.linears);
+    if grid.rows.is_empty() {
+        return Vec::new();
+    }
+    let mut rows = grid.cells();
+    // The last columns are the least missed on a narrow page.
+    while rows[0].len() > 1 + grid.roles.len() && columns(&rows).iter().any(|line| width(line) > limit) {
+        rows.iter_mut().for_each(|row| drop(row.pop()));
+    }
+    let mut out = titled(&rows, style);
+    let mut below = wrap("  ", &grid.legend(), limit);
+    if let Some(shapes) = shapes(report) {
+        below.extend(wrap("  ", &format!("shapes (out×in): {shapes}"), limit));
+    }
+    out.extend(below.iter().map(|line| style.dim(line)));
+    out
+}
+
+fn cost(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    let cost = &report.cost;
+    let peak = |peak: Option<u64>| peak.map_or("-".to_string(), bytes);
+    let mut rows = vec![["stage", "time", "peak memory"].map(String::from).to_vec()];
+    for stage in &cost.stages {
+        rows.push(vec![plain(&stage.name), seconds(stage.seconds), peak(stage.peak_rss_bytes)]);
+    }
+    rows.push(vec!["total".into(), seconds(cost.seconds), peak(cost.peak_rss_bytes)]);
+    let mut out = titled(&rows, style);
+    let mut below = wrap("  ", &machine(report), limit);
+    if cost.resumed {
+        below.extend(wrap("  ", "An interrupted run was continued: times are those of its last part.", limit));
+    }
+    out.extend(below.iter().map(|line| style.dim(line)));
+    out
+}
+
+/// `softlm 0.1.0 on …, 2 threads, cpu`.
+pub(super) fn machine(report: &Report) -> String {
+    let machine = &report.machine;
+    let threads = machine.threads;
+    format!(
+        "softlm {} on {}, {}, {threads} thread{}, device {}",
+        plain(&report.softlm),
+        plain(&machine.cpu),
+        plain(&machine.os),
+        if threads == 1 { "" } else { "s" },
+        plain(&machine.device)
+    )
+}
+
+fn notes(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    let mut out = Vec::new();
+    for note in &report.notes {
+        let mut lines = wrap("note: ", &plain(note), limit).into_iter();
+        out.extend(lines.next().map(|line| style.bold("note:") + &line["note:".len()..]));
+        out.extend(lines);
+    }
+    out
+}
+
+fn titled(rows: &[Vec<String>], style: Style) -> Vec<String> {
+    let mut lines = columns(rows);
+    if let Some(title) = lines.first_mut() {
+        *title = style.bold(title);
+    }
+    lines
+}
