@@ -16,3 +16,6 @@ pub mod learn;
 pub mod eval;
 pub mod report;
 pub mod machine;
+pub mod recipe;
+pub mod job;
+pub mod pipeline;

@@ -2,9 +2,14 @@
 
 mod data; // where real models and texts are
 mod laws; // what every method must obey, over the explicit list
+mod parity; // logits and perplexities of other implementations
+mod goldens; // compression as an independent fp64 implementation has it
+mod table; // the methods against each other, as the fp64 reference has them
+mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason
+mod hostile_config; // a config.json that is wrong, incomplete or of another family
 mod text; // corpora, tokenizers and windows on real text
 mod report; // the report's views
 #[cfg(feature = "hub")]

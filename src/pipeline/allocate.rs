@@ -1,0 +1,100 @@
+//! From the recipe's budget and rule to a plan.
+
+use super::Run;
+use crate::method::Method;
+use crate::model::Model;
+use crate::plan::{self, AllocationRule, GlobalOptions, Item, LorapOptions, Plan, Target};
+use crate::recipe::{Budget, Recipe};
+use crate::user_bail;
+use anyhow::Result;
+
+/// The plan of every rule that looks at shapes alone.
+pub fn by_shape(recipe: &Recipe, method: &dyn Method, model: &Model) -> Result<Plan> {
+    let items: Vec<Item> = model.linears().iter().map(Item::from).collect();
+    let target = target(recipe, model)?;
+    match recipe.allocation {
+        AllocationRule::Lorap => lorap(recipe, &items, target, false),
+        AllocationRule::Uniform if method.prunes_channels() => lorap(recipe, &items, target, true),
+        AllocationRule::Even => plan::even(&items, target, recipe.multiple_of),
+        AllocationRule::Uniform => plan::uniform(&items, target, recipe.multiple_of),
+        AllocationRule::LastBlocks => last_blocks(recipe, &items, target),
+        // Without spectra the best that can be said is that the budget is feasible.
+        AllocationRule::Global => plan::even(&items, target, recipe.multiple_of),
+    }
+}
+
+/// The plan of the rule that compares linears by weighted energy.
+pub fn by_energy(run: &Run, weights: &[f64]) -> Result<Plan> {
+    let energies = run.surveyed_energies()?;
+    let items: Vec<Item> = run
+        .model
+        .linears()
+        .iter()
+        .zip(energies)
+        .zip(weights)
+        .map(|((spec, energy), &weight)| Item { energy: Some(energy), weight, ..Item::from(spec) })
+        .collect();
+    let options = GlobalOptions { multiple_of: run.recipe.multiple_of, ..GlobalOptions::default() };
+    plan::global(&items, target(run.recipe, &run.model)?, options)
+}
+
+/// How many of the linears' parameters may stay.
+pub fn target(recipe: &Recipe, model: &Model) -> Result<Target> {
+    let linears: u64 = model.linears().iter().map(|spec| spec.params() as u64).sum();
+    let source = model.source();
+    let infos = || source.names().filter_map(|name| source.info(name));
+    let others = infos().map(|info| info.elements() as u64).sum::<u64>() - linears;
+    let (model_params, model_bytes) = super::sizes::checkpoint_sizes(source);
+    let nothing_to_do = match recipe.budget {
+        Budget::Keep(_) => None,
+        Budget::ModelParams(asked) => (asked >= model_params).then_some(("--target-params", asked, model_params)),
+        Budget::ModelBytes(asked) => (asked >= model_bytes).then_some(("--target-bytes", asked, model_bytes)),
+    };
+    if let Some((flag, asked, has)) = nothing_to_do {
+        user_bail!("{flag} {asked} leaves nothing to compress: the model has {has}"; "ask for less");
+    }
+    Ok(match recipe.budget {
+        Budget::Keep(keep) => Target::Keep(keep),
+        Budget::ModelParams(asked) => match asked.checked_sub(others) {
+            Some(left) if left > 0 => Target::Params(left as usize),
+            _ => user_bail!(
+                "--target-params {asked} is less than the {others} parameters outside the block linears";
+                "embeddings, head and norms are not compressed; ask for more"
+            ),
+        },
+        Budget::ModelBytes(asked) => {
+            let (params, bytes) = super::sizes::linear_storage(recipe, model)?;
+            let per_param = bytes as f64 / params as f64;
+            let other_bytes = super::sizes::other_bytes(model)?;
+            match asked.checked_sub(other_bytes) {
+                Some(left) if left as f64 >= per_param => Target::Params((left as f64 / per_param) as usize),
+                _ => user_bail!(
+                    "--target-bytes {asked} is less than the {other_bytes} bytes outside the block linears";
+                    "embeddings, head and norms are not compressed; ask for more"
+                ),
+            }
+        }
+    })
+}
+
+/// The budget as a fraction of the linears' parameters.
+pub fn keep_fraction(recipe: &Recipe, model: &Model) -> Result<f64> {
+    let total: usize = model.linears().iter().map(|spec| spec.params()).sum();
+    Ok(match target(recipe, model)? {
+        Target::Keep(keep) => keep,
+        Target::Params(params) => (params as f64 / total as f64).min(1.0),
+    })
+}
+
+fn lorap(recipe: &Recipe, items: &[Item], target: Target, exact: bool) -> Result<Plan> {
+    let options = LorapOptions { rho: recipe.rho, exact, multiple_of: recipe.multiple_of, ..LorapOptions::default() };
+    plan::lorap(items, target, options)
+}
+
+fn last_blocks(recipe: &Recipe, items: &[Item], target: Target) -> Result<Plan> {
+    let last = recipe.last_blocks.unwrap_or(0);
+    match recipe.block_keep {
+        Some(keep) => plan::last_blocks(items, last, keep, recipe.multiple_of),
+        None => plan::last_blocks_within(items, target, last, recipe.multiple_of),
+    }
+}

@@ -1,0 +1,255 @@
+//! The output folder: weights, config, report and everything else a model folder has.
+
+use super::block::FinishedBlock;
+use super::sizes::checkpoint_sizes;
+use super::stored::weight_name;
+use super::{Run, allocate};
+use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
+use crate::learn::HealReport;
+use crate::method::Needs;
+use crate::plan::{AllocationRule, Choice, Plan};
+use crate::report::{self, AllocationInfo, BeforeAfter, Cost, FileHash, ModelInfo, Report, Size, Sizes};
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::{Device, DeviceLocation};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Version of the `softlm` section in config.json and of the factor names.
+const FORMAT: u32 = 1;
+
+/// Fails early when the disk cannot hold the work folder and the output.
+pub fn check_space(run: &Run) -> Result<()> {
+    let (_, model_bytes) = checkpoint_sizes(run.model.source());
+    let linears: u64 = run.model.linears().iter().map(|spec| spec.params() as u64).sum();
+    let survey = if run.recipe.allocation == AllocationRule::Global { 4 * linears } else { 0 };
+    // Healed blocks, and for every factor its value, the best one and two moments.
+    let healing = if run.recipe.heal > 0 { model_bytes + 16 * linears } else { 0 };
+    // Compressed blocks and final weights are each smaller than the original.
+    let needed = 2 * model_bytes + survey + healing;
+    let dir = run.job.file("");
+    let free = free_space(&dir)?;
+    if free < needed {
+        user_bail!(
+            "{} has {free} bytes free, the run may need {needed}", dir.display();
+            "make room, or choose another -o"
+        );
+    }
+    Ok(())
+}
+
+/// Writes the weights and config.json into a fresh folder and returns it.
+pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
+    let dir = run.job.assembly()?;
+    let source = run.model.source();
+    let mut entries = Vec::new();
+    let mut replaced: BTreeSet<String> = run
+        .model
+        .linears()
+        .iter()
+        .filter(|spec| plan.choice(spec.id).is_some_and(|choice| choice != Choice::Dense))
+        .map(weight_name)
+        .collect();
+    for index in 0..run.model.blocks() {
+        let path = run.final_block(index);
+        let file = TensorFile::open(&path)?;
+        for name in file.names() {
+            let info = file.info(name).context("a listed tensor is missing")?;
+            let from = Origin::File { path: path.clone(), name: name.to_string() };
+            entries.push(Entry { name: name.to_string(), dtype: info.dtype, shape: info.shape.clone(), from });
+            replaced.insert(name.to_string());
+        }
+        run.progress.step(1)?;
+    }
+    // A tied tensor that stood under the head's name is written under the embedding's, where others look for it.
+    let usual: BTreeMap<&str, &str> =
+        source.aliases().iter().map(|(name, stored)| (stored.as_str(), name.as_str())).collect();
+    for name in source.names().filter(|name| !replaced.contains(*name)) {
+        let info = source.info(name).context("a listed tensor is missing")?;
+        let written = usual.get(name).copied().unwrap_or(name);
+        let from = Origin::Source(name.to_string());
+        entries.push(Entry { name: written.to_string(), dtype: info.dtype, shape: info.shape.clone(), from });
+    }
+    let metadata =
+        BTreeMap::from([("format".to_string(), "pt".to_string()), ("softlm_format".to_string(), FORMAT.to_string())]);
+    write_checkpoint(&dir, &entries, source, run.recipe.max_shard_bytes, &metadata, &mut |_| {})?;
+    let config = serde_json::to_string_pretty(&config(run, plan)?)?;
+    write_file(&dir.join("config.json"), (config + "\n").as_bytes())?;
+    Ok(dir)
+}
+
+/// The source's config with the `softlm` section and, after pruning, the new feed-forward width.
+fn config(run: &Run, plan: &Plan) -> Result<Map<String, Value>> {
+    let source = run.model.source();
+    let mut config = source.config().clone();
+    let mut linears = Map::new();
+    for spec in run.model.linears() {
+        match plan.choice(spec.id) {
+            Some(Choice::Rank(rank)) => {
+                linears.insert(spec.name.clone(), json!({ "rank": rank }));
+            }
+            Some(Choice::Width(width)) => {
+                linears.insert(spec.name.clone(), json!({ "width": width }));
+                config.insert(run.model.width_key().to_string(), json!(width));
+            }
+            Some(Choice::Dense) | None => {}
+        }
+    }
+    let section = json!({
+        "format": FORMAT,
+        "version": env!("CARGO_PKG_VERSION"),
+        "method": run.recipe.method,
+        "keep": plan.keep(),
+        "base_model": run.recipe.model,
+        "base_revision": source.revision(),
+        "linears": linears,
+    });
+    config.insert("softlm".to_string(), section);
+    Ok(config)
+}
+
+/// Gathers the report.
+pub fn report(
+    run: &Run,
+    plan: &Plan,
+    weights: Option<Vec<f64>>,
+    healing: Option<HealReport>,
+    output: &Source,
+    evaluation: Vec<BeforeAfter>,
+    cost: Cost,
+) -> Result<Report> {
+    let source = run.model.source();
+    let mut linears = Vec::new();
+    for index in 0..run.model.blocks() {
+        linears.extend(FinishedBlock::reports(&run.job.block_file(index))?);
+    }
+    if let Some(weights) = weights {
+        linears.iter_mut().zip(weights).for_each(|(linear, weight)| linear.weight = Some(weight));
+    }
+    let card = run.method.card();
+    let hash = |(file, sha256): &(String, String)| FileHash { file: file.clone(), sha256: sha256.clone() };
+    let hashes = source.sha256()?.iter().map(hash).collect();
+    Ok(Report {
+        schema: report::SCHEMA,
+        softlm: env!("CARGO_PKG_VERSION").to_string(),
+        method: card.name.to_string(),
+        paper: card.paper.to_string(),
+        model: ModelInfo {
+            name: run.recipe.model.clone(),
+            family: run.model.family().to_string(),
+            revision: source.revision().map(str::to_string),
+            weights: hashes,
+        },
+        calibration: looks_at_text(run).then(|| run.calibration.report(run.recipe)),
+        allocation: AllocationInfo {
+            rule: plan.rule.clone(),
+            // A share of the last blocks says nothing of the whole: what came out is what was asked for.
+            keep_asked: if run.recipe.block_keep.is_some() {
+                plan.keep()
+            } else {
+                allocate::keep_fraction(run.recipe, &run.model)?
+            },
+            keep_reached: plan.keep(),
+        },
+        sizes: sizes(run, output)?,
+        linears,
+        healing,
+        evaluation,
+        machine: crate::machine::describe(&device_name(run.model.device())),
+        cost,
+        recipe: serde_json::to_value(run.recipe.to_options())?,
+        notes: notes(run),
+    })
+}
+
+/// Whether the result depends on the calibration text. Held-out errors, which do in any case, are only reported.
+fn looks_at_text(run: &Run) -> bool {
+    run.method.needs() != Needs::Nothing || run.recipe.allocation == AllocationRule::Global
+}
+
+fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_string(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// Counted from what is stored, before and after.
+fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
+    let source = run.model.source();
+    let before: BTreeSet<String> = run.model.linears().iter().map(weight_name).collect();
+    let (mut linears_before, mut linears_after) = ((0, 0), (0, 0));
+    let add = |sum: &mut (u64, u64), info: &crate::checkpoint::TensorInfo| {
+        sum.0 += info.elements() as u64;
+        sum.1 += info.bytes() as u64;
+    };
+    for name in &before {
+        add(&mut linears_before, source.info(name).with_context(|| format!("tensor `{name}` is missing"))?);
+    }
+    let mut after: BTreeSet<String> = before;
+    for spec in run.model.linears() {
+        for part in ["weight", "factor_a.weight", "factor_b.weight"] {
+            after.insert(format!("{}.{part}", spec.name));
+        }
+    }
+    for info in after.iter().filter_map(|name| output.info(name)) {
+        add(&mut linears_after, info);
+    }
+    let size = |before: (u64, u64), after: (u64, u64)| Size {
+        params_before: before.0,
+        params_after: after.0,
+        bytes_before: before.1,
+        bytes_after: after.1,
+    };
+    Ok(Sizes {
+        linears: size(linears_before, linears_after),
+        model: size(checkpoint_sizes(source), checkpoint_sizes(output)),
+    })
+}
+
+fn notes(run: &Run) -> Vec<String> {
+    let mut notes = Vec::new();
+    let calibration = &run.calibration;
+    if let (Some(dir), Some(store)) = (&run.recipe.stats, &run.stats) {
+        let texts = store.origin.texts.join("; ");
+        notes.push(format!("statistics were taken from {}: {texts}", dir.display()));
+    }
+    if calibration.windows.len() < run.recipe.calib_windows {
+        notes.push(format!(
+            "the calibration text gave {} windows of {} tokens; {} were asked for",
+            calibration.windows.len(),
+            calibration.windows.window,
+            run.recipe.calib_windows
+        ));
+    }
+    if run.recipe.heal > 0 {
+        notes.push("energy kept and output errors of single linears are those before healing".to_string());
+    }
+    if run.recipe.ppl.iter().any(|corpus| run.recipe.calib.contains(corpus) && corpus != "sample") {
+        notes.push("calibrated and evaluated on corpora of the same name: expect other text to do worse".to_string());
+    }
+    notes
+}
+
+/// Writes report, model card, recipe and the source's other files.
+pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
+    let write = |name: &str, content: &[u8]| -> Result<()> {
+        let path = dir.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        write_file(&path, content)
+    };
+    let source = run.model.source();
+    for name in source.side_files()?.into_iter().filter(|name| name != "README.md" && name != "report.json") {
+        if let Some(content) = source.side_file(&name)? {
+            write(&name, &content)?;
+        }
+    }
+    write("report.json", (serde_json::to_string_pretty(report)? + "\n").as_bytes())?;
+    write("README.md", report::card(report).as_bytes())?;
+    write("softlm.toml", toml::to_string_pretty(&run.recipe.to_options())?.as_bytes())
+}

@@ -1,0 +1,106 @@
+//! `--heal`: trains the factors of the finished blocks and stores the healed blocks beside them.
+
+use super::block::FinishedBlock;
+use super::{Run, stored};
+use crate::checkpoint::Dtype;
+use crate::learn::{HealOptions, HealReport, Healed, Healing, heal};
+use crate::linalg::Mat;
+use crate::machine::StageClock;
+use crate::model::{Block, LinearSpec, Role};
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor};
+use std::path::PathBuf;
+
+/// Models whose linears take no more bytes than this in f32 are kept in memory while they heal.
+const BLOCKS_IN_MEMORY: usize = 4 << 30;
+/// The state file in the work folder.
+const STATE: &str = "healing.safetensors";
+
+impl Run<'_> {
+    /// Fails early when there is nothing that healing could be judged by.
+    pub(super) fn check_healing(&self) -> Result<()> {
+        if self.recipe.heal > 0 && self.calibration.heldout.is_empty() {
+            user_bail!(
+                "--heal needs held-out text, but the calibration text is a single window";
+                "give more --calib text, or a smaller --window"
+            );
+        }
+        Ok(())
+    }
+
+    /// Heals the finished blocks if the recipe says so.
+    pub(super) fn heal(&self, clock: &mut StageClock) -> Result<Option<HealReport>> {
+        let recipe = self.recipe;
+        if recipe.heal == 0 {
+            return Ok(None);
+        }
+        clock.stage("healing", recipe.heal as u64);
+        let install = |index: usize, block: &mut Block| {
+            FinishedBlock::load(&self.job.block_file(index))?.install(&self.model, block, index)
+        };
+        let stored = |index: usize, role: Role| match self.factor_dtype(self.spec(index, role)?)? {
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            _ => Ok(DType::F32),
+        };
+        let state = self.job.file(STATE);
+        let job = Healing {
+            model: &self.model,
+            install: &install,
+            stored: &stored,
+            train: &self.calibration.windows,
+            heldout: &self.calibration.heldout,
+            state: &state,
+            memory: BLOCKS_IN_MEMORY,
+            options: HealOptions {
+                steps: recipe.heal,
+                lr: recipe.heal_lr,
+                batch: recipe.heal_batch,
+                seed: recipe.seed,
+            },
+        };
+        let healed = heal(&job, self.progress).context("healing")?;
+        if let Some(why) = &healed.report.stopped {
+            self.progress.note(&format!("healing ended after {} steps: {why}", healed.report.done));
+        }
+        for index in 0..self.model.blocks() {
+            self.store_healed(index, &healed)?;
+        }
+        Ok(Some(healed.report))
+    }
+
+    /// The file with the final tensors of block `index`.
+    pub(super) fn final_block(&self, index: usize) -> PathBuf {
+        if self.recipe.heal > 0 { self.job.healed_file(index) } else { self.job.block_file(index) }
+    }
+
+    /// Block `index` with its trained factors in place of those it was made with.
+    fn store_healed(&self, index: usize, healed: &Healed) -> Result<()> {
+        let mut block = FinishedBlock::load(&self.job.block_file(index))?;
+        for spec in self.model.block_linears(index) {
+            let Some((a, b)) = healed.factors.get(&(index, spec.id.role)) else { continue };
+            let trained = stored::factors(spec, &matrix(b)?, &matrix(a)?, a.dim(0)?, self.factor_dtype(spec)?)?;
+            for tensor in trained {
+                let place = block.tensors.iter().position(|old| old.0 == tensor.0);
+                let place = place.with_context(|| format!("`{}` was not stored", tensor.0))?;
+                block.tensors[place] = tensor;
+            }
+        }
+        block.save(&self.job.healed_file(index))
+    }
+
+    fn spec(&self, index: usize, role: Role) -> Result<&LinearSpec> {
+        let mut specs = self.model.block_linears(index);
+        specs.find(|spec| spec.id.role == role).with_context(|| format!("block {index} has no {role}"))
+    }
+
+    fn factor_dtype(&self, spec: &LinearSpec) -> Result<Dtype> {
+        stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)
+    }
+}
+
+fn matrix(tensor: &Tensor) -> Result<Mat> {
+    let (rows, cols) = tensor.dims2()?;
+    Ok(Mat::from_f32_rows(rows, cols, &tensor.flatten_all()?.to_vec1::<f32>()?))
+}

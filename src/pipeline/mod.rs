@@ -1,0 +1,249 @@
+//! The order of the stages. No tensor arithmetic, no printing.
+//!
+//! ```text
+//! model, text → plan → per block: calibrate, factorise, store → (heal) → assemble, evaluate, verify → publish
+//! ```
+//! Allocation across linears needs every spectrum first: a survey of the dense model decomposes all linears, keeps what
+//! lies below break-even on disk, and the plan is made from that.
+
+mod texts;
+mod stored;
+mod block;
+mod waves;
+mod survey;
+mod factorise;
+mod heal;
+mod allocate;
+mod assemble;
+mod sizes;
+
+pub use sizes::checkpoint_sizes;
+pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, calibration, evaluation};
+
+use crate::calibrate::{Origin, StatsStore};
+use crate::checkpoint::Source;
+use crate::eval::evaluate;
+use crate::hub::HubOptions;
+use crate::job::Job;
+use crate::machine::StageClock;
+use crate::method::{self, Method};
+use crate::model::Model;
+use crate::plan::{AllocationRule, Plan};
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::report::{BeforeAfter, Report};
+use crate::text::Tokenizer;
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::Device;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// Everything a run works with.
+pub(crate) struct Run<'a> {
+    recipe: &'a Recipe,
+    method: &'static dyn Method,
+    model: Model,
+    calibration: Calibration,
+    stats: Option<StatsStore>,
+    job: Job,
+    progress: &'a dyn Progress,
+}
+
+/// Compresses as `recipe` says and returns the report that was written beside the weights.
+pub fn compress(
+    recipe: &Recipe,
+    force: bool,
+    hub: &HubOptions,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let mut clock = StageClock::start(progress);
+    let model = open_dense(&recipe.model, hub, device)?;
+    let tokenizer = tokenizer(model.source())?;
+    clock.stage("reading text", 1);
+    let wish = CalibrationWish {
+        specs: &recipe.calib,
+        windows: recipe.calib_windows,
+        window: recipe.window,
+        sampling: recipe.sampling(),
+    };
+    let calibration = calibration(&model, &tokenizer, &wish, hub)?;
+    let protocol =
+        EvalProtocol { window: recipe.eval_window, max_windows: recipe.max_windows, ..EvalProtocol::default() };
+    let eval_texts = evaluation(&model, &tokenizer, &recipe.ppl, protocol, hub)?;
+    compress_windows(recipe, force, model, calibration, &eval_texts, clock, progress)
+}
+
+/// What [`compress`] does once text has become windows.
+///
+/// An interrupted run is continued when recipe, weights and corpus hashes are the same: equal hashes have to mean equal
+/// windows.
+pub fn compress_windows(
+    recipe: &Recipe,
+    force: bool,
+    model: Model,
+    calibration: Calibration,
+    eval_texts: &[EvalText],
+    mut clock: StageClock,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let method = method::by_name(&recipe.method)?;
+    let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
+    let fingerprint = fingerprint(recipe, &model, &calibration, stats.as_ref())?;
+    // Shapes alone show whether the budget can be met: say so before any weight moves.
+    allocate::by_shape(recipe, method, &model)?;
+    if force {
+        spare_inputs(recipe, &model, &calibration)?;
+    }
+    let job = Job::open(&recipe.output, &fingerprint, force)?;
+    let run = Run { recipe, method, model, calibration, stats, job, progress };
+    assemble::check_space(&run)?;
+    run.check_healing()?;
+    if run.job.resumed() {
+        progress.note("continuing an interrupted run");
+    }
+
+    let (plan, weights) = run.plan(&mut clock)?;
+    run.factorise(&plan, &mut clock)?;
+    let healing = run.heal(&mut clock)?;
+
+    clock.stage("writing", run.model.blocks() as u64);
+    let dir = assemble::weights(&run, &plan)?;
+    let output = Source::open(&dir)?.with_label(recipe.output.display().to_string());
+    let compressed = Model::load(output, run.model.device())?;
+    let evaluation = run.evaluate(&compressed, eval_texts, &mut clock)?;
+    clock.stage("verifying", 1);
+    let verification = crate::checkpoint::verify(compressed.source(), Some(run.model.source()))?;
+    if let Some(problem) = verification.problems.first() {
+        anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
+    }
+    let resumed = run.job.resumed();
+    let report =
+        assemble::report(&run, &plan, weights, healing, compressed.source(), evaluation, clock.finish(resumed))?;
+    assemble::documents(&run, &dir, &report)?;
+    run.job.publish()?;
+    Ok(report)
+}
+
+/// Opens what the user named: `demo`, a folder or a hub id.
+pub fn open_source(name: &str, hub: &HubOptions) -> Result<Source> {
+    if name == "demo" && !Path::new(name).exists() {
+        return Ok(Source::demo());
+    }
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(Source::open(path)?.with_label(name));
+    }
+    if !crate::hub::is_id(name) {
+        user_bail!("model {name} does not exist"; "name a folder with config.json, a hub id such as gpt2, or `demo`");
+    }
+    let snapshot = crate::hub::model(name, hub)?;
+    Ok(Source::open(&snapshot.dir)?.with_label(name).with_revision(snapshot.revision))
+}
+
+/// The tokenizer that belongs to `source`.
+pub fn tokenizer(source: &Source) -> Result<Tokenizer> {
+    let file = |name: &str| Ok(source.side_file(name)?.map(|bytes| bytes.into_owned()));
+    Tokenizer::load(source.label(), &file, source.config())
+}
+
+fn open_dense(name: &str, hub: &HubOptions, device: &Device) -> Result<Model> {
+    let source = open_source(name, hub)?;
+    if source.config().contains_key("softlm") {
+        user_bail!("{name} is already compressed"; "compress the model it was made from; its README.md names it");
+    }
+    Model::load(source, device)
+}
+
+/// What has to be equal for two runs to produce the same weights.
+fn fingerprint(
+    recipe: &Recipe,
+    model: &Model,
+    calibration: &Calibration,
+    stats: Option<&StatsStore>,
+) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(serde_json::to_string(recipe)?);
+    hash.update(model.source().fingerprint()?);
+    for corpus in &calibration.corpora {
+        hash.update(&corpus.sha256);
+    }
+    if let Some(stats) = stats {
+        hash.update(serde_json::to_string(&stats.origin)?);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Statistics in `dir`, checked against this run, or a new folder to fill.
+fn open_stats(dir: &Path, model: &Model, calibration: &Calibration, recipe: &Recipe) -> Result<StatsStore> {
+    if recipe.inputs != method::Inputs::Dense {
+        user_bail!(
+            "--stats holds activations of the original model, but {} calibrates behind compressed layers", recipe.method;
+            "add --inputs dense, or leave --stats out"
+        );
+    }
+    let origin = Origin::new(model.source(), model.blocks(), calibration.describe())?;
+    match StatsStore::open(dir)? {
+        None => StatsStore::create(dir, origin),
+        Some(store) => {
+            if store.origin.model_sha256 != origin.model_sha256 {
+                user_bail!(
+                    "{} was made from {}, whose weights differ from those of {}", dir.display(), store.origin.model, recipe.model;
+                    "collect statistics of this model, or name another folder"
+                );
+            }
+            let complete = (0..model.blocks()).all(|index| store.has(index));
+            if !complete && store.origin.texts != origin.texts {
+                user_bail!(
+                    "{} holds statistics of only some blocks, made from {}; this run would add those of {}",
+                    dir.display(), store.origin.texts.join("; "), calibration.describe();
+                    "finish them with the same text, or name another folder"
+                );
+            }
+            Ok(store)
+        }
+    }
+}
+
+/// Replacing an output must not delete what the run reads.
+fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Result<()> {
+    let Ok(output) = recipe.output.canonicalize() else { return Ok(()) };
+    let texts = calibration.corpora.iter().map(|corpus| Path::new(&corpus.origin));
+    for input in model.source().dir().into_iter().chain(recipe.stats.as_deref()).chain(texts) {
+        if input.canonicalize().is_ok_and(|path| path.starts_with(&output)) {
+            user_bail!(
+                "output {} holds {}, which this run reads: --force would delete it", recipe.output.display(), input.display();
+                "choose another -o"
+            );
+        }
+    }
+    Ok(())
+}
+
+impl Run<'_> {
+    /// Decides what becomes of each linear. Also returns the cross-linear weights, where they were used.
+    fn plan(&self, clock: &mut StageClock) -> Result<(Plan, Option<Vec<f64>>)> {
+        if self.recipe.allocation != AllocationRule::Global {
+            return Ok((allocate::by_shape(self.recipe, self.method, &self.model)?, None));
+        }
+        clock.stage("decomposing", self.model.blocks() as u64);
+        self.survey()?;
+        let weights = self.weights(clock)?;
+        let plan = allocate::by_energy(self, &weights)?;
+        Ok((plan, Some(weights)))
+    }
+
+    /// The compressed model and the original on every corpus, by the same protocol.
+    fn evaluate(&self, compressed: &Model, texts: &[EvalText], clock: &mut StageClock) -> Result<Vec<BeforeAfter>> {
+        let steps = |text: &EvalText| 2 * text.windows.len() * self.model.blocks();
+        clock.stage("evaluating", texts.iter().map(steps).sum::<usize>() as u64);
+        let measure = |text: &EvalText| -> Result<BeforeAfter> {
+            let (windows, name) = (&text.windows, &text.corpus.name);
+            let (after, before) = evaluate(compressed, Some(&self.model), name, windows, self.progress)?;
+            Ok(BeforeAfter { before: before.context("the original was not measured")?, after })
+        };
+        texts.iter().map(measure).collect::<Result<_>>().context("evaluating the result")
+    }
+}

@@ -1,0 +1,182 @@
+//! From corpus names to windows.
+
+use crate::hub::HubOptions;
+use crate::model::Model;
+use crate::recipe::Recipe;
+use crate::report::{CalibrationInfo, CorpusInfo};
+use crate::text::{self, Corpus, Sampling, Split, Tokenizer, Windows};
+use crate::user_bail;
+use anyhow::{Context, Result};
+
+/// The field's usual window.
+const USUAL_WINDOW: usize = 2048;
+/// Tokens kept apart from calibration to measure output errors on.
+const HELDOUT_TOKENS: usize = 1024;
+
+/// Windows to calibrate on.
+pub struct Calibration {
+    /// What enters the statistics.
+    pub windows: Windows,
+    /// What output errors are measured on.
+    pub heldout: Windows,
+    /// Where the text came from.
+    pub corpora: Vec<CorpusInfo>,
+    /// How the windows were chosen.
+    pub sampling: Sampling,
+}
+
+impl Calibration {
+    /// One line that says what was used; another text or choice of windows gives another line.
+    pub fn describe(&self) -> String {
+        let name = |c: &CorpusInfo| format!("{} (sha256 {:.12})", c.name, c.sha256);
+        let names: Vec<String> = self.corpora.iter().map(name).collect();
+        let choice = match self.sampling {
+            Sampling::First => "first".to_string(),
+            Sampling::Random { seed } => format!("random, seed {seed}"),
+        };
+        let (count, length) = (self.windows.len(), self.windows.window);
+        format!("{count} windows of {length} tokens ({choice}) of {}", names.join(", "))
+    }
+
+    /// The same for the report.
+    pub fn report(&self, recipe: &Recipe) -> CalibrationInfo {
+        let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_string();
+        CalibrationInfo {
+            corpora: self.corpora.clone(),
+            window: self.windows.window,
+            windows: self.windows.len(),
+            tokens: self.windows.len() * self.windows.window,
+            heldout_windows: self.heldout.len(),
+            sampling: name(serde_json::json!(recipe.sampling)),
+            seed: recipe.seed,
+            inputs: name(serde_json::json!(recipe.inputs)),
+        }
+    }
+}
+
+/// What to take of the calibration corpora.
+pub struct CalibrationWish<'a> {
+    /// Corpus names.
+    pub specs: &'a [String],
+    /// Windows over all corpora.
+    pub windows: usize,
+    /// Tokens per window, or the default.
+    pub window: Option<usize>,
+    /// Which of them.
+    pub sampling: Sampling,
+}
+
+/// Reads, tokenises and cuts the calibration text. Several corpora give equal numbers of windows.
+pub fn calibration(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    wish: &CalibrationWish,
+    hub: &HubOptions,
+) -> Result<Calibration> {
+    if wish.windows == 0 {
+        user_bail!("--calib-windows is 0"; "use at least 1");
+    }
+    let mut parts: Vec<(Windows, Windows)> = Vec::new();
+    let mut corpora = Vec::new();
+    let loaded: Vec<Corpus> =
+        wish.specs.iter().map(|spec| text::load(spec, Split::Calibration, hub)).collect::<Result<_>>()?;
+    let tokens: Vec<Vec<u32>> = loaded.iter().map(|c| tokenizer.encode(&c.text())).collect::<Result<_>>()?;
+    // One length for all windows: that of the corpus that allows the least.
+    let lengths = loaded.iter().zip(&tokens).map(|(c, t)| window_length(model, c, t.len(), wish.window));
+    let length = lengths.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(USUAL_WINDOW);
+    for (i, (corpus, tokens)) in loaded.iter().zip(&tokens).enumerate() {
+        let all = text::cut(tokens, length, length, None)
+            .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
+        let share = wish.windows / loaded.len() + usize::from(i < wish.windows % loaded.len());
+        let heldout = (HELDOUT_TOKENS / length / loaded.len()).max(1);
+        parts.push(text::split_heldout(&all, share, heldout, wish.sampling));
+        corpora.push(info(corpus));
+    }
+    let mut parts = parts.into_iter();
+    let Some((mut windows, mut heldout)) = parts.next() else {
+        user_bail!("no calibration text"; "name one with --calib, for example --calib sample")
+    };
+    for (w, h) in parts {
+        windows.rows.extend(w.rows);
+        heldout.rows.extend(h.rows);
+    }
+    Ok(Calibration { windows, heldout, corpora, sampling: wish.sampling })
+}
+
+/// A corpus cut for evaluation.
+pub struct EvalText {
+    /// Where it came from.
+    pub corpus: CorpusInfo,
+    /// Its windows.
+    pub windows: Windows,
+}
+
+/// How evaluation text is cut.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EvalProtocol {
+    /// Tokens per window, or the default.
+    pub window: Option<usize>,
+    /// Tokens between window starts; the window itself if absent.
+    pub stride: Option<usize>,
+    /// At most this many windows, the first ones.
+    pub max_windows: Option<usize>,
+    /// Begin each window with the tokenizer's BOS.
+    pub bos: bool,
+}
+
+/// Reads, tokenises and cuts evaluation corpora.
+pub fn evaluation(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    specs: &[String],
+    protocol: EvalProtocol,
+    hub: &HubOptions,
+) -> Result<Vec<EvalText>> {
+    if protocol.max_windows == Some(0) {
+        user_bail!("--max-windows is 0"; "use at least 1, or leave it out for all");
+    }
+    let bos = match (protocol.bos, tokenizer.bos()) {
+        (true, None) => {
+            user_bail!("--bos: the tokenizer of {} has no BOS token", model.source().label(); "leave --bos out")
+        }
+        (true, bos) => bos,
+        (false, _) => None,
+    };
+    let read = |spec: &String| -> Result<EvalText> {
+        let corpus = text::load(spec, Split::Evaluation, hub)?;
+        let tokens = tokenizer.encode(&corpus.text())?;
+        let window = window_length(model, &corpus, tokens.len(), protocol.window)?;
+        let windows = text::cut(&tokens, window, protocol.stride.unwrap_or(window), bos)
+            .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
+        let windows = match protocol.max_windows {
+            Some(n) => text::choose(&windows, n, Sampling::First),
+            None => windows,
+        };
+        Ok(EvalText { corpus: info(&corpus), windows })
+    };
+    specs.iter().map(read).collect()
+}
+
+/// The window asked for, or the usual one where the model allows it. The built-in sample is short: it is cut into at
+/// least four windows.
+fn window_length(model: &Model, corpus: &Corpus, tokens: usize, asked: Option<usize>) -> Result<usize> {
+    if let Some(window) = asked {
+        if window > model.context() {
+            user_bail!(
+                "a window of {window} tokens is longer than the model's context of {}", model.context();
+                "use a window of {} or less", model.context()
+            );
+        }
+        return Ok(window);
+    }
+    let usual = USUAL_WINDOW.min(model.context());
+    if corpus.origin == text::BUILT_IN && tokens < 4 * usual {
+        let quarter = (tokens / 4).max(2);
+        return Ok(1 << quarter.ilog2());
+    }
+    Ok(usual)
+}
+
+fn info(corpus: &Corpus) -> CorpusInfo {
+    CorpusInfo { name: corpus.name.clone(), origin: corpus.origin.clone(), sha256: corpus.sha256.clone() }
+}

@@ -1,0 +1,65 @@
+//! How small the result has to be, and sizes as people write them.
+
+use crate::user_bail;
+use anyhow::Result;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// How small the result has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// This fraction of the block linears' parameters.
+    Keep(f64),
+    /// At most this many parameters in the whole model.
+    ModelParams(u64),
+    /// At most this many bytes of weights in the whole model.
+    ModelBytes(u64),
+}
+
+/// `llama-7b-whiten-0.8` in the current folder, from what the model is called and how small it gets.
+pub(super) fn default_output(model: &str, method: &str, budget: &Budget) -> PathBuf {
+    let name = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
+    let size = match budget {
+        Budget::Keep(keep) => keep.to_string(),
+        Budget::ModelParams(params) => format!("{params}-params"),
+        Budget::ModelBytes(bytes) => format!("{bytes}-bytes"),
+    };
+    PathBuf::from(format!("{name}-{method}-{size}"))
+}
+
+/// `5GB`, `200MiB`, `1000000`: decimal and binary units.
+pub(super) fn parse_bytes(flag: &str, text: &str) -> Result<u64> {
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => user_bail!("{flag} {text}: unknown unit"; "use B, KB, MB, GB or KiB, MiB, GiB"),
+    };
+    match number.parse::<f64>() {
+        Ok(value) if value * scale >= 1.0 => Ok((value * scale) as u64),
+        _ => user_bail!("{flag} {text} is not a size"; "for example 5GB or 200MiB"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(parse_bytes("--x", "5GB").unwrap(), 5_000_000_000);
+        assert_eq!(parse_bytes("--x", "1.5MiB").unwrap(), 1_572_864);
+        assert_eq!(parse_bytes("--x", "123").unwrap(), 123);
+        assert!(parse_bytes("--x", "5XB").is_err());
+        assert!(parse_bytes("--x", "GB").is_err());
+        assert!(parse_bytes("--x", "0").is_err());
+    }
+}

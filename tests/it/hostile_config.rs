@@ -1,0 +1,129 @@
+//! A config.json that is wrong, incomplete or of another family: the error names the key or value and says what to do.
+
+use candle_core::Device;
+use serde_json::{Map, Value, json};
+use softlm::checkpoint::Source;
+use softlm::error::UserError;
+use softlm::model::{KNOWN_FAMILIES, Model};
+use std::fs;
+use std::path::Path;
+use tempfile::TempDir;
+
+const LLAMA: &str = "llama-tiny-bias";
+const GPT2: &str = "gpt2-tiny";
+
+/// A copy of a generated model with `key` changed to `value`, or removed when that is null.
+fn copy(model: &str, key: &str, value: Value) -> (TempDir, Result<Model, anyhow::Error>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(model);
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(&fs::read(folder.join("config.json")).expect("a config")).expect("JSON");
+    config.remove(key);
+    if !value.is_null() {
+        config.insert(key.to_string(), value);
+    }
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    fs::copy(folder.join("model.safetensors"), scratch.path().join("model.safetensors")).expect("copied");
+    let text = serde_json::to_string(&config).expect("JSON");
+    fs::write(scratch.path().join("config.json"), text).expect("written");
+    let model = Source::open(scratch.path()).and_then(|source| Model::load(source, &Device::Cpu));
+    (scratch, model)
+}
+
+/// The message and hint of a mistake that is the user's.
+#[track_caller]
+fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) {
+    let Err(error) = result else { panic!("{case}: accepted") };
+    let user = error.downcast_ref::<UserError>().unwrap_or_else(|| panic!("{case}: no user error: {error:?}"));
+    (format!("{error:#}"), user.hint_text().unwrap_or_default().to_string())
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_by_name() {
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0 });
+    let old_style = json!({ "type": "dynamic", "factor": 4.0 });
+    let cases: [(&str, &str, Value, &[&str]); 15] = [
+        (LLAMA, "model_type", json!("mamba"), &["mamba"]),
+        (LLAMA, "model_type", json!(7), &["model_type", "7"]),
+        (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
+        (LLAMA, "num_key_value_heads", json!(3), &["num_key_value_heads", "3", "4"]),
+        (GPT2, "n_head", json!(5), &["n_embd", "24", "n_head", "5"]),
+        (LLAMA, "rope_scaling", yarn, &["rope", "yarn"]),
+        (LLAMA, "rope_scaling", old_style, &["rope", "dynamic"]),
+        (LLAMA, "rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }), &["low_freq_factor"]),
+        (LLAMA, "rope_scaling", json!({ "rope_type": "linear", "factor": 0.0 }), &["factor"]),
+        (LLAMA, "hidden_act", json!("mish"), &["hidden_act", "mish"]),
+        (GPT2, "activation_function", json!("quick_gelu"), &["activation_function", "quick_gelu"]),
+        (LLAMA, "head_dim", json!(5), &["5", "odd"]),
+        (LLAMA, "hidden_size", json!(-24), &["hidden_size", "-24"]),
+        (LLAMA, "rms_norm_eps", json!("tiny"), &["rms_norm_eps", "tiny"]),
+        (GPT2, "scale_attn_by_inverse_layer_idx", json!(true), &["scale_attn_by_inverse_layer_idx", "true"]),
+    ];
+    for (model, key, value, named) in cases {
+        let case = format!("{model} with {key} = {value}");
+        let (message, _) = refusal(copy(model, key, value).1, &case);
+        for part in named {
+            assert!(message.contains(part), "{case}: {part:?} is not in {message:?}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_family_is_told_which_are_known() {
+    let (_, hint) = refusal(copy(LLAMA, "model_type", json!("mamba")).1, "mamba");
+    for family in KNOWN_FAMILIES {
+        assert!(hint.contains(family), "{family} is not in {hint:?}");
+    }
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    let llama = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"];
+    let gpt2 = ["n_embd", "n_layer", "n_head", "vocab_size"];
+    let both = llama.map(|key| (LLAMA, key)).into_iter().chain(gpt2.map(|key| (GPT2, key)));
+    for (model, key) in both.chain([(LLAMA, "model_type"), (GPT2, "model_type")]) {
+        let case = format!("{model} without {key}");
+        let (message, hint) = refusal(copy(model, key, Value::Null).1, &case);
+        assert!(message.contains(&format!("`{key}`")), "{case}: {message}");
+        assert!(!hint.is_empty(), "{case}: no hint");
+    }
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_named() {
+    let (_folder, model) = copy(LLAMA, "vocab_size", json!(96));
+    let model = model.expect("unchanged");
+    assert!(model.embed(&[&[0, 95], &[1, 2]]).is_ok());
+    let (message, hint) = refusal(model.embed(&[&[0, 95], &[1, 96]]), "id 96 of 96");
+    assert!(message.contains("token id 96") && message.contains("96 rows"), "{message}");
+    assert!(hint.contains("tokenizer"), "{hint}");
+}
+
+#[test]
+fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
+    let cases: [(&str, &str, usize, &[&str]); 7] = [
+        (LLAMA, "vocab_size", 100, &["model.embed_tokens.weight", "96", "100"]),
+        (LLAMA, "hidden_size", 48, &["model.embed_tokens.weight", "24", "48"]),
+        (LLAMA, "intermediate_size", 41, &["model.layers.0.mlp.gate_proj.weight", "40", "41"]),
+        (LLAMA, "num_key_value_heads", 2, &["model.layers.0.self_attn.k_proj.weight", "24", "12"]),
+        (LLAMA, "num_hidden_layers", 3, &["model.layers.2.", "missing"]),
+        (GPT2, "n_positions", 65, &["transformer.wpe.weight", "64", "65"]),
+        (GPT2, "n_inner", 97, &["transformer.h.0.mlp.c_fc.weight", "96", "97"]),
+    ];
+    for (model, key, size, named) in cases {
+        let case = format!("{model} with {key} = {size}");
+        let (message, hint) = refusal(copy(model, key, json!(size)).1, &case);
+        for part in named {
+            assert!(message.contains(part), "{case}: {part:?} is not in {message:?}");
+        }
+        assert!(!hint.is_empty(), "{case}: no hint");
+    }
+}
+
+#[test]
+fn a_window_longer_than_the_context_is_refused() {
+    let (_folder, model) = copy(GPT2, "n_positions", json!(64));
+    let model = model.expect("unchanged");
+    assert!(model.embed(&[&[1; 64]]).is_ok());
+    let (message, hint) = refusal(model.embed(&[&[1; 65]]), "65 of 64");
+    assert!(message.contains("65") && message.contains("64") && hint.contains("--window"), "{message}; {hint}");
+}
