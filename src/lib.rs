@@ -19,3 +19,4 @@ pub mod machine;
 pub mod recipe;
 pub mod job;
 pub mod pipeline;
+pub mod cli;

@@ -6,11 +6,19 @@ mod parity; // logits and perplexities of other implementations
 mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
+mod learn; // healing: better, deterministic, resumable
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason
 mod hostile_config; // a config.json that is wrong, incomplete or of another family
 mod text; // corpora, tokenizers and windows on real text
 mod report; // the report's views
+mod configs; // the recipes that come with the project
+mod memory; // one block at a time, whatever the depth
 #[cfg(feature = "hub")]
 mod hub; // fetching models and data sets, against a hub of our own that also misbehaves
+mod program; // runs the program itself, for the modules below
+mod cli; // streams, exit codes, JSON, gates, settings and corpora
+mod cli_methods; // every method through the program, on models of every kind
+mod cli_hostile; // input that cannot work is refused with a reason
+mod resume; // killed, interrupted and colliding runs

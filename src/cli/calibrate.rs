@@ -1,0 +1,85 @@
+//! `softlm calibrate`
+
+use super::page::print_result;
+use super::{Context, Outcome};
+use crate::calibrate::{self, Origin, States, StatsStore, collect};
+use crate::model::{Model, Site};
+use crate::pipeline::{self, CalibrationWish};
+use crate::progress::Progress;
+use crate::text::Sampling;
+use crate::user_bail;
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Calibrate {
+    /// Model: `demo`, a folder, or a hub id
+    #[arg(env = "SOFTLM_MODEL", required_unless_present = "merge")]
+    model: Option<String>,
+    /// Folder to write; what it already holds of the same text is kept
+    #[arg(short, long, env = "SOFTLM_STATS")]
+    output: PathBuf,
+    /// Instead of collecting: add up these folders of statistics
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["model", "calib"])]
+    merge: Option<Vec<PathBuf>>,
+    /// Calibration text: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas
+    #[arg(long, env = "SOFTLM_CALIB", value_delimiter = ',', default_value = "sample")]
+    calib: Vec<String>,
+    /// Windows of calibration text
+    #[arg(long, env = "SOFTLM_CALIB_WINDOWS", default_value_t = 128)]
+    calib_windows: usize,
+    /// Tokens per window [default: 2048 or the model's context]
+    #[arg(long, env = "SOFTLM_WINDOW")]
+    window: Option<usize>,
+    /// Seed of the random choice of windows
+    #[arg(long, env = "SOFTLM_SEED", default_value_t = 0)]
+    seed: u64,
+}
+
+impl Calibrate {
+    pub fn run(self, context: &Context) -> Result<Outcome> {
+        let origin = match &self.merge {
+            Some(folders) => calibrate::merge(folders, &self.output)?,
+            None => self.collect(context)?,
+        };
+        context.ui.finish();
+        print_result(&format!("{}: {} blocks of {}\n", self.output.display(), origin.blocks, origin.model))?;
+        Ok(Outcome::Fine)
+    }
+
+    fn collect(&self, context: &Context) -> Result<Origin> {
+        let name = self.model.as_deref().unwrap_or_default();
+        let model = Model::load(pipeline::open_source(name, &context.hub)?, &context.device)?;
+        let tokenizer = pipeline::tokenizer(model.source())?;
+        let wish = CalibrationWish {
+            specs: &self.calib,
+            windows: self.calib_windows,
+            window: self.window,
+            sampling: Sampling::Random { seed: self.seed },
+        };
+        let text = pipeline::calibration(&model, &tokenizer, &wish, &context.hub)?;
+        let origin = Origin::new(model.source(), model.blocks(), text.describe())?;
+        let store = match StatsStore::open(&self.output)? {
+            None => StatsStore::create(&self.output, origin)?,
+            Some(store) if store.origin == origin => store,
+            Some(_) => user_bail!(
+                "{} holds statistics of another model or text", self.output.display();
+                "choose another -o; --merge adds folders up"
+            ),
+        };
+        let mut states = States::embed(&model, &text.windows.ids())?;
+        let mut heldout = States::embed(&model, &text.heldout.ids())?;
+        context.ui.stage("calibrating", model.blocks() as u64);
+        for index in 0..model.blocks() {
+            let block = model.block(index)?;
+            if !store.has(index) {
+                store.put(index, &collect(&block, &states, &heldout, &Site::ALL)?)?;
+            }
+            states.advance(&block)?;
+            heldout.advance(&block)?;
+            context.ui.step(1)?;
+        }
+        Ok(store.origin)
+    }
+}

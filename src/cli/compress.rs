@@ -1,0 +1,68 @@
+//! `softlm compress`
+
+use super::page::{page_width, print_result, stdout_color};
+use super::values::{limit, switch};
+use super::{Context, Outcome};
+use crate::pipeline;
+use crate::recipe::Options;
+use crate::report;
+use crate::user_bail;
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Compress {
+    #[command(flatten)]
+    options: Options,
+    /// Recipe file (TOML); flags and environment go before it
+    #[arg(long, env = "SOFTLM_CONFIG", help_heading = "What")]
+    config: Option<PathBuf>,
+    /// Replace an existing output, and throw away the unfinished run of another recipe
+    #[arg(long, env = "SOFTLM_FORCE", value_parser = switch(), help_heading = "What")]
+    force: bool,
+    /// Fail (exit 1) when the perplexity on any --ppl corpus is above this
+    #[arg(long, env = "SOFTLM_MAX_PPL", value_parser = limit, help_heading = "Evaluation")]
+    max_ppl: Option<f64>,
+    /// Print the report as JSON
+    #[arg(long, env = "SOFTLM_JSON", value_parser = switch())]
+    json: bool,
+}
+
+impl Compress {
+    pub fn run(self, context: &Context) -> Result<Outcome> {
+        let options = match &self.config {
+            Some(path) => self.options.or_file(path)?,
+            None => self.options,
+        };
+        let recipe = options.resolve()?;
+        crate::machine::return_memory_early();
+        if self.max_ppl.is_some() && recipe.ppl.is_empty() {
+            user_bail!("--max-ppl needs a corpus, but --ppl is none"; "add --ppl sample");
+        }
+        let report = pipeline::compress(&recipe, self.force, &context.hub, &context.device, context.ui)?;
+        context.ui.finish();
+        if self.json {
+            print_result(&serde_json::to_string_pretty(&report)?)?;
+        } else {
+            print_result(&report::table(&report, page_width(), stdout_color()))?;
+            if context.verbose {
+                print_result(&report::details(&report))?;
+            }
+            context.ui.done(&format!("wrote {}", recipe.output.display()));
+        }
+        let mut outcome = Outcome::Fine;
+        for pair in &report.evaluation {
+            let after = &pair.after.perplexity;
+            if let Some(limit) = self.max_ppl.filter(|&limit| after.ppl > limit) {
+                let protocol = report::protocol(after);
+                context.ui.check_failed(&format!(
+                    "perplexity {:.4} on {} ({protocol}) is above --max-ppl {limit}",
+                    after.ppl, after.corpus
+                ));
+                outcome = Outcome::CheckFailed;
+            }
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,149 @@
+//! `softlm eval`
+
+use super::page::{page_width, print_result, stdout_color};
+use super::values::{fraction, limit, percentage, switch};
+use super::{Context, Outcome};
+use crate::eval::{Evaluation, evaluate};
+use crate::model::Model;
+use crate::pipeline::{self, EvalProtocol, EvalText};
+use crate::progress::Progress;
+use crate::report;
+use crate::user_bail;
+use anyhow::Result;
+use clap::Args;
+
+#[derive(Args)]
+pub struct Eval {
+    /// Model or output to measure: `demo`, a folder, or a hub id
+    #[arg(env = "SOFTLM_MODEL")]
+    model: String,
+    /// Corpora: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas
+    #[arg(long, env = "SOFTLM_PPL", value_delimiter = ',', default_value = "sample")]
+    ppl: Vec<String>,
+    /// Tokens per window [default: 2048 or the model's context]
+    #[arg(long, env = "SOFTLM_WINDOW")]
+    window: Option<usize>,
+    /// Tokens between window starts [default: the window]
+    #[arg(long, env = "SOFTLM_STRIDE")]
+    stride: Option<usize>,
+    /// Use at most this many windows per corpus, the first ones
+    #[arg(long, env = "SOFTLM_MAX_WINDOWS")]
+    max_windows: Option<usize>,
+    /// Begin each window with the tokenizer's BOS
+    #[arg(long, env = "SOFTLM_BOS", value_parser = switch())]
+    bos: bool,
+    /// Original model to compare with [default for an output: the model it was made from]
+    #[arg(long, env = "SOFTLM_AGAINST")]
+    against: Option<String>,
+    /// Fail (exit 1) when a perplexity is above this
+    #[arg(long, env = "SOFTLM_MAX_PPL", value_parser = limit, help_heading = "Checks")]
+    max_ppl: Option<f64>,
+    /// Fail (exit 1) when a perplexity is this much above the original's, for example 5%
+    #[arg(long, env = "SOFTLM_MAX_PPL_INCREASE", help_heading = "Checks", value_parser = percentage)]
+    max_ppl_increase: Option<f64>,
+    /// Fail (exit 1) when the most likely token agrees with the original's less often than this, 0..1 or a percentage
+    #[arg(long, env = "SOFTLM_MIN_TOP1", help_heading = "Checks", value_parser = fraction)]
+    min_top1: Option<f64>,
+    /// Print one JSON object
+    #[arg(long, env = "SOFTLM_JSON", value_parser = switch())]
+    json: bool,
+}
+
+/// One corpus: the model, and the original if there is one.
+struct Measured {
+    model: Evaluation,
+    base: Option<Evaluation>,
+}
+
+impl Eval {
+    pub fn run(self, context: &Context) -> Result<Outcome> {
+        let source = pipeline::open_source(&self.model, &context.hub)?;
+        let made_from = source.config().get("softlm").and_then(|s| s.get("base_model")?.as_str().map(str::to_string));
+        let model = Model::load(source, &context.device)?;
+        let base = self.base(made_from, context)?;
+        if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {
+            user_bail!("--max-ppl-increase and --min-top1 compare with an original"; "name it with --against");
+        }
+        if let Some(base) = base.as_ref().filter(|base| base.vocab() != model.vocab()) {
+            let (name, base_name) = (model.source().label(), base.source().label());
+            user_bail!(
+                "{name} has a vocabulary of {}, {base_name} one of {}: their predictions cannot be compared",
+                model.vocab(), base.vocab();
+                "--against must name the model that {name} was made from"
+            );
+        }
+        let tokenizer = pipeline::tokenizer(model.source())?;
+        let protocol =
+            EvalProtocol { window: self.window, stride: self.stride, max_windows: self.max_windows, bos: self.bos };
+        let texts = pipeline::evaluation(&model, &tokenizer, &self.ppl, protocol, &context.hub)?;
+        let measured =
+            texts.iter().map(|text| measure(&model, base.as_ref(), text, context.ui)).collect::<Result<Vec<_>>>()?;
+        context.ui.finish();
+        let evaluations: Vec<Evaluation> = measured.iter().map(|m| m.model.clone()).collect();
+        let baselines: Vec<Evaluation> = measured.iter().filter_map(|m| m.base.clone()).collect();
+        if self.json {
+            print_result(&report::eval_json(&self.model, &evaluations, &baselines).to_string())?;
+        } else {
+            let original = base.as_ref().map(|base| (base.source().label(), baselines.as_slice()));
+            let text = report::evaluation_table(&self.model, &evaluations, original, page_width(), stdout_color());
+            print_result(&text)?;
+        }
+        Ok(self.check(&measured, context))
+    }
+
+    /// The original to compare with. An output is never shown without the model it was made from.
+    fn base(&self, made_from: Option<String>, context: &Context) -> Result<Option<Model>> {
+        let name = match (&self.against, made_from) {
+            (Some(name), _) => name.clone(),
+            (None, Some(name)) => name,
+            (None, None) => return Ok(None),
+        };
+        match pipeline::open_source(&name, &context.hub) {
+            Ok(source) => Ok(Some(Model::load(source, &context.device)?)),
+            Err(e) if self.against.is_none() => {
+                user_bail!(
+                    "{} was made from {name}, which cannot be opened: {e:#}", self.model;
+                    "a compressed model is measured beside its original; name it with --against"
+                )
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Says on stderr which checks failed.
+    fn check(&self, measured: &[Measured], context: &Context) -> Outcome {
+        let mut outcome = Outcome::Fine;
+        let mut fail = |text: String| {
+            context.ui.check_failed(&text);
+            outcome = Outcome::CheckFailed;
+        };
+        for m in measured {
+            let ppl = &m.model.perplexity;
+            if let Some(limit) = self.max_ppl.filter(|&limit| ppl.ppl > limit) {
+                let protocol = report::protocol(ppl);
+                fail(format!("perplexity {:.4} on {} ({protocol}) is above --max-ppl {limit}", ppl.ppl, ppl.corpus));
+            }
+            let increase = m.base.as_ref().map(|base| ppl.ppl / base.perplexity.ppl - 1.0);
+            if let Some((limit, increase)) = self.max_ppl_increase.zip(increase).filter(|(limit, x)| x > limit) {
+                let (increase, limit) = (100.0 * increase, 100.0 * limit);
+                fail(format!(
+                    "perplexity on {} is {increase:.2} % above the original's, more than --max-ppl-increase {limit}%",
+                    ppl.corpus
+                ));
+            }
+            let top1 = m.model.divergence.as_ref().map(|d| d.top1);
+            if let Some((limit, top1)) = self.min_top1.zip(top1).filter(|(limit, top1)| top1 < limit) {
+                fail(format!("top-1 agreement on {} is {top1:.4}, below --min-top1 {limit}", ppl.corpus));
+            }
+        }
+        outcome
+    }
+}
+
+fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &dyn Progress) -> Result<Measured> {
+    let name = &text.corpus.name;
+    let models = 1 + usize::from(base.is_some());
+    progress.stage(&format!("evaluating {name}"), (models * text.windows.len() * model.blocks()) as u64);
+    let (model, base) = evaluate(model, base, name, &text.windows, progress)?;
+    Ok(Measured { model, base })
+}

@@ -1,0 +1,134 @@
+//! `softlm inspect`
+
+use super::page::{page_width, print_result, stdout_color};
+use super::values::switch;
+use super::{Context, Outcome};
+use crate::calibrate::StatsStore;
+use crate::checkpoint::Source;
+use crate::model::Model;
+use crate::pipeline::{self, checkpoint_sizes};
+use crate::report::{self, Report};
+use anyhow::{Context as _, Result};
+use clap::Args;
+use serde_json::{Value, json};
+use std::path::Path;
+
+#[derive(Args)]
+pub struct Inspect {
+    /// A model (`demo`, folder, hub id), an output, or a folder of statistics
+    what: String,
+    /// List every tensor
+    #[arg(long, env = "SOFTLM_TENSORS", value_parser = switch())]
+    tensors: bool,
+    /// Print one JSON object
+    #[arg(long, env = "SOFTLM_JSON", value_parser = switch())]
+    json: bool,
+}
+
+impl Inspect {
+    pub fn run(self, context: &Context) -> Result<Outcome> {
+        let path = Path::new(&self.what);
+        if path.join("stats.json").exists() {
+            return self.statistics(path);
+        }
+        let source = pipeline::open_source(&self.what, &context.hub)?;
+        if self.json {
+            print_result(&describe(&source, context)?.to_string())?;
+            return Ok(Outcome::Fine);
+        }
+        if let Some(report) = source.side_file("report.json")?.filter(|_| !self.tensors) {
+            let report: Report = serde_json::from_slice(&report).context("report.json is damaged")?;
+            print_result(&report::table(&report, page_width(), stdout_color()))?;
+            print_result(&report::details(&report))?;
+            return Ok(Outcome::Fine);
+        }
+        print_result(&self.listing(&source, context)?)?;
+        Ok(Outcome::Fine)
+    }
+
+    fn listing(&self, source: &Source, context: &Context) -> Result<String> {
+        let facts = describe(source, context)?;
+        let mut text = String::new();
+        for (key, value) in facts.as_object().into_iter().flatten().filter(|(key, _)| *key != "tensors") {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            text += &format!("{key:<16} {value}\n");
+        }
+        if self.tensors {
+            for tensor in facts["tensors"].as_array().into_iter().flatten() {
+                let name = tensor["name"].as_str().unwrap_or_default();
+                text +=
+                    &format!("{name:<56} {:<5} {}\n", tensor["dtype"].as_str().unwrap_or_default(), tensor["shape"]);
+            }
+        }
+        Ok(text)
+    }
+
+    fn statistics(&self, path: &Path) -> Result<Outcome> {
+        let store = StatsStore::open(path)?.context("no statistics")?;
+        let mut blocks = Vec::new();
+        for index in (0..store.origin.blocks).filter(|&i| store.has(i)) {
+            for (site, stats) in store.get(index)? {
+                blocks.push(json!({
+                    "block": index, "site": site.name(), "width": stats.width(), "tokens": stats.tokens,
+                    "heldout_tokens": stats.heldout.len() / stats.width().max(1),
+                }));
+            }
+        }
+        if self.json {
+            print_result(&json!({ "schema": 1, "origin": store.origin, "sites": blocks }).to_string())?;
+            return Ok(Outcome::Fine);
+        }
+        let origin = &store.origin;
+        let mut text = format!("model            {}\nblocks           {}\n", origin.model, origin.blocks);
+        for line in &origin.texts {
+            text += &format!("text             {line}\n");
+        }
+        for site in blocks {
+            text += &format!(
+                "block {:<4} {:<9} width {:<6} tokens {:<8} held out {}\n",
+                site["block"],
+                site["site"].as_str().unwrap_or_default(),
+                site["width"],
+                site["tokens"],
+                site["heldout_tokens"]
+            );
+        }
+        print_result(&text)?;
+        Ok(Outcome::Fine)
+    }
+}
+
+/// What the headers say. A model of an unknown family is still shown as tensors.
+fn describe(source: &Source, context: &Context) -> Result<Value> {
+    let (params, bytes) = checkpoint_sizes(source);
+    let shape = |name: &str| source.info(name).map(|info| info.shape.clone());
+    let tensors: Vec<Value> = source
+        .names()
+        .map(|name| {
+            let dtype = source.info(name).map(|info| format!("{:?}", info.dtype));
+            json!({ "name": name, "dtype": dtype, "shape": shape(name) })
+        })
+        .collect();
+    let mut facts = json!({
+        "model": source.label(),
+        "model_type": source.config().get("model_type"),
+        "parameters": params,
+        "bytes": bytes,
+        "files": source.files().len(),
+        "tensor_count": tensors.len(),
+    });
+    if let Some(section) = source.config().get("softlm") {
+        facts["softlm"] = section.clone();
+    }
+    // Opened a second time: a model takes its checkpoint over.
+    if let Ok(model) = pipeline::open_source(source.label(), &context.hub).and_then(|s| Model::load(s, &context.device))
+    {
+        facts["blocks"] = json!(model.blocks());
+        facts["hidden"] = json!(model.hidden());
+        facts["linears"] = json!(model.linears().len());
+        facts["vocabulary"] = json!(model.vocab());
+        facts["context"] = json!(model.context());
+    }
+    facts["tensors"] = json!(tensors);
+    Ok(facts)
+}

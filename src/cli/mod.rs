@@ -1,0 +1,187 @@
+//! The command line: one file per subcommand. Only this module prints.
+//!
+//! stdout carries the result, stderr everything else. Exit codes: 0 fine, 1 a check that was asked for failed, 2 error,
+//! 130 interrupted (the same command goes on from there).
+
+mod calibrate;
+mod compress;
+mod errors;
+mod eval;
+mod inspect;
+mod methods;
+mod page;
+mod ui;
+mod values;
+mod verify;
+
+use crate::hub::HubOptions;
+use crate::user_bail;
+use anyhow::Result;
+use candle_core::Device;
+use clap::{Args, Parser, Subcommand};
+use errors::{EXIT_CHECK, EXIT_OK, exit_code};
+use std::process::ExitCode;
+use ui::{ProgressMode, Ui, UiOptions};
+use values::switch;
+
+/// No machine has more cores; the system may refuse more threads.
+const MAX_THREADS: usize = 1024;
+/// The ways to ask for a size, as flag and variable.
+const SIZES: [(&str, &str); 4] = [
+    ("--keep", "SOFTLM_KEEP"),
+    ("--target-params", "SOFTLM_TARGET_PARAMS"),
+    ("--target-bytes", "SOFTLM_TARGET_BYTES"),
+    ("--block-keep", "SOFTLM_BLOCK_KEEP"),
+];
+
+/// Makes language models smaller by low-rank methods, and proves how good they still are.
+#[derive(Parser)]
+#[command(name = "softlm", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  softlm compress demo --method rom --keep 0.8 -o out   no network, no data set needed
+  softlm eval out --ppl sample                          perplexity beside that of the original
+  softlm methods whiten                                 what a method does, and its paper
+
+Exit codes: 0 fine, 1 a requested check failed, 2 error, 130 interrupted (run again to continue).";
+
+#[derive(Args)]
+struct Global {
+    /// Worker threads; the result is the same for any number [default: all cores]
+    #[arg(long, global = true, env = "SOFTLM_THREADS", help_heading = "Global")]
+    threads: Option<usize>,
+    /// Where to compute: cpu, cuda or cuda:N
+    #[arg(long, global = true, env = "SOFTLM_DEVICE", default_value = "cpu", help_heading = "Global")]
+    device: String,
+    /// Use nothing from the network that is not already in the cache
+    #[arg(long, global = true, env = "SOFTLM_OFFLINE", value_parser = switch(), help_heading = "Global")]
+    offline: bool,
+    /// Branch, tag or commit of a model on the hub
+    #[arg(long, global = true, env = "SOFTLM_REVISION", help_heading = "Global")]
+    revision: Option<String>,
+    /// How progress is shown on stderr
+    #[arg(long, global = true, env = "SOFTLM_PROGRESS", default_value = "auto", help_heading = "Global")]
+    progress: ProgressMode,
+    /// No progress and no notes
+    #[arg(short, long, global = true, env = "SOFTLM_QUIET", value_parser = switch(), help_heading = "Global")]
+    quiet: bool,
+    /// More detail
+    #[arg(short, long, global = true, env = "SOFTLM_VERBOSE", value_parser = switch(), help_heading = "Global")]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compress a model
+    Compress(Box<compress::Compress>),
+    /// Measure perplexity, and divergence from the original
+    Eval(eval::Eval),
+    /// Collect activation statistics once, to be used by several runs
+    Calibrate(calibrate::Calibrate),
+    /// Prove that a compressed model's folder is whole
+    Verify(verify::Verify),
+    /// Show what is in a checkpoint, an output or a folder of statistics
+    Inspect(inspect::Inspect),
+    /// List the methods, or explain one
+    Methods(methods::Methods),
+}
+
+/// What every command gets.
+struct Context<'a> {
+    ui: &'a Ui,
+    hub: HubOptions,
+    device: Device,
+    verbose: bool,
+}
+
+/// Whether a check that was asked for held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Fine,
+    CheckFailed,
+}
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    settle_environment();
+    let cli = Cli::parse();
+    let threads = set_threads(cli.global.threads);
+    let ui = Ui::new(UiOptions { progress: cli.global.progress, quiet: cli.global.quiet, verbose: cli.global.verbose });
+    let outcome = threads.and_then(|()| ui.stop_on_signals()).and_then(|()| run(cli, &ui));
+    let code = match outcome {
+        Ok(Outcome::Fine) => EXIT_OK,
+        Ok(Outcome::CheckFailed) => EXIT_CHECK,
+        Err(error) => {
+            ui.print_error(&error);
+            exit_code(&error)
+        }
+    };
+    ExitCode::from(code as u8)
+}
+
+fn run(cli: Cli, ui: &Ui) -> Result<Outcome> {
+    let mut hub = HubOptions::from_env();
+    hub.offline |= cli.global.offline;
+    hub.revision = cli.global.revision;
+    let device = device(&cli.global.device)?;
+    let context = Context { ui, hub, device, verbose: cli.global.verbose };
+    match cli.command {
+        Command::Compress(command) => command.run(&context),
+        Command::Eval(command) => command.run(&context),
+        Command::Calibrate(command) => command.run(&context),
+        Command::Verify(command) => command.run(&context),
+        Command::Inspect(command) => command.run(&context),
+        Command::Methods(command) => command.run(),
+    }
+}
+
+/// Makes the environment mean what people expect: an empty variable is one that is not set, and a size asked for by
+/// flag silences the sizes of the environment, which are other ways to ask.
+fn settle_environment() {
+    let asks_for = |flag: &str| std::env::args_os().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
+    let by_flag = SIZES.iter().any(|(flag, _)| asks_for(flag));
+    let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SOFTLM_"));
+    let dropped =
+        ours.filter(|(name, value)| value.is_empty() || by_flag && SIZES.iter().any(|(_, size)| name == size));
+    for (name, _) in dropped.collect::<Vec<_>>() {
+        // SAFETY: nothing else runs yet: this is the first thing the process does.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    if let Some(threads) = threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
+        user_bail!("--threads {threads} is not between 1 and {MAX_THREADS}"; "leave it out to use all cores");
+    }
+    // SAFETY: nothing else runs yet: only the arguments have been read.
+    unsafe {
+        if let Some(threads) = threads {
+            std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+        }
+        // A second pool, for sums and the like, whose threads wait actively and slow the first one down.
+        std::env::set_var("CANDLE_NUM_THREADS", "1");
+    }
+    Ok(())
+}
+
+fn device(name: &str) -> Result<Device> {
+    let ordinal = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    let Some(ordinal) = ordinal else { user_bail!("--device {name} is not known"; "use cpu, cuda or cuda:N") };
+    match Device::new_cuda(ordinal) {
+        Ok(device) => Ok(device),
+        Err(e) => {
+            user_bail!("--device {name} cannot be used: {e}"; "use --device cpu, or a build with --features cuda")
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Values of options that clap has no type for.
+
+use clap::builder::FalseyValueParser;
+
+/// A switch that an environment variable can turn on too: anything but `0`, `false`, `no`, `off` and nothing does.
+pub fn switch() -> FalseyValueParser {
+    FalseyValueParser::new()
+}
+
+/// A positive number to stay below. NaN, which nothing is above, would let everything pass.
+pub fn limit(text: &str) -> Result<f64, String> {
+    let value = number(text)?;
+    if value > 0.0 { Ok(value) } else { Err("must be above 0".to_string()) }
+}
+
+/// `5%` as 0.05.
+pub fn percentage(text: &str) -> Result<f64, String> {
+    let digits = text.strip_suffix('%').ok_or("write it as a percentage, for example 5%")?;
+    number(digits).map(|x| x / 100.0)
+}
+
+/// `0.9` or `90%`.
+pub fn fraction(text: &str) -> Result<f64, String> {
+    let value = if text.ends_with('%') { percentage(text)? } else { number(text)? };
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must lie between 0 and 1".to_string()) }
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    let value = text.trim().parse::<f64>().map_err(|e| e.to_string())?;
+    if value.is_finite() { Ok(value) } else { Err("must be a finite number".to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages_and_fractions_are_read() {
+        assert_eq!((percentage("5%"), percentage("2.5 %")), (Ok(0.05), Ok(0.025)));
+        assert_eq!((fraction("90%"), fraction("0.9"), limit("12.5")), (Ok(0.9), Ok(0.9), Ok(12.5)));
+    }
+
+    #[test]
+    fn what_would_let_everything_pass_is_refused() {
+        for text in ["nan", "inf", "-1", "0", ""] {
+            assert!(limit(text).is_err(), "{text}");
+        }
+        assert!(percentage("5").is_err() && percentage("nan%").is_err() && percentage("%").is_err());
+        assert!(fraction("nan").is_err() && fraction("1.1").is_err() && fraction("101%").is_err());
+    }
+}

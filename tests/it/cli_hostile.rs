@@ -1,0 +1,326 @@
+//! Input that cannot work: every case is refused with exit status 2, what is wrong with its value, and a way out.
+
+use crate::data::data;
+use crate::program::{FAST, Place, change_config, change_weights, copy_folder, finish};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn compress(model: &str) -> String {
+    format!("-q compress {model} --method rom --keep 0.6 {FAST} -o out")
+}
+
+/// What is refused leaves nothing behind.
+fn nothing_left(place: &Place) {
+    for name in ["out", "out.softlm-work"] {
+        assert!(!place.path(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn truncated_weights() {
+    let place = Place::new();
+    let weights = place.demo_folder("m").join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    for length in [0, 5, 8, 1000, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&weights, &bytes[..length]).unwrap();
+        let said = place.run(&compress("m")).refused(&["model.safetensors"]);
+        assert!(said.stderr.starts_with("error: "), "{}", said.stderr);
+        place.run("eval m").refused(&["model.safetensors"]);
+        nothing_left(&place);
+    }
+}
+
+/// Sets every bf16 element of a tensor, or the first.
+fn set(folder: &Path, tensor: &str, value: u16, all: bool) {
+    change_weights(folder, |tensors| {
+        let data = &mut tensors.get_mut(tensor).expect("a tensor of the model").2;
+        let end = if all { data.len() } else { 2 };
+        data[..end].as_chunks_mut::<2>().0.iter_mut().for_each(|x| *x = value.to_le_bytes());
+    });
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let place = Place::new();
+    let folder = place.demo_folder("m");
+    set(&folder, "model.layers.2.mlp.up_proj.weight", 0x7fc0, false);
+    for method in crate::program::METHODS {
+        let command = compress("m").replace("rom", method);
+        place.run(&command).refused(&["model.layers.2.mlp.up_proj.weight", "NaN"]);
+        assert!(!place.path("out").exists());
+        let _ = fs::remove_dir_all(place.path("out.softlm-work"));
+    }
+    place.run("eval m").refused(&["model.layers.2.mlp.up_proj.weight"]);
+    let said = place.run("verify m");
+    assert!(said.code == 1 && said.stdout.contains("model.layers.2.mlp.up_proj.weight"), "{}", said.stdout);
+}
+
+#[test]
+fn a_run_that_fails_before_its_first_block_leaves_nothing_behind() {
+    let place = Place::new();
+    set(&place.demo_folder("m"), "model.layers.0.self_attn.q_proj.weight", 0x7f80, false);
+    place.run(&compress("m")).refused(&["model.layers.0.self_attn.q_proj.weight"]);
+    nothing_left(&place);
+}
+
+#[test]
+fn activations_that_overflow() {
+    let place = Place::new();
+    let folder = place.demo_folder("m");
+    set(&folder, "model.layers.1.mlp.down_proj.weight", 0x7f61, true); // 3e38
+    place.run(&compress("m")).refused(&["block 1", "overflow"]);
+    place.run("eval m").refused(&["block 1", "infinite"]);
+    let folder = place.demo_folder("n");
+    set(&folder, "model.layers.2.input_layernorm.weight", 0x7f61, true);
+    for method in ["rom", "whiten", "lorap"] {
+        place.run(&compress("n").replace("rom", method).replace("out", method)).refused(&["block 2", "infinite"]);
+        assert!(!place.path("out").exists() && !place.path(method).exists());
+    }
+}
+
+#[test]
+fn a_vocabulary_larger_than_the_embedding() {
+    let place = Place::new();
+    let folder = place.demo_folder("m");
+    change_config(&folder, "vocab_size", json!(2048));
+    place.run(&compress("m")).refused(&["model.embed_tokens.weight", "1024", "2048"]);
+    change_config(&folder, "vocab_size", json!(512));
+    change_weights(&folder, |tensors| {
+        let (_, shape, data) = tensors.get_mut("model.embed_tokens.weight").expect("the embedding");
+        shape[0] = 512;
+        data.truncate(512 * 128 * 2);
+    });
+    place.run(&compress("m")).refused(&["token id", "512 rows"]);
+    place.run("eval m").refused(&["token id", "512 rows"]);
+    nothing_left(&place);
+}
+
+#[test]
+fn weights_of_another_shape_are_noticed_before_any_work() {
+    let place = Place::new();
+    let folder = place.demo_folder("m");
+    change_weights(&folder, |tensors| {
+        let (_, shape, _) = tensors.get_mut("model.layers.3.mlp.down_proj.weight").expect("the last linear");
+        shape.reverse();
+    });
+    let said =
+        place.run(&compress("m").replace("-q", "")).refused(&["model.layers.3.mlp.down_proj.weight", "[352, 128]"]);
+    assert!(!said.stderr.contains("compressing"), "{}", said.stderr);
+    change_weights(&folder, |tensors| drop(tensors.remove("model.layers.3.mlp.down_proj.weight")));
+    place.run(&compress("m")).refused(&["model.layers.3.mlp.down_proj.weight", "is missing"]);
+    nothing_left(&place);
+}
+
+#[test]
+fn texts_with_nothing_or_too_little_in_them() {
+    let place = Place::new();
+    for (name, text) in [("empty.txt", ""), ("blank.txt", " \n\n \n"), ("empty.jsonl", "\n"), ("bom.txt", "\u{feff}")] {
+        place.write(name, text);
+        place.run(&format!("{} --calib {name}", compress("demo"))).refused(&[name]);
+        place.run(&format!("eval demo --ppl {name}")).refused(&[name]);
+    }
+    place.write("short.txt", "Only a few words.");
+    place.run(&format!("{} --calib short.txt", compress("demo"))).refused(&["short.txt", "window of 64", "--window"]);
+    place.run(&format!("{} --ppl short.txt", compress("demo"))).refused(&["short.txt", "window of 64"]);
+    place.run("eval demo --ppl short.txt").refused(&["short.txt", "window of 512"]);
+    place.run("eval demo --ppl -").refused(&["stdin", "empty"]);
+    place.run(&format!("{} --calib nofile.txt", compress("demo"))).refused(&["nofile.txt"]);
+    place.run(&format!("{} --ppl nocorpus", compress("demo"))).refused(&["nocorpus", "sample, wikitext2, ptb, c4"]);
+    nothing_left(&place);
+}
+
+#[test]
+fn an_output_that_cannot_be_written() {
+    let place = Place::new();
+    place.write("file", "not a folder");
+    place.run(&compress("demo").replace("-o out", "-o file/out")).refused(&["file/out", "folder"]);
+    place.run(&compress("demo").replace("-o out", "-o file")).refused(&["file", "exists"]);
+    place.run(&compress("demo").replace("-o out", "-o file --force")).refused(&["file", "not written by softlm"]);
+    place.run(&compress("demo").replace("-o out", "-o ..")).refused(&[".."]);
+    assert_eq!(place.read("file"), b"not a folder");
+    if cfg!(target_os = "linux") {
+        place.run(&compress("demo").replace("-o out", "-o /proc/softlm-out")).refused(&["/proc/softlm-out"]);
+    }
+}
+
+/// A small disk of its own, or `None` where one may not be mounted.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(place: &Place, size: &str) -> Option<Self> {
+        let path = place.path("disk");
+        fs::create_dir_all(&path).unwrap();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&path).output();
+        if mount.is_ok_and(|output| output.status.success()) {
+            return Some(Self(path));
+        }
+        println!("skipped: no right to mount a small disk");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_noticed_first() {
+    let place = Place::new();
+    let Some(disk) = SmallDisk::mount(&place, "1m") else { return };
+    place.run(&compress("demo").replace("-o out", "-o disk/out")).refused(&["disk/out", "bytes free"]);
+    assert_eq!(fs::read_dir(&disk.0).unwrap().count(), 0, "nothing is left on it");
+    // Statistics are not part of that estimate: the disk fills up while they are written.
+    place.run("calibrate demo --calib-windows 3 --window 64 -o disk/stats").refused(&["disk/stats", "No space left"]);
+}
+
+#[test]
+fn a_disk_that_fills_up_during_the_run() {
+    let place = Place::new();
+    let Some(disk) = SmallDisk::mount(&place, "6m") else { return };
+    let line = "compress demo --method rom --keep 0.6 --calib-windows 8 --window 256 --ppl none -o disk/out";
+    let child = place.command(line).spawn().expect("the program starts");
+    place.wait_for("disk/out.softlm-work/block-00000.safetensors");
+    let filler = disk.0.join("filler");
+    // Writes what fits.
+    let _ = fs::write(&filler, vec![1; 8 << 20]);
+    finish(child).refused(&["disk/out", "No space left", "hint: free some space"]);
+    assert!(!disk.0.join("out").exists(), "no folder that looks finished");
+    fs::remove_file(&filler).unwrap();
+    place.run(line).fine();
+    place.run("verify disk/out").fine();
+}
+
+#[test]
+fn sizes_that_mean_nothing() {
+    let place = Place::new();
+    let cases = [
+        ("--keep 0", "--keep 0"),
+        ("--keep 1", "--keep 1"),
+        ("--keep 1.2", "1.2"),
+        ("--keep nan", "NaN"),
+        ("--keep -1", "-1"),
+        ("--keep inf", "inf"),
+        ("--keep 1e-9", "smallest possible keep"),
+        ("--target-params 1", "--target-params 1"),
+        ("--target-params 99999999", "99999999"),
+        ("--target-bytes 1KB", "1000"),
+        ("--target-bytes 5GB", "5000000000"),
+        ("--target-bytes 5parsec", "5parsec"),
+        ("--keep 0.5 --multiple-of 0", "--multiple-of is 0"),
+        ("--keep 0.5 --calib-windows 0", "--calib-windows is 0"),
+        ("--keep 0.5 --last-blocks 9", "9 blocks"),
+        ("--last-blocks 2 --block-keep 1.5", "1.5"),
+        ("--keep 0.5 --max-shard-size 0", "--max-shard-size 0"),
+        ("--keep 0.5 --threads 0", "--threads 0"),
+        ("--keep 0.5 --threads 99999", "--threads 99999"),
+        ("--keep 0.5 --device abacus", "abacus"),
+        ("--keep 0.5 --window 0", "window of 0"),
+        ("--keep 0.5 --window 1", "window of 1"),
+        ("--keep 0.5 --window 4096", "4096 tokens is longer than the model's context of 512"),
+        ("--keep 0.5 --eval-window 4096", "4096 tokens is longer than the model's context of 512"),
+        ("--keep 0.5 --max-windows 0", "--max-windows is 0"),
+        ("--keep 0.5 --rho nan --allocation lorap", "lorap"),
+    ];
+    for (flags, naming) in cases {
+        place.run(&format!("-q compress demo --method rom {flags} -o out")).refused(&[naming]);
+        nothing_left(&place);
+    }
+    for (flags, naming) in [
+        ("--window 4096", "4096"),
+        ("--window 0", "window of 0"),
+        ("--stride 0", "stride of 0"),
+        ("--window 64 --stride 65", "stride of 65"),
+        ("--max-windows 0", "--max-windows is 0"),
+    ] {
+        place.run(&format!("eval demo {flags}")).refused(&[naming]);
+    }
+    place.run("calibrate demo --calib-windows 0 -o stats").refused(&["--calib-windows is 0"]);
+}
+
+#[test]
+fn an_existing_output_is_replaced_only_when_asked_and_only_if_it_is_one() {
+    let place = Place::new();
+    fs::create_dir(place.path("out")).unwrap();
+    place.write("out/precious.txt", "diary");
+    place.run(&compress("demo")).refused(&["out", "already exists", "--force"]);
+    place.run(&format!("{} --force", compress("demo"))).refused(&["out", "not written by softlm"]);
+    assert_eq!(place.read("out/precious.txt"), b"diary");
+    assert_eq!(fs::read_dir(place.path("out")).unwrap().count(), 1);
+    assert!(!place.path("out.softlm-work").exists());
+
+    fs::remove_file(place.path("out/precious.txt")).unwrap();
+    place.run(&compress("demo")).fine();
+    let first = place.read("out/model.safetensors");
+    place.run(&compress("demo").replace("0.6", "0.5")).refused(&["already exists"]);
+    assert!(place.read("out/model.safetensors") == first);
+    place.write("out/old-notes.txt", "of the first output");
+    place.run(&compress("demo").replace("0.6", "0.5 --force")).fine();
+    assert!(place.read("out/model.safetensors") != first && !place.path("out/old-notes.txt").exists());
+    assert!(!place.path("out.softlm-work").exists());
+
+    // What the run reads must not be deleted by it.
+    place.demo_folder("out/base");
+    place.run(&format!("{} --force", compress("out/base"))).refused(&["out", "--force would delete it"]);
+    assert!(place.path("out/base/model.safetensors").exists());
+}
+
+#[test]
+fn models_that_are_not_there_or_not_readable() {
+    let place = Place::new();
+    place.run(&compress("./nomodel")).refused(&["./nomodel"]);
+    place.run(&compress("nobody/nothing")).refused(&["nobody/nothing", "HF_HUB_OFFLINE"]);
+    place.run(&compress("a/b/c/d")).refused(&["a/b/c/d"]);
+    let folder = place.demo_folder("m");
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    place.run(&compress("m")).refused(&["m has no weights"]);
+    place.write("m/model.gguf", "GGUF");
+    place.run(&compress("m")).refused(&["model.gguf", "original"]);
+    place.write("m/pytorch_model.bin", "pickle");
+    place.run(&compress("m")).refused(&["pytorch_model.bin", "pickle", "was not opened"]);
+
+    let other = place.demo_folder("other");
+    change_config(&other, "model_type", json!("mamba"));
+    place.run(&compress("other")).refused(&["mamba", "llama, gpt2"]);
+    place.run("eval other").refused(&["mamba", "llama, gpt2"]);
+    change_config(&other, "model_type", json!("llama"));
+    change_config(&other, "hidden_size", json!(-3));
+    place.run(&compress("other")).refused(&["hidden_size", "-3"]);
+    let bare = place.demo_folder("bare");
+    fs::remove_file(bare.join("tokenizer.json")).unwrap();
+    place.run(&compress("bare")).refused(&["bare", "tokenizer"]);
+    nothing_left(&place);
+}
+
+#[test]
+fn statistics_of_another_model_or_half_of_them() {
+    let place = Place::new();
+    place.run("calibrate demo --calib-windows 3 --window 64 -o stats").fine();
+    let folder = place.demo_folder("m");
+    set(&folder, "model.norm.weight", 0x3f80, false);
+    let whiten = |model: &str| compress(model).replace("rom", "whiten --weight unit --stats stats");
+    place.run(&whiten("m")).refused(&["stats", "demo", "m"]);
+    place.run("calibrate m --calib-windows 3 --window 64 -o stats").refused(&["stats"]);
+    fs::remove_file(place.path("stats/block-00002.safetensors")).unwrap();
+    place.run(&whiten("demo").replace("--window 64", "--window 32")).refused(&["stats", "only some blocks"]);
+    place.run("calibrate --merge stats,stats -o sum").refused(&["stats", "block 2"]);
+    assert!(!place.path("sum").exists());
+    place.run(&whiten("demo")).fine();
+    place.write("stats/stats.json", "{");
+    place.run(&whiten("demo").replace("-o out", "-o out2")).refused(&["stats/stats.json"]);
+    place.run(&whiten("demo").replace("--stats stats", "--stats m").replace("-o out", "-o out2")).refused(&["m"]);
+}
+
+#[test]
+fn models_with_other_vocabularies_are_not_compared() {
+    let Some(stories) = data("models/stories260k") else { return };
+    let place = Place::new();
+    copy_folder(&stories, &place.path("stories"));
+    for (model, against) in [("stories", "demo"), ("demo", "stories")] {
+        place.run(&format!("eval {model} --against {against} --window 64")).refused(&["512", "1024"]);
+    }
+}

@@ -1,0 +1,229 @@
+//! Healing through the whole pipeline: it helps, its result depends on nothing but the recipe, it can be stopped anywhere,
+//! and a training that goes wrong costs nothing.
+
+use candle_core::{DType, Device, Tensor};
+use softlm::checkpoint::Source;
+use softlm::hub::HubOptions;
+use softlm::learn::{HealOptions, Healed, Healing, heal};
+use softlm::model::{Block, Linear, Model, Role};
+use softlm::pipeline;
+use softlm::progress::{Interrupted, Progress};
+use softlm::recipe::Options;
+use softlm::report::Report;
+use softlm::text::{Sampling, cut, split_heldout};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+fn options(output: &Path) -> Options {
+    Options {
+        model: Some("demo".into()),
+        method: Some("rom".into()),
+        keep: Some(0.5),
+        allocation: Some(softlm::plan::AllocationRule::Even),
+        output: Some(output.to_path_buf()),
+        calib_windows: Some(24),
+        window: Some(64),
+        eval_window: Some(64),
+        max_windows: Some(16),
+        ..Options::default()
+    }
+}
+
+fn healed(output: &Path, steps: usize, lr: f64) -> Options {
+    Options { heal: Some(steps), heal_lr: Some(lr), heal_batch: Some(4), ..options(output) }
+}
+
+fn run(options: Options, progress: &dyn Progress) -> anyhow::Result<Report> {
+    let recipe = options.resolve()?;
+    pipeline::compress(&recipe, false, &HubOptions::default(), &Device::Cpu, progress)
+}
+
+fn weights(output: &Path) -> Vec<u8> {
+    std::fs::read(output.join("model.safetensors")).expect("the output has weights")
+}
+
+/// Stops the run once, after this many steps of healing.
+struct StopAfter {
+    healing: AtomicBool,
+    left: AtomicI64,
+}
+
+impl StopAfter {
+    fn steps(steps: i64) -> Self {
+        Self { healing: AtomicBool::new(false), left: AtomicI64::new(steps) }
+    }
+}
+
+impl Progress for StopAfter {
+    fn stage(&self, name: &str, _: u64) {
+        self.healing.store(name == "healing", Ordering::Relaxed);
+    }
+
+    fn step(&self, steps: u64) -> anyhow::Result<()> {
+        let counts = self.healing.load(Ordering::Relaxed);
+        if counts && self.left.fetch_sub(steps as i64, Ordering::Relaxed) <= steps as i64 {
+            return Err(Interrupted.into());
+        }
+        Ok(())
+    }
+
+    fn note(&self, _: &str) {}
+}
+
+#[test]
+fn healing_lowers_divergence_and_perplexity() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = run(options(&folder.path().join("before")), &()).unwrap();
+    let after = run(healed(&folder.path().join("after"), 40, 0.01), &()).unwrap();
+    assert!(before.healing.is_none());
+    let report = after.healing.as_ref().expect("healing is reported");
+    assert!(report.kl_after < 0.9 * report.kl_before, "{report:?}");
+    assert!(report.best_step > 0 && report.done <= 40 && report.tokens == report.done as u64 * 4 * 64);
+    let best = report.curve.iter().find(|point| point.step == report.best_step).unwrap();
+    assert_eq!(best.heldout_kl, Some(report.kl_after));
+    let last = report.curve.last().unwrap().loss.unwrap();
+    assert!(report.curve[1].loss.unwrap() > last, "{:?}", report.curve);
+    let ppl = |report: &Report| report.evaluation[0].after.perplexity.ppl;
+    let kl = |report: &Report| report.evaluation[0].after.divergence.as_ref().unwrap().kl;
+    assert!(ppl(&after) < ppl(&before) && kl(&after) < kl(&before), "{} {}", ppl(&after), ppl(&before));
+    assert_eq!(after.sizes, before.sizes);
+    let table = softlm::report::table(&after, 100, false);
+    assert!(table.contains("healing") && table.contains("held-out KL"), "{table}");
+    assert!(softlm::report::card(&after).contains("- Healing ("));
+    let json = serde_json::to_string(&after).unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), after);
+    let recipe = folder.path().join("after/softlm.toml");
+    assert_eq!(Options::default().or_file(&recipe).unwrap().resolve().unwrap().heal, 40);
+}
+
+#[test]
+fn an_interrupted_healing_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let steps = 24;
+    let expected = run(healed(&whole, steps, 0.01), &()).unwrap().healing.unwrap();
+    // Looks and saves are two steps apart: before the first, between two, and after the last step.
+    for stop in [1, 7, expected.done as i64] {
+        let output = folder.path().join(format!("stopped-{stop}"));
+        let error = run(healed(&output, steps, 0.01), &StopAfter::steps(stop)).expect_err("it was stopped");
+        assert!(error.downcast_ref::<Interrupted>().is_some(), "{error:#}");
+        assert!(!output.exists());
+        let report = run(healed(&output, steps, 0.01), &()).unwrap();
+        assert!(report.cost.resumed);
+        assert_eq!(report.healing.as_ref(), Some(&expected), "stopped after {stop} steps");
+        assert!(weights(&output) == weights(&whole), "stopped after {stop} steps");
+    }
+}
+
+#[test]
+fn a_training_that_explodes_leaves_the_result_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, wild) = (folder.path().join("plain"), folder.path().join("wild"));
+    run(options(&plain), &()).unwrap();
+    let report = run(healed(&wild, 8, 1e30), &()).unwrap().healing.unwrap();
+    assert_eq!((report.best_step, report.kl_after), (0, report.kl_before));
+    assert!(report.stopped.as_ref().is_some_and(|why| why.contains("loss was")), "{report:?}");
+    assert!(weights(&plain) == weights(&wild));
+}
+
+/// Heals llama-tiny-bias on made-up text after `install`, keeping blocks in `memory`.
+fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: usize) -> Healed {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama-tiny-bias");
+    let model = Model::load(Source::open(&folder).unwrap(), &Device::Cpu).unwrap();
+    let tokens: Vec<u32> = (0..240u32).map(|i| (7 + 31 * i + 5 * (i / 7)) % 96).collect();
+    let windows = cut(&tokens, 12, 12, None).unwrap();
+    let (train, heldout) = split_heldout(&windows, 16, 4, Sampling::First);
+    let work = tempfile::tempdir().unwrap();
+    let job = Healing {
+        model: &model,
+        install,
+        stored: &|_, _| Ok(DType::F32),
+        train: &train,
+        heldout: &heldout,
+        state: &work.path().join("state.safetensors"),
+        memory,
+        options: HealOptions { steps: 30, lr: 0.02, batch: 5, seed: 1 },
+    };
+    heal(&job, &()).unwrap()
+}
+
+#[test]
+fn a_model_that_does_not_fit_heals_to_the_same_bits() {
+    let install = |index: usize, block: &mut Block| {
+        if index == 1 {
+            let factor = |rows: usize, cols: usize| {
+                let values = (0..rows * cols).map(|i| (0.3 * (1.0 + i as f64).sin()) as f32).collect::<Vec<_>>();
+                Tensor::from_vec(values, (rows, cols), &Device::Cpu)
+            };
+            block.swap_linear(Role::Up, Linear::LowRank { a: factor(4, 24)?, b: factor(40, 4)?, bias: None })?;
+        }
+        Ok(())
+    };
+    let (kept, loaded) = (heal_tiny(&install, usize::MAX), heal_tiny(&install, 0));
+    assert!(kept.report.kl_after < kept.report.kl_before && kept.report == loaded.report, "{:?}", kept.report);
+    let bits = |healed: &Healed| -> Vec<Vec<f32>> {
+        let tensors = healed.factors.values().flat_map(|(a, b)| [a, b]);
+        tensors.map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    };
+    assert_eq!(kept.factors.keys().collect::<Vec<_>>(), [&(1, Role::Up)]);
+    assert_eq!(bits(&kept), bits(&loaded));
+}
+
+#[test]
+fn nothing_to_train_is_said() {
+    let healed = heal_tiny(&|_, _| Ok(()), usize::MAX);
+    assert!(healed.factors.is_empty() && healed.report.done == 0);
+    assert!(healed.report.stopped.is_some_and(|why| why.contains("nothing to train")));
+    assert!(healed.report.kl_before.abs() < 1e-6, "the dense model against itself");
+}
+
+#[test]
+fn bytes_depend_on_neither_threads_nor_kills() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = |threads: &str, output: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_softlm"));
+        command.args(["compress", "demo", "--method", "whiten", "--keep", "0.6", "--allocation", "even"]);
+        command.args(["--window", "64", "--calib-windows", "16", "--heal", "4", "--heal-batch", "5", "--ppl", "none"]);
+        command.args(["-q", "--threads", threads, "-o"]).arg(output);
+        command
+    };
+    let run = |threads: &str, name: &str| -> Vec<u8> {
+        let output = folder.path().join(name);
+        let done = command(threads, &output).output().expect("softlm runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        weights(&output)
+    };
+    let one = run("1", "one");
+    assert!(one == run("2", "two"), "two threads");
+    assert!(one == run("3", "three"), "three threads");
+    let mut child = command("2", &folder.path().join("killed")).spawn().expect("softlm runs");
+    let state = folder.path().join("killed.softlm-work/healing.safetensors");
+    while !state.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(one == run("2", "killed"), "killed after the first step");
+}
+
+#[test]
+fn mistakes_are_refused_with_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |change: &dyn Fn(&mut Options)| {
+        let mut options = healed(&folder.path().join("out"), 5, 0.01);
+        change(&mut options);
+        run(options, &()).expect_err("a mistake").to_string()
+    };
+    assert!(with(&|o| o.heal = None).contains("--heal STEPS"));
+    assert!(with(&|o| o.heal_lr = Some(f64::NAN)).contains("--heal-lr"));
+    assert!(with(&|o| o.heal_lr = Some(-1.0)).contains("--heal-lr -1"));
+    assert!(with(&|o| o.heal_batch = Some(0)).contains("--heal-batch is 0"));
+    let short = folder.path().join("short.txt");
+    std::fs::write(&short, "One line of text, which is not long enough for two windows of thirty tokens.").unwrap();
+    let error = with(&|o| {
+        o.calib = Some(vec![short.display().to_string()]);
+        o.window = Some(16);
+    });
+    assert!(error.contains("held-out text"), "{error}");
+}
