@@ -79,6 +79,11 @@ impl Job {
         self.dir.join(format!("survey-{index:05}.safetensors"))
     }
 
+    /// Where all components of block `index` are kept, for a learned method to choose from.
+    pub fn basis_file(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("basis-{index:05}.safetensors"))
+    }
+
     /// Where the finished tensors of block `index` are kept.
     pub fn block_file(&self, index: usize) -> PathBuf {
         self.dir.join(format!("block-{index:05}.safetensors"))

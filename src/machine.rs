@@ -72,6 +72,13 @@ impl<'a> StageClock<'a> {
         self.progress.stage(name, steps);
     }
 
+    /// Seconds spent in the stages of this name.
+    pub fn seconds(&self, name: &str) -> f64 {
+        let current = self.current.as_ref().filter(|(stage, _)| stage == name);
+        let before = self.stages.iter().find(|stage| stage.name == name).map_or(0.0, |stage| stage.seconds);
+        before + current.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64())
+    }
+
     /// Ends the last stage. `resumed` says whether an earlier run had done part of the work.
     pub fn finish(mut self, resumed: bool) -> Cost {
         self.end_stage();

@@ -5,50 +5,18 @@ use crate::plan::AllocationRule;
 use crate::text::Sampling;
 use crate::user_bail;
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+mod choices;
+mod learn;
 mod size;
 
+pub use choices::{SamplingRule, StoredType, WeightRule};
+pub use learn::{Learn, LearnOptions};
 pub use size::Budget;
 use size::{default_output, parse_bytes};
-
-/// What makes the energies of different linears comparable under `--allocation global`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightRule {
-    /// 1: energies as they are.
-    Unit,
-    /// 1 / ‖WX‖²: relative output error.
-    Energy,
-    /// The KL divergence measured when that linear alone is cut.
-    Kl,
-}
-
-/// Type the factors are stored in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum StoredType {
-    /// That of the weight they replace.
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats.
-    F16,
-    /// 16-bit brain floats.
-    Bf16,
-}
-
-/// Which windows of the calibration text are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum SamplingRule {
-    /// A seeded random choice.
-    Random,
-    /// The first ones.
-    First,
-}
 
 /// The options of `compress`, each as flag, as environment variable and as key of a recipe file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -58,7 +26,7 @@ pub struct Options {
     #[arg(env = "SOFTLM_MODEL")]
     pub model: Option<String>,
 
-    /// Method: svd, awsvd, lorap, rom or whiten
+    /// Method: svd, awsvd, lorap, rom, whiten, soft or soco
     #[arg(long, env = "SOFTLM_METHOD", help_heading = "What")]
     pub method: Option<String>,
 
@@ -132,7 +100,8 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_STATS", help_heading = "Calibration")]
     pub stats: Option<PathBuf>,
 
-    /// Afterwards train the factors for this many steps to predict what the original does [default: 0]
+    /// Afterwards train the factors for this many steps to predict what the original does [default: soft as many as
+    /// --steps, others 0]
     #[arg(long, env = "SOFTLM_HEAL", help_heading = "Healing")]
     pub heal: Option<usize>,
 
@@ -143,6 +112,10 @@ pub struct Options {
     /// Calibration windows per step of --heal [default: 8]
     #[arg(long, env = "SOFTLM_HEAL_BATCH", help_heading = "Healing")]
     pub heal_batch: Option<usize>,
+
+    /// What the learned methods are told.
+    #[command(flatten)]
+    pub learn: LearnOptions,
 
     /// Type the factors are stored in [default: auto, that of the weight]
     #[arg(long, env = "SOFTLM_DTYPE", help_heading = "Output")]
@@ -211,6 +184,7 @@ impl Options {
             heal: self.heal.or(file.heal),
             heal_lr: self.heal_lr.or(file.heal_lr),
             heal_batch: self.heal_batch.or(file.heal_batch),
+            learn: self.learn.or(file.learn),
             dtype: self.dtype.or(file.dtype),
             max_shard_size: self.max_shard_size.or(file.max_shard_size),
             ppl: self.ppl.or(file.ppl),
@@ -277,7 +251,23 @@ impl Options {
                 user_bail!("{flag} is 0"; "use at least 1");
             }
         }
-        let heal = self.heal.unwrap_or(0);
+        if allocation == AllocationRule::Learned && method.learned().is_none() {
+            user_bail!("--allocation learned belongs to the learned methods"; "other methods: even, uniform, global, last-blocks")
+        }
+        if allocation == AllocationRule::Global && method.learned().is_some() {
+            let name = method.card().name;
+            user_bail!("{name} learns where the budget goes"; "leave --allocation out, or force ranks with even or uniform")
+        }
+        let max_seconds = self.learn.seconds()?;
+        let learn = self.learn.resolve(method, self.window)?;
+        if learn.is_some() && self.inputs.is_some_and(|inputs| inputs != Inputs::Dense) {
+            user_bail!("learned methods start from the original model"; "leave --inputs out");
+        }
+        let healed = learn.as_ref().filter(|_| method.learned().is_some_and(|learned| learned.heals()));
+        let heal = self.heal.unwrap_or(healed.map_or(0, |learn| learn.steps));
+        if max_seconds.is_some() && learn.is_none() && heal == 0 {
+            user_bail!("--max-time limits training, but nothing is trained"; "add --heal STEPS, or leave it out");
+        }
         if heal == 0 && (self.heal_lr.is_some() || self.heal_batch.is_some()) {
             user_bail!("--heal-lr and --heal-batch need --heal STEPS"; "for example --heal 200");
         }
@@ -307,7 +297,9 @@ impl Options {
             stats: self.stats,
             heal,
             heal_lr,
-            heal_batch: self.heal_batch.unwrap_or(8),
+            heal_batch: self.heal_batch.unwrap_or(learn.as_ref().map_or(8, |learn| learn.batch)),
+            max_seconds,
+            learn,
             dtype: self.dtype.unwrap_or(StoredType::Auto),
             max_shard_bytes: parse_bytes("--max-shard-size", self.max_shard_size.as_deref().unwrap_or("5GB"))?,
             ppl: if ppl == ["none"] { Vec::new() } else { ppl },
@@ -340,6 +332,8 @@ pub struct Recipe {
     pub heal: usize,
     pub heal_lr: f64,
     pub heal_batch: usize,
+    pub max_seconds: Option<f64>,
+    pub learn: Option<Learn>,
     pub dtype: StoredType,
     pub max_shard_bytes: u64,
     pub ppl: Vec<String>,
@@ -380,6 +374,10 @@ impl Recipe {
             heal: Some(self.heal),
             heal_lr: (self.heal > 0).then_some(self.heal_lr),
             heal_batch: (self.heal > 0).then_some(self.heal_batch),
+            learn: LearnOptions {
+                max_time: self.max_seconds.map(|seconds| format!("{seconds}s")),
+                ..self.learn.as_ref().map(Learn::to_options).unwrap_or_default()
+            },
             dtype: Some(self.dtype),
             max_shard_size: Some(self.max_shard_bytes.to_string()),
             ppl: Some(ppl),

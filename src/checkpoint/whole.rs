@@ -89,5 +89,14 @@ fn is_explained(output: &Source, base: &Source, name: &str) -> bool {
     let linear = linear_of(name);
     base.info(name).is_some()
         || linear.is_some_and(|linear| in_base(linear) || fused_of(linear).is_some_and(in_base))
+        || is_new_bias(output, base, name)
         || (TIED.contains(&name) && TIED.iter().any(|other| tied_partner(output, base, other) == Some(name)))
+}
+
+/// Whether a learned method gave a linear the bias that its family does without.
+fn is_new_bias(output: &Source, base: &Source, name: &str) -> bool {
+    let Some(linear) = name.strip_suffix(".bias") else { return false };
+    let width = shape_of(base, linear).map(|(out, _)| out);
+    let found = output.info(name).map(|info| info.shape.as_slice());
+    is_softlm(output) && width.is_some() && found == width.as_slice().get(0..1)
 }

@@ -10,11 +10,12 @@
 //! In memory: the factors in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
 //! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
 
+use super::distil::Lesson;
 use super::patient::Patient;
 use super::schedule::{Decay, Schedule};
-use crate::model::{Block, Model, Role};
+use super::watch::Watch;
+use crate::model::{Block, Role};
 use crate::progress::Progress;
-use crate::text::Windows;
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -31,10 +32,8 @@ pub struct HealOptions {
     pub steps: usize,
     /// Learning rate, relative to the size of each factor.
     pub lr: f64,
-    /// Windows per step.
-    pub batch: usize,
-    /// Seed of the order of the windows.
-    pub seed: u64,
+    /// Seconds it may take, if there is a limit.
+    pub seconds: Option<f64>,
 }
 
 impl HealOptions {
@@ -46,20 +45,14 @@ impl HealOptions {
 
 /// Everything healing works with.
 pub struct Healing<'a> {
-    /// The original.
-    pub model: &'a Model,
+    /// The original and the text.
+    pub lesson: Lesson<'a>,
     /// Puts the compressed linears of a block into the original's.
     pub install: &'a dyn Fn(usize, &mut Block) -> Result<()>,
     /// The type that the factors of a linear will be stored in.
     pub stored: &'a dyn Fn(usize, Role) -> Result<DType>,
-    /// What to train on.
-    pub train: &'a Windows,
-    /// What to judge by.
-    pub heldout: &'a Windows,
     /// The file that makes it resumable.
     pub state: &'a Path,
-    /// Bytes that the linears of the original may take for all blocks to be kept in memory.
-    pub memory: usize,
     /// How long and how fast.
     pub options: HealOptions,
 }
@@ -118,14 +111,14 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
     let patient = Patient::new(job)?;
     let (mut optimiser, mut report) = (patient.optimiser()?, patient.before()?);
     let mut best = patient.snapshot()?;
+    let mut spent = 0.0;
     if job.state.exists() {
-        (report, best) = patient.resume(job.state, &mut optimiser)?;
+        (report, best, spent) = patient.resume(job.state, &mut optimiser)?;
         progress.step(report.done as u64)?;
     }
-    let schedule =
-        Schedule { steps: job.options.steps, warm_up: job.options.steps / 20, decay: Decay::Cosine, floor: 0.0 };
+    let watch = Watch::start(job.options.seconds, spent);
     let (mut loss, mut tokens) = (0.0, 0);
-    while report.done < job.options.steps && report.stopped.is_none() {
+    while report.done < report.steps && report.stopped.is_none() {
         let rows = patient.batch(report.done);
         let (sum, gradients) = patient.gradients(&rows)?;
         let step = report.done + 1;
@@ -133,12 +126,18 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
             report.stopped = Some(format!("the loss was {sum} at step {step}: the best state was restored"));
             break;
         }
+        let schedule = Schedule { steps: report.steps, warm_up: report.steps / 20, decay: Decay::Cosine, floor: 0.0 };
         optimiser.step(&gradients, schedule.factor(report.done))?;
         loss += sum;
         tokens += rows.iter().map(|row| row.len() - 1).sum::<usize>();
         report.done = step;
         report.tokens += rows.iter().map(|row| row.len() as u64).sum::<u64>();
-        if step % job.options.interval() == 0 || step == job.options.steps {
+        report.steps = watch.fitting(step, report.steps);
+        let over = watch.is_over();
+        if over {
+            report.stopped = Some(format!("the time was up after {step} steps"));
+        }
+        if step % job.options.interval() == 0 || step == report.steps || over {
             let kl = patient.heldout_kl()?;
             report.curve.push(HealPoint { step, loss: Some(loss / tokens as f64), heldout_kl: finite(kl) });
             (loss, tokens) = (0.0, 0);
@@ -148,7 +147,7 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
             } else if step - report.best_step >= PATIENCE * job.options.interval() {
                 report.stopped = Some(format!("no better state since step {}", report.best_step));
             }
-            patient.save(job.state, &optimiser, &report, &best)?;
+            patient.save(job.state, &optimiser, &report, &best, watch.elapsed())?;
         }
         progress.step(1)?;
     }

@@ -3,18 +3,27 @@
 //!
 //! [`loss_gradient`] turns final hidden states into a loss and the gradient on them, [`forward`] and [`backward`] take
 //! both through the blocks of a [`Student`], [`AdamW`] steps. [`heal`] is the whole road for factors that a closed form
-//! has made.
+//! has made, [`learn_spectra`] that of the methods which learn what to keep.
 
 mod adamw;
 mod backward;
+mod distil;
 mod heal;
 mod loss;
 mod patient;
 mod schedule;
+mod spectra;
+mod spectral_job;
+mod spectrum;
 mod state;
+mod watch;
 
 pub use adamw::{AdamW, AdamWOptions, Group};
 pub use backward::{Forward, Gradients, Student, backward, forward};
+pub use distil::Lesson;
 pub use heal::{HealOptions, HealPoint, HealReport, Healed, Healing, heal};
 pub use loss::{Objective, Teacher, divergence, loss_gradient};
 pub use schedule::{Decay, Schedule};
+pub use spectra::learn_spectra;
+pub use spectral_job::{Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralPoint, SpectralReport};
+pub use spectrum::{Components, SpectralRates};

@@ -1,14 +1,12 @@
 //! The compressed model under treatment beside the original: what [`heal`](super::heal()) does in one step.
 
 use super::adamw::{AdamW, AdamWOptions, Group};
-use super::backward::{Gradients, Student, backward, forward};
+use super::backward::Student;
+use super::distil::{Distillation, root_mean_square};
 use super::heal::{HealPoint, HealReport, Healing, finite};
-use super::loss::{Objective, Teacher, divergence, loss_gradient};
 use super::state::{decode, encode};
-use crate::calibrate::{BATCH_TOKENS, States};
 use crate::checkpoint::{TensorFile, write_tensors};
-use crate::model::{Block, Head, Role};
-use crate::text::shuffle;
+use crate::model::{Block, Role};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
@@ -38,43 +36,26 @@ impl Trained {
 /// The compressed model under treatment beside the original.
 pub(super) struct Patient<'a> {
     job: &'a Healing<'a>,
-    head: Head,
-    /// The original's blocks, if they fit.
-    original: Option<Vec<Block<'a>>>,
-    /// The compressed ones, if they fit.
+    distil: Distillation<'a>,
+    /// The compressed blocks, if they fit.
     compressed: Option<Vec<Block<'a>>>,
     trained: Vec<Trained>,
-    /// The original's final states of the held-out windows.
-    target: States,
 }
 
 impl<'a> Patient<'a> {
     /// Loads both models and makes the factors trainable.
     pub(super) fn new(job: &'a Healing<'a>) -> Result<Self> {
-        let model = job.model;
-        let bytes: usize = model.linears().iter().map(|spec| 4 * spec.params()).sum();
-        let load = || (0..model.blocks()).map(|index| model.block(index)).collect::<Result<_>>();
-        let original = if bytes <= job.memory { Some(load()?) } else { None };
-        let target = States::embed(model, &job.heldout.ids())?;
-        let mut patient = Self { job, head: model.head()?, original, compressed: None, trained: Vec::new(), target };
+        let distil = Distillation::new(job.lesson)?;
+        let mut patient = Self { job, distil, compressed: None, trained: Vec::new() };
         let mut compressed = Vec::new();
-        for index in 0..model.blocks() {
-            let original = patient.original(index)?;
-            patient.target.advance(&original)?;
-            let block = patient.adopt(index, original)?;
-            if patient.original.is_some() {
+        for index in 0..job.lesson.model.blocks() {
+            let block = patient.adopt(index, patient.distil.original(index)?)?;
+            if job.lesson.fits() {
                 compressed.push(block);
             }
         }
-        patient.compressed = patient.original.is_some().then_some(compressed);
+        patient.compressed = job.lesson.fits().then_some(compressed);
         Ok(patient)
-    }
-
-    fn original(&self, index: usize) -> Result<Block<'a>> {
-        match &self.original {
-            Some(blocks) => Ok(blocks[index].clone()),
-            None => self.job.model.block(index),
-        }
     }
 
     /// Makes the factors of a block trainable when it is seen for the first time.
@@ -92,6 +73,20 @@ impl<'a> Patient<'a> {
         Ok(block)
     }
 
+    fn student_block(&self, index: usize) -> Result<Block<'a>> {
+        if let Some(blocks) = &self.compressed {
+            return Ok(blocks[index].clone());
+        }
+        let mut block = self.distil.original(index)?;
+        (self.job.install)(index, &mut block)?;
+        block.map_weights(&mut |name, weight| {
+            let trained = self.in_block(index).find(|trained| trained.name == name);
+            Ok(trained.map_or_else(|| weight.clone(), |trained| trained.var.as_tensor().clone()))
+        })?;
+        block.set_differentiable(true);
+        Ok(block)
+    }
+
     fn in_block(&self, index: usize) -> impl Iterator<Item = &Trained> {
         self.trained.iter().filter(move |trained| trained.block == index)
     }
@@ -99,78 +94,35 @@ impl<'a> Patient<'a> {
     /// One group per factor: what a learning rate means depends on how large its entries are.
     pub(super) fn optimiser(&self) -> Result<AdamW> {
         let group = |trained: &Trained| -> Result<Group> {
-            let squares = f64::from(trained.var.sqr()?.mean_all()?.to_scalar::<f32>()?);
-            let lr = self.job.options.lr * squares.sqrt();
+            let lr = self.job.options.lr * root_mean_square(&trained.var)?;
             Ok(Group { lr, weight_decay: 0.0, parameters: vec![(trained.key(), trained.var.clone())] })
         };
         AdamW::new(self.trained.iter().map(group).collect::<Result<_>>()?, AdamWOptions::default())
     }
 
-    /// The windows of `step`: epoch after epoch, each in an order of its own.
+    /// The windows of `step`.
     pub(super) fn batch(&self, step: usize) -> Vec<&'a [u32]> {
-        let (windows, batch) = (&self.job.train.rows, self.job.options.batch);
-        let mut order: Vec<usize> = Vec::new();
-        let mut current = None;
-        let pick = |place: usize| {
-            let epoch = place / windows.len();
-            if current != Some(epoch) {
-                order = (0..windows.len()).collect();
-                shuffle(&mut order, self.job.options.seed.wrapping_add(epoch as u64 + 1));
-                current = Some(epoch);
-            }
-            windows[order[place % windows.len()]].ids.as_slice()
-        };
-        (step * batch..(step + 1) * batch).map(pick).collect()
+        self.distil.batch(step)
     }
 
-    /// The summed loss over `rows` and the clipped gradient of its mean, in parts that fit into memory.
+    /// The summed loss over `rows` and the clipped gradient of its mean.
     pub(super) fn gradients(&self, rows: &[&[u32]]) -> Result<(f64, Vec<Option<Tensor>>)> {
-        let length = rows.first().map_or(1, |row| row.len());
-        let scale = 1.0 / (rows.len() * (length - 1)).max(1) as f64;
-        let mut sum = 0.0;
-        let mut gradients = Gradients::new(self);
-        for rows in rows.chunks((BATCH_TOKENS / length).max(1)) {
-            let x = self.job.model.embed(rows)?;
-            let mut target = x.clone();
-            for index in 0..self.job.model.blocks() {
-                let y = self.original(index)?.forward(&target, &mut ())?;
-                target = y.context("a forward pass without a tap was stopped")?;
-            }
-            let pass = forward(self, &x)?;
-            let teacher = Teacher { head: &self.head, states: &target };
-            let (loss, gradient) =
-                loss_gradient(&self.head, &pass.output, Some(teacher), rows, &Objective::DISTIL, scale)?;
-            sum += loss;
-            if !loss.is_finite() {
-                break;
-            }
-            backward(self, pass, gradient, &mut gradients)?;
-        }
+        let (sum, mut gradients) = self.distil.gradients(self, rows)?;
         gradients.clip(CLIP)?;
         Ok((sum, gradients.all()))
     }
 
     /// Mean KL on the held-out windows, with the factors as they would be stored.
     pub(super) fn heldout_kl(&self) -> Result<f64> {
-        let ids = self.job.heldout.ids();
-        let mut states = States::embed(self.job.model, &ids)?;
-        for index in 0..self.blocks() {
-            let mut block = self.block(index)?;
+        self.distil.heldout_kl(&|index| {
+            let mut block = self.student_block(index)?;
             block.map_weights(&mut |name, weight| {
                 let stored = self.in_block(index).find(|trained| trained.name == name).map(|trained| trained.stored);
                 let weight = weight.detach();
                 Ok(stored.map_or(Ok(weight.clone()), |dtype| weight.to_dtype(dtype)?.to_dtype(DType::F32))?)
             })?;
-            states.advance(&block)?;
-        }
-        let mut rows = ids.as_slice();
-        let mut sum = 0.0;
-        for (states, target) in states.batches().iter().zip(self.target.batches()) {
-            let (these, others) = rows.split_at(states.dim(0)?);
-            sum += divergence(&self.head, states, Teacher { head: &self.head, states: target }, these)?;
-            rows = others;
-        }
-        Ok(sum / ids.iter().map(|row| row.len() - 1).sum::<usize>() as f64)
+            Ok(block)
+        })
     }
 
     /// Whether there is nothing to train.
@@ -188,10 +140,10 @@ impl<'a> Patient<'a> {
             steps: options.steps,
             done: 0,
             best_step: 0,
-            batch: options.batch,
+            batch: self.job.lesson.batch,
             lr: options.lr,
             tokens: 0,
-            heldout_tokens: self.job.heldout.tokens(),
+            heldout_tokens: self.job.lesson.heldout.tokens(),
             kl_before: kl,
             kl_after: kl,
             stopped: self.is_empty().then(|| "no linear is factorised: there is nothing to train".to_string()),
@@ -205,17 +157,25 @@ impl<'a> Patient<'a> {
     }
 
     /// Writes everything that a resumed run needs.
-    pub(super) fn save(&self, path: &Path, optimiser: &AdamW, report: &HealReport, best: &[Tensor]) -> Result<()> {
+    pub(super) fn save(
+        &self,
+        path: &Path,
+        optimiser: &AdamW,
+        report: &HealReport,
+        best: &[Tensor],
+        seconds: f64,
+    ) -> Result<()> {
         let mut tensors = optimiser.state()?;
         for (trained, best) in self.trained.iter().zip(best) {
             tensors.push(encode(format!("now.{}", trained.key()), &trained.var)?);
             tensors.push(encode(format!("best.{}", trained.key()), best)?);
         }
-        write_tensors(path, &tensors, &BTreeMap::from([("report".to_string(), serde_json::to_string(report)?)]))
+        let facts = [("report", serde_json::to_string(report)?), ("seconds", seconds.to_string())];
+        write_tensors(path, &tensors, &BTreeMap::from(facts.map(|(key, value)| (key.to_string(), value))))
     }
 
-    /// Goes back to what [`Patient::save`] wrote; returns the report and the best factors so far.
-    pub(super) fn resume(&self, path: &Path, optimiser: &mut AdamW) -> Result<(HealReport, Vec<Tensor>)> {
+    /// Goes back to what [`Patient::save`] wrote; returns the report, the best factors so far and the seconds spent.
+    pub(super) fn resume(&self, path: &Path, optimiser: &mut AdamW) -> Result<(HealReport, Vec<Tensor>, f64)> {
         let file = TensorFile::open(path)?;
         let report = file.metadata().get("report").context("a saved state lacks its report")?;
         let report = serde_json::from_str(report).with_context(|| format!("{} is damaged", path.display()))?;
@@ -228,7 +188,8 @@ impl<'a> Patient<'a> {
             trained.var.set(&read("now")?)?;
             best.push(read("best")?);
         }
-        Ok((report, best))
+        let seconds = file.metadata().get("seconds").and_then(|text| text.parse().ok());
+        Ok((report, best, seconds.context("a saved state lacks its time")?))
     }
 
     /// `best`, sorted by linear.
@@ -256,21 +217,11 @@ fn factor(name: &str) -> Option<(Role, bool)> {
 
 impl Student for Patient<'_> {
     fn blocks(&self) -> usize {
-        self.job.model.blocks()
+        self.job.lesson.model.blocks()
     }
 
     fn block(&self, index: usize) -> Result<Block<'_>> {
-        if let Some(blocks) = &self.compressed {
-            return Ok(blocks[index].clone());
-        }
-        let mut block = self.original(index)?;
-        (self.job.install)(index, &mut block)?;
-        block.map_weights(&mut |name, weight| {
-            let trained = self.in_block(index).find(|trained| trained.name == name);
-            Ok(trained.map_or_else(|| weight.clone(), |trained| trained.var.as_tensor().clone()))
-        })?;
-        block.set_differentiable(true);
-        Ok(block)
+        self.student_block(index)
     }
 
     fn parameters(&self, index: usize) -> Vec<Var> {

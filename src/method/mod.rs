@@ -8,12 +8,19 @@ mod heldout;
 mod lorap;
 mod output_pca;
 mod rom;
+mod soco;
+mod soft;
+mod spectral;
 mod svd;
 mod whiten;
 
 pub use awsvd::input_scales;
 pub use heldout::{HeldoutCurve, heldout_curve};
 pub use lorap::ffn_keep;
+pub use soft::soft_gate;
+pub use spectral::{
+    Basis, Controlled, Pace, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Unit, Worth, ratios,
+};
 
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
@@ -22,7 +29,8 @@ use crate::user_bail;
 use anyhow::{Context, Result};
 
 /// Every method, in the order in which the documentation explains them.
-pub static METHODS: &[&dyn Method] = &[&svd::PlainSvd, &awsvd::Awsvd, &lorap::Lorap, &rom::Rom, &whiten::Whiten];
+pub static METHODS: &[&dyn Method] =
+    &[&svd::PlainSvd, &awsvd::Awsvd, &lorap::Lorap, &rom::Rom, &whiten::Whiten, &soft::Soft, &soco::Soco];
 
 /// The method called `name` on the command line.
 pub fn by_name(name: &str) -> Result<&'static dyn Method> {
@@ -35,6 +43,14 @@ pub fn by_name(name: &str) -> Result<&'static dyn Method> {
 /// The names of all methods, separated by commas.
 pub fn names() -> String {
     METHODS.iter().map(|method| method.card().name).collect::<Vec<_>>().join(", ")
+}
+
+/// The decomposition that a learned method starts from.
+pub fn of_basis(basis: Basis) -> &'static dyn Method {
+    match basis {
+        Basis::Weight => &svd::PlainSvd,
+        Basis::Whitened => &whiten::Whiten,
+    }
 }
 
 /// W ≈ B A, cut to any rank: the first r columns of `b` (m, k) and rows of `a` (k, n).
@@ -123,6 +139,10 @@ pub trait Method: Sync {
     ) -> Result<Vec<usize>> {
         let _ = (entering, inner, gate, up, down, keep);
         anyhow::bail!("{} does not prune channels", self.card().name)
+    }
+    /// What the method trains, if it learns by gradients which components to keep.
+    fn learned(&self) -> Option<&'static dyn Spectral> {
+        None
     }
     /// Splits `w` (m, n) into components, most valuable first. `stats` is given when [`Method::needs`] asks for it.
     /// Any Gram matrix is legal: singular, zero, of one token.

@@ -8,7 +8,7 @@
 
 use super::attention::causal_attention;
 use super::grad;
-use super::ids::{LinearSpec, Role, Site};
+use super::ids::{LinearSpec, Role, Site, Stored};
 use super::linear::Linear;
 use super::ops::{Activation, Norm, add, is_finite};
 use super::rope::Rope;
@@ -88,7 +88,13 @@ pub struct Model {
 impl Model {
     /// Recognises the family of `source` and checks names and shapes. Reads no weight.
     pub fn load(mut source: Source, device: &Device) -> Result<Self> {
-        let layout = super::family::layout(&mut source, device)?;
+        let mut layout = super::family::layout(&mut source, device)?;
+        // A compressed model may have biases where its family has none.
+        if source.config().contains_key("softlm") {
+            for spec in layout.linears.iter_mut().filter(|spec| spec.stored == Stored::Plain) {
+                spec.bias |= source.info(&format!("{}.bias", spec.name)).is_some();
+            }
+        }
         super::check::check(&source, &layout)?;
         Ok(Self { source, layout, device: device.clone() })
     }

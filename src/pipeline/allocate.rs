@@ -11,16 +11,67 @@ use anyhow::Result;
 /// The plan of every rule that looks at shapes alone.
 pub fn by_shape(recipe: &Recipe, method: &dyn Method, model: &Model) -> Result<Plan> {
     let items: Vec<Item> = model.linears().iter().map(Item::from).collect();
-    let target = target(recipe, model)?;
-    match recipe.allocation {
+    let extra = extra(recipe, method, model);
+    let target = without(target(recipe, model)?, extra, &items)?;
+    let plan = match recipe.allocation {
         AllocationRule::Lorap => lorap(recipe, &items, target, false),
         AllocationRule::Uniform if method.prunes_channels() => lorap(recipe, &items, target, true),
         AllocationRule::Even => plan::even(&items, target, recipe.multiple_of),
         AllocationRule::Uniform => plan::uniform(&items, target, recipe.multiple_of),
         AllocationRule::LastBlocks => last_blocks(recipe, &items, target),
-        // Without spectra the best that can be said is that the budget is feasible.
-        AllocationRule::Global => plan::even(&items, target, recipe.multiple_of),
+        // Without spectra or scores the best that can be said is that the budget is feasible.
+        AllocationRule::Global | AllocationRule::Learned => plan::even(&items, target, recipe.multiple_of),
+    }?;
+    Ok(with(plan, extra))
+}
+
+/// The plan of a learned method: what its components are worth decides, unless the recipe forces ranks.
+pub fn by_worth(recipe: &Recipe, method: &dyn Method, model: &Model, worth: &[Vec<f64>]) -> Result<Plan> {
+    if recipe.allocation != AllocationRule::Learned {
+        return by_shape(recipe, method, model);
     }
+    let sorted = |worth: &Vec<f64>| {
+        let mut sorted = worth.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted
+    };
+    let specs = model.linears().iter().zip(worth);
+    let items: Vec<Item> = specs.map(|(spec, w)| Item { energy: Some(sorted(w)), ..Item::from(spec) }).collect();
+    let extra = extra(recipe, method, model);
+    let target = without(target(recipe, model)?, extra, &items)?;
+    let options = GlobalOptions { multiple_of: recipe.multiple_of, ..GlobalOptions::default() };
+    Ok(with(plan::global(&items, target, options)?, extra))
+}
+
+/// Numbers that the method stores beside the factors whatever the plan: biases that the original does not have.
+fn extra(recipe: &Recipe, method: &dyn Method, model: &Model) -> usize {
+    let trains = method.learned().zip(recipe.learn.as_ref()).map(|(learned, learn)| learned.trains(&learn.settings));
+    if !trains.is_some_and(|trains| trains.deviation) {
+        return 0;
+    }
+    model.linears().iter().filter(|spec| !spec.bias).map(|spec| spec.out).sum()
+}
+
+/// What of `target` is left for the linears once `extra` numbers are paid for.
+fn without(target: Target, extra: usize, items: &[Item]) -> Result<Target> {
+    if extra == 0 {
+        return Ok(target);
+    }
+    let total = items.iter().map(Item::params).sum();
+    let budget = target.budget(total)?;
+    match budget.checked_sub(extra) {
+        Some(left) if left > 0 => Ok(Target::Params(left)),
+        _ => user_bail!(
+            "the budget of {budget} parameters is less than the {extra} of the output deviations";
+            "keep more, or add --deviation false"
+        ),
+    }
+}
+
+fn with(mut plan: Plan, extra: usize) -> Plan {
+    plan.kept += extra;
+    plan.budget += extra;
+    plan
 }
 
 /// The plan of the rule that compares linears by weighted energy.

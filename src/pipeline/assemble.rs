@@ -3,7 +3,7 @@
 use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
 use super::stored::weight_name;
-use super::{Run, allocate};
+use super::{Run, Shrunk, allocate};
 use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
 use crate::learn::HealReport;
 use crate::method::Needs;
@@ -27,8 +27,11 @@ pub fn check_space(run: &Run) -> Result<()> {
     let survey = if run.recipe.allocation == AllocationRule::Global { 4 * linears } else { 0 };
     // Healed blocks, and for every factor its value, the best one and two moments.
     let healing = if run.recipe.heal > 0 { model_bytes + 16 * linears } else { 0 };
+    // All components take at most twice the linears in f32; what is trained has a value, the best one and two moments.
+    let trains = run.method.learned().zip(run.recipe.learn.as_ref()).map(|(learned, l)| learned.trains(&l.settings));
+    let learning = trains.map_or(0, |trains| if trains.basis { 40 * linears } else { 8 * linears });
     // Compressed blocks and final weights are each smaller than the original.
-    let needed = 2 * model_bytes + survey + healing;
+    let needed = 2 * model_bytes + survey + learning + healing;
     let dir = run.job.file("");
     let free = free_space(&dir)?;
     if free < needed {
@@ -113,13 +116,13 @@ fn config(run: &Run, plan: &Plan) -> Result<Map<String, Value>> {
 /// Gathers the report.
 pub fn report(
     run: &Run,
-    plan: &Plan,
-    weights: Option<Vec<f64>>,
+    shrunk: Shrunk,
     healing: Option<HealReport>,
     output: &Source,
     evaluation: Vec<BeforeAfter>,
     cost: Cost,
 ) -> Result<Report> {
+    let Shrunk { plan, weights, learning } = shrunk;
     let source = run.model.source();
     let mut linears = Vec::new();
     for index in 0..run.model.blocks() {
@@ -155,6 +158,7 @@ pub fn report(
         },
         sizes: sizes(run, output)?,
         linears,
+        learning,
         healing,
         evaluation,
         machine: crate::machine::describe(&device_name(run.model.device())),
@@ -193,6 +197,10 @@ fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
     for spec in run.model.linears() {
         for part in ["weight", "factor_a.weight", "factor_b.weight"] {
             after.insert(format!("{}.{part}", spec.name));
+        }
+        // A bias that the original does not have is part of what it is replaced by.
+        if !spec.bias {
+            after.insert(format!("{}.bias", spec.name));
         }
     }
     for info in after.iter().filter_map(|name| output.info(name)) {

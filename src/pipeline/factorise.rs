@@ -233,6 +233,7 @@ pub(super) fn dense_report(spec: &LinearSpec) -> LinearReport {
         weight: None,
         note: None,
         seconds: 0.0,
+        learned: None,
     }
 }
 

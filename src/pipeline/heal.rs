@@ -3,7 +3,7 @@
 use super::block::FinishedBlock;
 use super::{Run, stored};
 use crate::checkpoint::Dtype;
-use crate::learn::{HealOptions, HealReport, Healed, Healing, heal};
+use crate::learn::{HealOptions, HealReport, Healed, Healing, Lesson, heal};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::model::{Block, LinearSpec, Role};
@@ -20,17 +20,30 @@ const STATE: &str = "healing.safetensors";
 impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
-        if self.recipe.heal > 0 && self.calibration.heldout.is_empty() {
+        let trains = self.recipe.heal > 0 || self.recipe.learn.is_some();
+        if trains && self.calibration.heldout.is_empty() {
             user_bail!(
-                "--heal needs held-out text, but the calibration text is a single window";
+                "training needs held-out text, but the calibration text is a single window";
                 "give more --calib text, or a smaller --window"
             );
         }
         Ok(())
     }
 
-    /// Heals the finished blocks if the recipe says so.
-    pub(super) fn heal(&self, clock: &mut StageClock) -> Result<Option<HealReport>> {
+    /// The original and the text to train on.
+    pub(super) fn lesson(&self, batch: usize) -> Lesson<'_> {
+        Lesson {
+            model: &self.model,
+            train: &self.calibration.windows,
+            heldout: &self.calibration.heldout,
+            batch,
+            seed: self.recipe.seed,
+            memory: BLOCKS_IN_MEMORY,
+        }
+    }
+
+    /// Heals the finished blocks if the recipe says so; learning took `spent` seconds.
+    pub(super) fn heal(&self, spent: f64, clock: &mut StageClock) -> Result<Option<HealReport>> {
         let recipe = self.recipe;
         if recipe.heal == 0 {
             return Ok(None);
@@ -46,18 +59,14 @@ impl Run<'_> {
         };
         let state = self.job.file(STATE);
         let job = Healing {
-            model: &self.model,
+            lesson: self.lesson(recipe.heal_batch),
             install: &install,
             stored: &stored,
-            train: &self.calibration.windows,
-            heldout: &self.calibration.heldout,
             state: &state,
-            memory: BLOCKS_IN_MEMORY,
             options: HealOptions {
                 steps: recipe.heal,
                 lr: recipe.heal_lr,
-                batch: recipe.heal_batch,
-                seed: recipe.seed,
+                seconds: recipe.max_seconds.map(|seconds| seconds - spent),
             },
         };
         let healed = heal(&job, self.progress).context("healing")?;
@@ -95,12 +104,12 @@ impl Run<'_> {
         specs.find(|spec| spec.id.role == role).with_context(|| format!("block {index} has no {role}"))
     }
 
-    fn factor_dtype(&self, spec: &LinearSpec) -> Result<Dtype> {
+    pub(super) fn factor_dtype(&self, spec: &LinearSpec) -> Result<Dtype> {
         stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)
     }
 }
 
-fn matrix(tensor: &Tensor) -> Result<Mat> {
+pub(super) fn matrix(tensor: &Tensor) -> Result<Mat> {
     let (rows, cols) = tensor.dims2()?;
     Ok(Mat::from_f32_rows(rows, cols, &tensor.flatten_all()?.to_vec1::<f32>()?))
 }

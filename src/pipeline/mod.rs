@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! model, text → plan → per block: calibrate, factorise, store → (heal) → assemble, evaluate, verify → publish
+//!               learned methods: decompose → train → fold      ↗
 //! ```
 //! Allocation across linears needs every spectrum first: a survey of the dense model decomposes all linears, keeps what
 //! lies below break-even on disk, and the plan is made from that.
@@ -12,6 +13,7 @@ mod block;
 mod waves;
 mod survey;
 mod factorise;
+mod learn;
 mod heal;
 mod allocate;
 mod assemble;
@@ -25,6 +27,7 @@ use crate::checkpoint::Source;
 use crate::eval::evaluate;
 use crate::hub::HubOptions;
 use crate::job::Job;
+use crate::learn::SpectralReport;
 use crate::machine::StageClock;
 use crate::method::{self, Method};
 use crate::model::Model;
@@ -48,6 +51,15 @@ pub(crate) struct Run<'a> {
     stats: Option<StatsStore>,
     job: Job,
     progress: &'a dyn Progress,
+}
+
+/// What became of the linears, and how that was decided.
+pub(crate) struct Shrunk {
+    plan: Plan,
+    /// Cross-linear weights, where they were used.
+    weights: Option<Vec<f64>>,
+    /// What learning did, for a method that learns.
+    learning: Option<SpectralReport>,
 }
 
 /// Compresses as `recipe` says and returns the report that was written beside the weights.
@@ -104,12 +116,11 @@ pub fn compress_windows(
         progress.note("continuing an interrupted run");
     }
 
-    let (plan, weights) = run.plan(&mut clock)?;
-    run.factorise(&plan, &mut clock)?;
-    let healing = run.heal(&mut clock)?;
+    let shrunk = run.shrink(&mut clock)?;
+    let healing = run.heal(clock.seconds("learning"), &mut clock)?;
 
     clock.stage("writing", run.model.blocks() as u64);
-    let dir = assemble::weights(&run, &plan)?;
+    let dir = assemble::weights(&run, &shrunk.plan)?;
     let output = Source::open(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.device())?;
     let evaluation = run.evaluate(&compressed, eval_texts, &mut clock)?;
@@ -119,8 +130,8 @@ pub fn compress_windows(
         anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
     }
     let resumed = run.job.resumed();
-    let report =
-        assemble::report(&run, &plan, weights, healing, compressed.source(), evaluation, clock.finish(resumed))?;
+    let cost = clock.finish(resumed);
+    let report = assemble::report(&run, shrunk, healing, compressed.source(), evaluation, cost)?;
     assemble::documents(&run, &dir, &report)?;
     run.job.publish()?;
     Ok(report)
@@ -223,6 +234,17 @@ fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Re
 }
 
 impl Run<'_> {
+    /// Compresses every linear: learned, or planned and factorised.
+    fn shrink(&self, clock: &mut StageClock) -> Result<Shrunk> {
+        if let Some((learned, options)) = self.method.learned().zip(self.recipe.learn.as_ref()) {
+            let (plan, report) = self.learn(learned, options, clock)?;
+            return Ok(Shrunk { plan, weights: None, learning: Some(report) });
+        }
+        let (plan, weights) = self.plan(clock)?;
+        self.factorise(&plan, clock)?;
+        Ok(Shrunk { plan, weights, learning: None })
+    }
+
     /// Decides what becomes of each linear. Also returns the cross-linear weights, where they were used.
     fn plan(&self, clock: &mut StageClock) -> Result<(Plan, Option<Vec<f64>>)> {
         if self.recipe.allocation != AllocationRule::Global {

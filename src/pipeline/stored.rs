@@ -5,7 +5,7 @@
 
 use crate::checkpoint::{NamedTensor, Source};
 use crate::linalg::Mat;
-use crate::model::{Linear, LinearSpec, Role, Stored};
+use crate::model::{Linear, LinearSpec, Model, Role, Stored};
 use crate::recipe::StoredType;
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -41,6 +41,49 @@ pub fn factors(spec: &LinearSpec, b: &Mat, a: &Mat, rank: usize, dtype: Dtype) -
         encode(format!("{name}.factor_a.weight"), &a.row_range(0..rank), dtype)?,
         encode(format!("{name}.factor_b.weight"), &b.col_range(0..rank), dtype)?,
     ])
+}
+
+/// A weight that was put together again, in its source's layout; a part of a fused matrix stands on its own.
+pub fn dense(spec: &LinearSpec, w: &Mat, dtype: Dtype) -> Result<NamedTensor> {
+    match &spec.stored {
+        Stored::Conv1d { fused, .. } if *fused == spec.name => encode(weight_name(spec), &w.transpose(), dtype),
+        _ => encode(format!("{}.weight", spec.name), w, dtype),
+    }
+}
+
+/// The biases of the linears of a block after `deviations` were added: (out) each, those of a fused matrix together.
+/// A linear without a bias gets one.
+pub fn biases(
+    model: &Model,
+    deviations: &[(LinearSpec, Vec<f32>)],
+    dtype: impl Fn(&LinearSpec) -> Result<Dtype>,
+) -> Result<Vec<NamedTensor>> {
+    let mut parts: Vec<(String, usize, Vec<f32>, Dtype)> = Vec::new();
+    for (spec, deviation) in deviations {
+        let (name, start) = match &spec.stored {
+            Stored::Plain => (format!("{}.bias", spec.name), 0),
+            Stored::Conv1d { fused, start } => (format!("{fused}.bias"), *start),
+        };
+        let mut values = deviation.clone();
+        if let Some(bias) = model.bias(spec)? {
+            values.iter_mut().zip(bias.to_vec1::<f32>()?).for_each(|(value, bias)| *value += bias);
+        }
+        let dtype = model.source().info(&name).map_or_else(|| dtype(spec), |info| Ok(info.dtype))?;
+        parts.push((name, start, values, dtype));
+    }
+    parts.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    let mut tensors: Vec<NamedTensor> = Vec::new();
+    for (name, _, values, dtype) in parts {
+        let (_, _, _, bytes) = encode(name.clone(), &Mat::from_f32_rows(1, values.len(), &values), dtype)?;
+        match tensors.last_mut().filter(|last| last.0 == name) {
+            Some((_, _, shape, all)) => {
+                shape[0] += values.len();
+                all.extend(bytes);
+            }
+            None => tensors.push((name, dtype, vec![values.len()], bytes)),
+        }
+    }
+    Ok(tensors)
 }
 
 /// A part of a fused matrix, on its own and unchanged: `<name>.weight` (out, in).
@@ -102,8 +145,14 @@ pub fn linear(
     device: &Device,
 ) -> Result<Option<Linear>> {
     let find = |name: String| tensors.iter().find(|t| t.0 == name).map(|t| decode(t, device)).transpose();
+    let start = match &spec.stored {
+        Stored::Plain => 0,
+        Stored::Conv1d { start, .. } => *start,
+    };
     let bias = match find(weight_name(spec).replace(".weight", ".bias"))? {
-        Some(pruned) => Some(pruned),
+        // Channels were removed, or a deviation was added; the parts of a fused matrix share one.
+        Some(changed) if changed.dim(0)? > spec.out => Some(changed.narrow(0, start, spec.out)?.contiguous()?),
+        Some(changed) => Some(changed),
         None => bias,
     };
     if let (Some(a), Some(b)) =

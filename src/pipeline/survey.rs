@@ -94,12 +94,17 @@ impl Run<'_> {
         match self.recipe.weight {
             WeightRule::Unit => Ok(vec![1.0; energies.len()]),
             WeightRule::Energy => Ok(energies.iter().map(|e| ratio(1.0, e.iter().sum())).collect()),
-            WeightRule::Kl => self.kl_weights(&energies, clock),
+            WeightRule::Kl => self.kl_weights(&energies, &|spec, rank| self.cut_linear(spec, rank), clock),
         }
     }
 
-    /// KL measured with one linear cut to its share of the budget, divided by the energy that cut drops.
-    fn kl_weights(&self, energies: &[Vec<f64>], clock: &mut StageClock) -> Result<Vec<f64>> {
+    /// KL measured with one linear cut to its share of the budget by `cut`, divided by the energy that cut drops.
+    pub(super) fn kl_weights(
+        &self,
+        energies: &[Vec<f64>],
+        cut: &dyn Fn(&LinearSpec, usize) -> Result<Linear>,
+        clock: &mut StageClock,
+    ) -> Result<Vec<f64>> {
         let path = self.job.file("weights.json");
         // Measured by the run that was interrupted; a half-written file does not parse.
         let earlier = std::fs::read_to_string(&path).ok();
@@ -114,7 +119,7 @@ impl Run<'_> {
             .linears()
             .iter()
             .zip(&ranks)
-            .map(|(spec, &rank)| Variant { id: spec.id, load: Box::new(move || self.cut_linear(spec, rank)) })
+            .map(|(spec, &rank)| Variant { id: spec.id, load: Box::new(move || cut(spec, rank)) })
             .collect();
         let windows = self.kl_windows();
         clock.stage("measuring", (variants.len() * self.model.blocks()) as u64);

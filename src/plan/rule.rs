@@ -13,6 +13,8 @@ pub enum AllocationRule {
     Uniform,
     /// Across linears by weighted energy, keeping some dense.
     Global,
+    /// As with `global`, by what a learned method found every component to be worth.
+    Learned,
     /// Only the last blocks (`--last-blocks`), as in LLM-ROM.
     LastBlocks,
     /// More rank for v and o than for q and k, narrower feed-forward layers, as in LoRAP.

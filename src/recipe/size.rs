@@ -49,9 +49,32 @@ pub(super) fn parse_bytes(flag: &str, text: &str) -> Result<u64> {
     }
 }
 
+/// `90s`, `20m`, `1.5h`: a time in seconds. A number alone is seconds.
+pub(super) fn parse_seconds(flag: &str, text: &str) -> Result<f64> {
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit.trim() {
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => user_bail!("{flag} {text}: unknown unit"; "use s, m or h"),
+    };
+    match number.parse::<f64>() {
+        Ok(value) if value > 0.0 => Ok(value * scale),
+        _ => user_bail!("{flag} {text} is not a time"; "for example 90s, 20m or 1.5h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        let read = |text| parse_seconds("--x", text);
+        assert_eq!([read("90").unwrap(), read("20m").unwrap(), read("1.5h").unwrap()], [90.0, 1200.0, 5400.0]);
+        assert!(read("0").is_err() && read("m").is_err() && read("5d").is_err() && read("-1s").is_err());
+    }
 
     #[test]
     fn sizes_are_read_with_their_units() {

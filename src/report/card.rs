@@ -4,7 +4,7 @@ use super::evaluation::{Pair, comparable, ppl, protocol};
 use super::format::{change, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
 use super::layout::plain;
-use super::table::{calibration, healing, machine, pairs, size_cells};
+use super::table::{calibration, healing, learning, machine, pairs, size_cells};
 use super::{Report, format};
 use crate::eval::Perplexity;
 use std::fmt::Write;
@@ -218,6 +218,10 @@ fn provenance(report: &Report) -> String {
                 let _ = writeln!(out, "  - {name}: {origin}, sha256 {}", code(&corpus.sha256));
             }
         }
+    }
+    if let Some(info) = &report.learning {
+        let text = escape(&learning(info));
+        let _ = writeln!(out, "- Learning (which components to keep, by distillation to the original): {text}.");
     }
     if let Some(info) = &report.healing {
         let _ =

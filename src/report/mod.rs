@@ -14,7 +14,7 @@ pub use grid::details;
 pub use table::table;
 
 use crate::eval::Evaluation;
-use crate::learn::HealReport;
+use crate::learn::{HealReport, SpectralReport};
 use serde::{Deserialize, Serialize};
 
 /// Version of `report.json`.
@@ -41,6 +41,9 @@ pub struct Report {
     pub sizes: Sizes,
     /// One entry per linear, in block order.
     pub linears: Vec<LinearReport>,
+    /// How a learned method was trained; absent for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning: Option<SpectralReport>,
     /// What `--heal` did after that; absent without it. Everything in `linears` was measured before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healing: Option<HealReport>,
@@ -172,6 +175,32 @@ pub struct LinearReport {
     pub note: Option<String>,
     /// Seconds spent on it.
     pub seconds: f64,
+    /// What a learned method made of its components.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<LearnedSpectrum>,
+}
+
+/// The components of one linear after learning, in the order of their size at the start. Four digits each.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LearnedSpectrum {
+    /// Size, in the recipe's unit.
+    pub sigma: Vec<f64>,
+    /// What it is multiplied with; 0 when it was dropped.
+    pub gates: Vec<f64>,
+    /// What it was worth when it was kept or dropped.
+    pub worth: Vec<f64>,
+}
+
+impl LearnedSpectrum {
+    /// Rounds everything to four digits.
+    pub fn new(sigma: &[f64], gates: &[f64], worth: &[f64]) -> Self {
+        let short = |values: &[f64]| values.iter().map(|&x| four_digits(x)).collect();
+        Self { sigma: short(sigma), gates: short(gates), worth: short(worth) }
+    }
+}
+
+fn four_digits(x: f64) -> f64 {
+    format!("{x:.3e}").parse().unwrap_or(x)
 }
 
 /// One corpus, before and after, by the same protocol.

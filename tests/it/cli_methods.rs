@@ -1,7 +1,7 @@
 //! Every method through the program, on a model with grouped keys and values, on a tied one, and on a fused one.
 
 use crate::data::data;
-use crate::program::{FAST, METHODS, Place, copy_folder, tensors};
+use crate::program::{FAST, METHODS, Place, copy_folder, quickly, tensors};
 use serde_json::Value;
 use softlm::report::Report;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn report(place: &Place, output: &str) -> Report {
 fn every_method_meets_its_budget_and_its_output_is_whole() {
     let place = Place::new();
     for method in METHODS {
-        place.run(&format!("compress demo --method {method} --keep 0.6 {FAST} -o {method}")).fine();
+        place.run(&format!("compress demo {} --keep 0.6 {FAST} -o {method}", quickly(method))).fine();
         let said = place.run(&format!("verify {method} --against demo --json")).fine();
         let verified: Value = serde_json::from_str(&said.stdout).expect("one JSON value");
         assert_eq!(verified["problems"].as_array().map(Vec::len), Some(0), "{method}: {verified}");
@@ -45,8 +45,9 @@ fn keys_and_values_of_grouped_attention_are_compressed() {
     let place = Place::new();
     for method in METHODS {
         // Shared out evenly where a method would leave some dense.
-        let rule = if method == "whiten" { "--allocation even" } else { "" };
-        place.run(&format!("compress demo --method {method} --keep 0.6 {rule} --ppl none {FAST} -o {method}")).fine();
+        let rule = if ["whiten", "soft", "soco"].contains(&method) { "--allocation even" } else { "" };
+        let method_flags = quickly(method);
+        place.run(&format!("compress demo {method_flags} --keep 0.6 {rule} --ppl none {FAST} -o {method}")).fine();
         let stored = tensors(&place.path(&format!("{method}/model.safetensors")));
         for block in 0..4 {
             for part in ["k", "v"] {
@@ -66,7 +67,7 @@ fn keys_and_values_of_grouped_attention_are_compressed() {
 fn the_same_bytes_for_any_number_of_threads() {
     let place = Place::new();
     for method in METHODS {
-        let compress = format!("compress demo --method {method} --keep 0.6 --ppl none {FAST}");
+        let compress = format!("compress demo {} --keep 0.6 --ppl none {FAST}", quickly(method));
         let bytes = |threads: &str| {
             place.run(&format!("{compress} {threads} -o out --force")).fine();
             place.read("out/model.safetensors")
@@ -87,6 +88,8 @@ fn the_recipe_in_an_output_makes_it_again() {
         "--method lorap --keep 0.6 --rho 2",
         "--method rom --last-blocks 2 --block-keep 0.4",
         "--method whiten --target-params 600000 --weight energy --seed 3",
+        "--method soft --keep 0.6 --steps 4 --batch 2 --heal 2 --basis weight --unit median",
+        "--method soco --keep 0.6 --steps 4 --batch 2 --score-map tanh --worth score --deviation false",
     ];
     for share in shares {
         place.run(&format!("compress demo {share} {FAST} -o out --force")).fine();
@@ -106,7 +109,7 @@ fn a_tied_model_that_stores_only_its_head_is_written_as_others_read_it() {
     let before = tensors(&place.path("orig/model.safetensors"));
     assert!(!before.contains_key("model.embed_tokens.weight"));
     for method in METHODS {
-        place.run(&format!("compress orig --method {method} --keep 0.6 {FAST} -o {method}")).fine();
+        place.run(&format!("compress orig {} --keep 0.6 {FAST} -o {method}", quickly(method))).fine();
         place.run(&format!("verify {method}")).fine();
         let after = tensors(&place.path(&format!("{method}/model.safetensors")));
         assert!(!after.contains_key("lm_head.weight"), "{method}: stored once");
@@ -133,7 +136,7 @@ fn fused_attention_is_split_only_where_it_is_compressed() {
     let text = "--window 32 --eval-window 32 --calib-windows 8 --max-windows 2";
     let runs: Vec<(String, f64)> = METHODS
         .iter()
-        .map(|method| (format!("--method {method}"), 0.6))
+        .map(|method| (quickly(method), 0.6))
         .chain([0.9, 0.8, 0.7].map(|keep| ("--method whiten --weight unit".to_string(), keep)))
         .chain([("--method rom --last-blocks 1".to_string(), 0.8)])
         .collect();

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
-use softlm::learn::{HealOptions, Healed, Healing, heal};
+use softlm::learn::{HealOptions, Healed, Healing, Lesson, heal};
 use softlm::model::{Block, Linear, Model, Role};
 use softlm::pipeline;
 use softlm::progress::{Interrupted, Progress};
@@ -136,14 +136,11 @@ fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: 
     let (train, heldout) = split_heldout(&windows, 16, 4, Sampling::First);
     let work = tempfile::tempdir().unwrap();
     let job = Healing {
-        model: &model,
+        lesson: Lesson { model: &model, train: &train, heldout: &heldout, batch: 5, seed: 1, memory },
         install,
         stored: &|_, _| Ok(DType::F32),
-        train: &train,
-        heldout: &heldout,
         state: &work.path().join("state.safetensors"),
-        memory,
-        options: HealOptions { steps: 30, lr: 0.02, batch: 5, seed: 1 },
+        options: HealOptions { steps: 30, lr: 0.02, seconds: None },
     };
     heal(&job, &()).unwrap()
 }

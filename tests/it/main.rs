@@ -7,6 +7,7 @@ mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
 mod learn; // healing: better, deterministic, resumable
+mod learned; // soft and soco: against PyTorch, budgets, phases, kills, mistakes
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason

@@ -9,7 +9,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-pub const METHODS: [&str; 5] = ["svd", "awsvd", "lorap", "rom", "whiten"];
+pub const METHODS: [&str; 7] = ["svd", "awsvd", "lorap", "rom", "whiten", "soft", "soco"];
+
+/// `--method NAME`, and for one that learns so few steps that it takes a second.
+pub fn quickly(method: &str) -> String {
+    match method {
+        "soft" => "--method soft --steps 6 --batch 2 --heal 3".to_string(),
+        "soco" => "--method soco --steps 6 --batch 2".to_string(),
+        _ => format!("--method {method}"),
+    }
+}
+
 /// Little text, so that a run takes a second.
 pub const FAST: &str = "--calib-windows 3 --window 64 --eval-window 64 --max-windows 2";
 

@@ -39,6 +39,7 @@ fn linear(block: usize, role: usize, form: &str) -> LinearReport {
         weight: (form == "low-rank").then_some(3.21e-5),
         note: (block == 1 && role == 2).then(|| "eigenvalues did not converge: SVD used".into()),
         seconds: 1.25,
+        learned: None,
     }
 }
 
@@ -110,6 +111,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
         },
         sizes: Sizes { linears: size(0), model: size(65_536_000) },
         linears,
+        learning: None,
         healing: None,
         evaluation: vec![pair("sample", 19.902, 21.1), pair("wikitext2", 50.52619, 57.1)],
         cost: Cost {

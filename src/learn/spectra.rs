@@ -1,0 +1,340 @@
+//! Learning which components of a model's linears matter: the training run of the learned methods.
+//!
+//! Every step lowers KL(original ‖ student) on a batch and, as long as the student is too large, puts pressure on the
+//! method's controls. Now and then the student is cut to the budget and judged on held-out windows: such
+//! cuts have one size, so they can be compared over the whole run, and the best one is the result.
+
+use super::heal::finite;
+use super::schedule::{Decay, Schedule};
+use super::spectral_job::{Learned, LearnedLinear, SpectralJob, SpectralPoint, SpectralReport};
+use super::spectrum::{Cut, Spectrum};
+use super::watch::Watch;
+use crate::checkpoint::{TensorFile, write_tensors};
+use crate::method::{Controlled, Pace, Phase, ratios};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// By how much the pressure can change while the size falls to the budget, under [`Pace::Even`]: e to this power.
+const RANGE: f64 = 5.0;
+/// Share of that time after which the size should have arrived.
+const FALL: f64 = 0.7;
+/// How far off the size has to be, relative to the budget, for the pressure to change at full speed.
+const TOLERANCE: f64 = 0.1;
+/// Gradients are scaled down to this norm.
+const CLIP: f64 = 1.0;
+/// Looks at the held-out windows without a better state after which the last phase stops.
+const PATIENCE: usize = 5;
+
+/// Trains, cuts to the budget and folds.
+///
+/// Steps `progress` once per step. A run that was interrupted goes on from the last saved state and ends with the same
+/// bits.
+pub fn learn_spectra(job: &SpectralJob, progress: &dyn Progress) -> Result<Learned> {
+    let mut training = Training::start(job)?;
+    progress.step(training.report.done as u64)?;
+    while training.report.done < training.report.steps && training.report.stopped.is_none() {
+        training.step()?;
+        progress.step(1)?;
+    }
+    training.finish()
+}
+
+/// What a budget leaves of a student.
+struct CutStudent {
+    plan: Plan,
+    cuts: Vec<Cut>,
+    worth: Vec<Vec<f64>>,
+    controlled: Vec<Controlled>,
+}
+
+struct Training<'a> {
+    job: &'a SpectralJob<'a>,
+    student: Spectrum<'a>,
+    optimiser: super::AdamW,
+    report: SpectralReport,
+    best: Vec<Tensor>,
+    pressure: f64,
+    watch: Watch,
+    /// Loss and targets since the last look.
+    since: (f64, usize),
+    /// The unbounded ratio at the start.
+    start: f64,
+    frozen: Option<Frozen>,
+}
+
+/// What the last phase has to do with: the cut is final, its components are not.
+#[derive(Clone, Serialize, Deserialize)]
+struct Frozen {
+    plan: Plan,
+    kept: Vec<Vec<usize>>,
+}
+
+/// What has to survive a kill beside tensors.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    report: SpectralReport,
+    frozen: Option<Frozen>,
+    pressure: f64,
+    seconds: f64,
+}
+
+impl<'a> Training<'a> {
+    fn start(job: &'a SpectralJob<'a>) -> Result<Self> {
+        let options = &job.options;
+        let mut student = Spectrum::new(job.method, job.settings, options.rates, job.lesson, job.basis)?;
+        let mut optimiser = student.optimiser()?;
+        let controlled = student.controlled()?;
+        let all: Vec<usize> = controlled.iter().map(|linear| linear.sigma.len()).collect();
+        let start = ratios(&controlled, &all).1;
+        if job.state.exists() {
+            let file = TensorFile::open(job.state)?;
+            let saved = file.metadata().get("saved").context("a saved state lacks its report")?;
+            let saved: Saved =
+                serde_json::from_str(saved).with_context(|| format!("{} is damaged", job.state.display()))?;
+            optimiser.restore(&file)?;
+            let best = student.resume(&file)?;
+            let watch = Watch::start(options.seconds, saved.seconds);
+            let (report, pressure, frozen) = (saved.report, saved.pressure, saved.frozen);
+            if let Some(frozen) = &frozen {
+                student.freeze(&frozen.kept)?;
+            }
+            let since = (0.0, 0);
+            return Ok(Self { job, student, optimiser, report, best, pressure, watch, since, start, frozen });
+        }
+        let report = SpectralReport {
+            steps: options.steps,
+            done: 0,
+            best_step: 0,
+            batch: job.lesson.batch,
+            trained: student.size(),
+            tokens: 0,
+            heldout_tokens: student.heldout_tokens(),
+            kl: f64::INFINITY,
+            stopped: None,
+            curve: Vec::new(),
+        };
+        let (best, pressure) = (student.snapshot()?, job.settings.pressure);
+        let watch = Watch::start(options.seconds, 0.0);
+        let since = (0.0, 0);
+        let mut this = Self { job, student, optimiser, report, best, pressure, watch, since, start, frozen: None };
+        this.look()?;
+        Ok(this)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let (job, done) = (self.job, self.report.done);
+        self.student.phase = self.phase(done);
+        if self.student.phase == Phase::Sparsify && self.freezes() && self.frozen.is_none() {
+            self.freeze()?;
+        }
+        let rows = self.student.distil.batch(done);
+        let (sum, mut gradients) = self.student.distil.gradients(&self.student, &rows)?;
+        if !sum.is_finite() {
+            self.report.stopped = Some(format!("the loss was {sum} at step {}: the best state was restored", done + 1));
+            return Ok(());
+        }
+        if self.frozen.is_none() {
+            let over = self.steer()?;
+            let strength = if over || job.settings.pace == Pace::Even { self.pressure } else { 0.0 };
+            let controlled = self.student.controlled()?;
+            let pressure = job.method.pressure(job.settings, self.student.phase, &controlled, strength);
+            self.student.add_pressure(&mut gradients, pressure.gradients)?;
+        }
+        gradients.clip(CLIP)?;
+        self.optimiser.step(&gradients.all(), self.factor(done))?;
+        self.since.0 += sum;
+        self.since.1 += rows.iter().map(|row| row.len() - 1).sum::<usize>();
+        self.report.done = done + 1;
+        self.report.tokens += rows.iter().map(|row| row.len() as u64).sum::<u64>();
+        self.report.steps = self.watch.fitting(done + 1, self.report.steps);
+        let met = !job.method.refines() && job.settings.pace == Pace::Constant && self.ratio()?.0 <= job.keep;
+        if met {
+            self.report.steps = done + 1;
+        }
+        if self.watch.is_over() {
+            self.report.stopped = Some(format!("the time was up after {} steps", done + 1));
+        }
+        let last = self.report.done >= self.report.steps || self.report.stopped.is_some();
+        if self.report.done.is_multiple_of(self.interval()) || last {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the last phase works on a final cut instead of driving out what will be dropped.
+    fn freezes(&self) -> bool {
+        self.job.settings.pace == Pace::Even
+    }
+
+    /// Goes back to the best state and cuts it for good.
+    fn freeze(&mut self) -> Result<()> {
+        self.student.restore(&self.best)?;
+        if let Some(cut) = self.cut()? {
+            let kept: Vec<Vec<usize>> = cut.cuts.into_iter().map(|cut| cut.kept).collect();
+            self.student.freeze(&kept)?;
+            self.frozen = Some(Frozen { plan: cut.plan, kept });
+            self.optimiser = self.student.optimiser()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the student is too large for this moment of the run; raises or lowers the pressure accordingly.
+    fn steer(&mut self) -> Result<bool> {
+        let (bounded, free) = self.ratio()?;
+        let keep = self.job.keep;
+        let explore = self.job.options.explore * self.report.steps as f64;
+        let progress = self.report.done as f64 / (FALL * explore).max(1.0);
+        // Fast at first: most components are cheap to lose.
+        let allowed = self.start + (keep - self.start) * progress.min(1.0).sqrt();
+        // What counts is the bounded size, but before anything falls below its dense size only the other one moves.
+        let off = (bounded - keep).min(free - allowed);
+        if self.job.settings.pace == Pace::Even {
+            let most = RANGE / explore.max(RANGE);
+            let gain = (off / (TOLERANCE * keep) * most).clamp(-most, most).exp();
+            self.pressure = (self.pressure * gain).max(self.job.settings.pressure);
+        }
+        let over = bounded > keep;
+        Ok(over)
+    }
+
+    /// The student's own count of what it keeps: bounded by dense forms, and not.
+    fn ratio(&self) -> Result<(f64, f64)> {
+        let controlled = self.student.controlled()?;
+        let kept: Vec<usize> =
+            controlled.iter().map(|linear| self.job.method.kept(self.job.settings, linear)).collect();
+        Ok(ratios(&controlled, &kept))
+    }
+
+    fn phase(&self, step: usize) -> Phase {
+        let at = step as f64 / self.report.steps.max(1) as f64;
+        let options = &self.job.options;
+        if !self.job.method.refines() || at < options.explore {
+            Phase::Explore
+        } else if at < options.explore + options.refine {
+            Phase::Refine
+        } else {
+            Phase::Sparsify
+        }
+    }
+
+    /// What learning rates are multiplied with. The last phase on a final cut is a run of its own.
+    fn factor(&self, step: usize) -> f64 {
+        let options = &self.job.options;
+        let whole = self.report.steps;
+        let first = ((options.explore + options.refine) * whole as f64).ceil() as usize;
+        let (begin, steps) = match (self.job.method.refines() && self.freezes(), self.frozen.is_some()) {
+            (true, true) => (first, whole.saturating_sub(first)),
+            (true, false) => (0, first),
+            (false, _) => (0, whole),
+        };
+        let schedule = Schedule { steps, warm_up: steps / 20, decay: Decay::Cosine, floor: 0.1 };
+        schedule.factor(step.saturating_sub(begin))
+    }
+
+    /// Steps between two looks, after each of which the state is saved.
+    fn interval(&self) -> usize {
+        self.job.options.steps.div_ceil(20).clamp(1, 50)
+    }
+
+    /// Cuts the student as it is and judges it, keeps it if it is the best so far, and saves everything.
+    fn look(&mut self) -> Result<()> {
+        let kl = match self.cut()? {
+            Some(cut) => self.student.heldout_kl(&cut.cuts)?,
+            None => f64::INFINITY,
+        };
+        let step = self.report.done;
+        self.report.curve.push(SpectralPoint {
+            step,
+            phase: self.student.phase,
+            loss: (self.since.1 > 0).then(|| self.since.0 / self.since.1 as f64),
+            ratio: self.ratio()?.0,
+            pressure: self.pressure,
+            heldout_kl: finite(kl),
+        });
+        self.since = (0.0, 0);
+        if kl < self.report.kl {
+            (self.report.kl, self.report.best_step) = (kl, step);
+            self.best = self.student.snapshot()?;
+        } else if self.student.phase == Phase::Sparsify && !self.still_improves() {
+            self.report.stopped = Some(format!("no better state since step {}", self.report.best_step));
+        }
+        self.save()
+    }
+
+    /// Whether one of the last looks of the last phase was the best of that phase. What came before it is no measure:
+    /// there the student is not made to be cut.
+    fn still_improves(&self) -> bool {
+        let last: Vec<f64> = self
+            .report
+            .curve
+            .iter()
+            .filter(|point| point.phase == Phase::Sparsify)
+            .filter_map(|point| point.heldout_kl)
+            .collect();
+        let best = (0..last.len()).rev().min_by(|&i, &j| last[i].total_cmp(&last[j]));
+        best.is_none_or(|best| last.len() - best <= PATIENCE)
+    }
+
+    fn save(&self) -> Result<()> {
+        let mut tensors = self.optimiser.state()?;
+        tensors.extend(self.student.state(&self.best)?);
+        let report = SpectralReport { kl: self.report.kl.min(f64::MAX), ..self.report.clone() };
+        let frozen = self.frozen.clone();
+        let saved = Saved { report, frozen, pressure: self.pressure, seconds: self.watch.elapsed() };
+        write_tensors(
+            self.job.state,
+            &tensors,
+            &BTreeMap::from([("saved".to_string(), serde_json::to_string(&saved)?)]),
+        )
+    }
+
+    /// What the budget would leave of the student as it is; `None` when training has made that meaningless.
+    fn cut(&self) -> Result<Option<CutStudent>> {
+        let controlled = self.student.controlled()?;
+        let worth: Vec<Vec<f64>> =
+            controlled.iter().map(|linear| self.job.method.worth(self.job.settings, linear)).collect();
+        if !worth.iter().flatten().all(|worth| worth.is_finite()) {
+            return Ok(None);
+        }
+        let Frozen { plan, kept } = match &self.frozen {
+            Some(frozen) => frozen.clone(),
+            None => {
+                let plan = (self.job.plan)(&worth)?;
+                Frozen { kept: self.student.kept(&worth, &plan), plan }
+            }
+        };
+        let cuts = self.student.gated(&controlled, &kept)?;
+        Ok(Some(CutStudent { plan, cuts, worth, controlled }))
+    }
+
+    /// Goes back to the best state, cuts it and folds the gates into factors.
+    fn finish(self) -> Result<Learned> {
+        self.student.restore(&self.best)?;
+        let Some(cut) = self.cut()?.filter(|_| self.report.kl < f64::MAX) else {
+            user_bail!("the compressed model's output is NaN or infinite at every look"; "keep more, or lower --lr")
+        };
+        let CutStudent { plan, cuts, worth, controlled } = cut;
+        let mut linears = Vec::new();
+        for (((linear, cut), worth), controlled) in self.student.linears().zip(&cuts).zip(worth).zip(controlled) {
+            let (b, a) = linear.factors(cut)?;
+            let mut gates = vec![0.0; worth.len()];
+            cut.kept.iter().zip(&cut.gates).for_each(|(&i, &gate)| gates[i] = gate);
+            linears.push(LearnedLinear {
+                spec: linear.spec.clone(),
+                b,
+                a,
+                deviation: linear.deviation(),
+                sigma: controlled.sigma,
+                gates,
+                control: controlled.control,
+                worth,
+            });
+        }
+        Ok(Learned { report: self.report, plan, linears })
+    }
+}

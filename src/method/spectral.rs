@@ -1,0 +1,193 @@
+//! What the learned methods have in common: W is a sum of components, and training finds out which of them matter.
+//!
+//! ```text
+//! W = B A        W' = B diag(g) A        g_i = gate of component i, 1 at the start (or close to it)
+//! ```
+//! | symbol | meaning | shape |
+//! |---|---|---|
+//! | B, A | the basis: output and input side of each component | (m, k), (k, n), k = min(m, n) |
+//! | σ | size of each component at the start, in the recipe's [`Unit`] | (k) |
+//! | ρ | what training made of σ: the component's size is now ρ σ | (k) |
+//! | control | the method's own parameters: one threshold per linear, or one number per component | (1) or (k) |
+//!
+//! A method is its gate, the pressure that it puts on its controls until the budget is met, and the score by which
+//! components are kept in the end. How gradients reach these is not its business.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Which decomposition of W the components come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// The SVD of the weight itself, as both papers have it.
+    Weight,
+    /// The principal components of the outputs on the calibration text (`softlm methods whiten`).
+    Whitened,
+}
+
+/// How hard the pressure is at each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Pace {
+    /// Constant, until the budget is met.
+    Constant,
+    /// Raised and lowered step by step, so that the size falls evenly to the budget and then stays around it.
+    Even,
+}
+
+/// The unit in which the sizes σ of a linear's components are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// None: as the decomposition gives them.
+    Raw,
+    /// The median of the linear's own components.
+    Median,
+    /// What makes the sizes of different linears comparable: the square of a size, per parameter of its component, is
+    /// in proportion to the divergence that cutting it costs, measured by cutting each linear alone; 1 is the median of
+    /// the model.
+    Sensitivity,
+}
+
+/// What a component of SoCo is worth in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Worth {
+    /// Its score alone.
+    Score,
+    /// Its size after scoring.
+    Energy,
+}
+
+/// How a free number θ becomes a score of SoCo. All are 1 at θ = 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreMap {
+    /// 2 sigmoid(θ), in (0, 2).
+    Sigmoid,
+    /// 1 + tanh(θ), in (0, 2).
+    Tanh,
+    /// exp(θ).
+    Exp,
+}
+
+/// The constants of the learned methods: table `[learn]` of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpectralSettings {
+    /// Where the components come from.
+    pub basis: Basis,
+    /// What sizes are measured in.
+    pub unit: Unit,
+    /// How the pressure changes.
+    pub pace: Pace,
+    /// λ of `soft`, l1 of `soco`: the pressure, or where it starts.
+    pub pressure: f64,
+    /// s of `soft`.
+    pub sharpness: f64,
+    /// Whether `soft` trains the basis and ρ beside the thresholds.
+    pub train_basis: bool,
+    /// What decides in `soco` which components are kept.
+    pub worth: Worth,
+    /// Score function of `soco`.
+    pub score_map: ScoreMap,
+    /// τ of `soco`: a component counts as kept above this score.
+    pub cut: f64,
+    /// l2 of `soco`: weight of the sparsity term in the last phase.
+    pub sparsity: f64,
+    /// Whether `soco` trains an output deviation for every linear.
+    pub deviation: bool,
+}
+
+/// The phases of a training, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The size falls to the budget.
+    Explore,
+    /// The size oscillates around the budget: what was dropped too early comes back.
+    Refine,
+    /// What is going to be dropped is driven out.
+    Sparsify,
+}
+
+/// What is trained beside the controls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trains {
+    /// B and A.
+    pub basis: bool,
+    /// ρ
+    pub spectrum: bool,
+    /// d, one number per output: y = W' x + bias + d.
+    pub deviation: bool,
+}
+
+/// One linear as the pressure sees it.
+pub struct Controlled {
+    /// Parameters of one component, m + n, as a share of all linears' parameters.
+    pub unit: f64,
+    /// Parameters of the dense linear, m n, as a share of all linears' parameters.
+    pub whole: f64,
+    /// ρ σ now.
+    pub sigma: Vec<f64>,
+    /// The controls now.
+    pub control: Vec<f64>,
+}
+
+/// What the pressure does at one step.
+pub struct Pressure {
+    /// Its part of the loss.
+    pub loss: f64,
+    /// Its gradient on the controls of every linear.
+    pub gradients: Vec<Vec<f64>>,
+}
+
+/// A paper's way to learn which components matter.
+pub trait Spectral: Sync {
+    /// What is trained beside the controls.
+    fn trains(&self, settings: &SpectralSettings) -> Trains;
+
+    /// Whether the phases [`Phase::Refine`] and [`Phase::Sparsify`] exist.
+    fn refines(&self) -> bool;
+
+    /// Whether the factors are trained on after the cut, as part of the method.
+    fn heals(&self) -> bool;
+
+    /// The controls of a linear with `k` components at the start.
+    fn start(&self, k: usize) -> Vec<f32>;
+
+    /// The gates (k) for `sigma` (k) at the start, `rho` (k) and `control`, by operations that carry gradients.
+    fn gates(
+        &self,
+        settings: &SpectralSettings,
+        phase: Phase,
+        sigma: &Tensor,
+        rho: &Tensor,
+        control: &Tensor,
+    ) -> Result<Tensor>;
+
+    /// What dropping each component of `linear` costs, comparable over all linears: what [`plan::global`] calls energy.
+    ///
+    /// [`plan::global`]: crate::plan::global
+    fn worth(&self, settings: &SpectralSettings, linear: &Controlled) -> Vec<f64>;
+
+    /// How many components of `linear` the training keeps at present.
+    fn kept(&self, settings: &SpectralSettings, linear: &Controlled) -> usize;
+
+    /// The gates of the components `kept` (ascending), which are all that is left of a linear, in units of σ at the
+    /// start. `rho` is ρ now.
+    fn final_gates(&self, settings: &SpectralSettings, linear: &Controlled, rho: &[f64], kept: &[usize]) -> Vec<f64>;
+
+    /// The pressure of this `strength` on all `linears`.
+    fn pressure(&self, settings: &SpectralSettings, phase: Phase, linears: &[Controlled], strength: f64) -> Pressure;
+}
+
+/// Share of all linears' parameters that these numbers of components need, a linear counting no more than its dense
+/// form; and the same without that limit.
+pub fn ratios(linears: &[Controlled], kept: &[usize]) -> (f64, f64) {
+    linears.iter().zip(kept).fold((0.0, 0.0), |(bounded, free), (linear, &kept)| {
+        let cost = kept as f64 * linear.unit;
+        (bounded + cost.min(linear.whole), free + cost)
+    })
+}
