@@ -2,11 +2,11 @@
 
 use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
-use super::stored::weight_name;
 use super::{Run, allocate};
 use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
 use crate::learn::HealReport;
 use crate::method::Needs;
+use crate::model::LinearSpec;
 use crate::plan::{AllocationRule, Choice, Plan};
 use crate::report::{self, AllocationInfo, BeforeAfter, Cost, FileHash, ModelInfo, Report, Size, Sizes};
 use crate::user_bail;
@@ -50,7 +50,7 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
         .linears()
         .iter()
         .filter(|spec| plan.choice(spec.id).is_some_and(|choice| choice != Choice::Dense))
-        .map(weight_name)
+        .map(LinearSpec::weight_name)
         .collect();
     for index in 0..run.model.blocks() {
         let path = run.final_block(index);
@@ -92,7 +92,7 @@ fn config(run: &Run, plan: &Plan) -> Result<Map<String, Value>> {
             }
             Some(Choice::Width(width)) => {
                 linears.insert(spec.name.clone(), json!({ "width": width }));
-                config.insert(run.model.width_key().to_string(), json!(width));
+                config.insert(run.model.width_key(spec.id.role).to_string(), json!(width));
             }
             Some(Choice::Dense) | None => {}
         }
@@ -180,7 +180,7 @@ fn device_name(device: &Device) -> String {
 /// Counted from what is stored, before and after.
 fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
     let source = run.model.source();
-    let before: BTreeSet<String> = run.model.linears().iter().map(weight_name).collect();
+    let before: BTreeSet<String> = run.model.linears().iter().map(LinearSpec::weight_name).collect();
     let (mut linears_before, mut linears_after) = ((0, 0), (0, 0));
     let add = |sum: &mut (u64, u64), info: &crate::checkpoint::TensorInfo| {
         sum.0 += info.elements() as u64;

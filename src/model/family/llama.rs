@@ -1,14 +1,18 @@
 //! Llama: RMSNorm, rotary positions, gated MLP, grouped key/value heads.
 
+use super::super::attention::Scores;
+use super::super::block::{Attend, FeedForward, PreNorm, Shape};
 use super::super::config::Config;
-use super::super::decoder::{Layout, NormKind};
-use super::super::ids::{LinearId, LinearSpec, Role, Site, Stored};
+use super::super::ids::{LinearId, Role, Site};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, WidthKeys};
 use super::super::ops::Activation;
 use super::super::rope::Rope;
+use super::super::spec::{LinearSpec, Stored};
 use super::{must_divide, resolve_head};
 use crate::checkpoint::Source;
 use anyhow::Result;
 use candle_core::Device;
+use std::sync::Arc;
 
 pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
     let hidden = config.usize("hidden_size")?;
@@ -52,26 +56,30 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
             })
         })
         .collect();
+    let kind = NormKind::Rms(config.f64_or("rms_norm_eps", 1e-6)?);
+    let norm = |key, name: String| NormSpec { key, name, width: hidden, kind };
+    let activation = Activation::from_config(config, "hidden_act", "silu")?;
+    let rope = Some(Arc::new(Rope::new(config, head_dim, context, device)?));
+    let block = |index| BlockLayout {
+        shape: Shape::PreNorm(PreNorm {
+            attend: Attend { heads, kv_heads, head_dim, rope: rope.clone(), scores: Scores::default() },
+            feed_forward: FeedForward { activation },
+        }),
+        norms: vec![
+            norm("attn_norm", format!("model.layers.{index}.input_layernorm")),
+            norm("mlp_norm", format!("model.layers.{index}.post_attention_layernorm")),
+        ],
+        tensors: Vec::new(),
+    };
     Ok(Layout {
         family: "llama",
         hidden,
         vocab,
-        blocks,
-        heads,
-        kv_heads,
-        head_dim,
         context,
-        norm: NormKind::Rms(config.f64_or("rms_norm_eps", 1e-6)?),
-        activation: Activation::from_config(config, "hidden_act", "silu")?,
-        width_key: "intermediate_size",
-        rope: Some(Rope::new(config, head_dim, context, device)?),
         linears,
-        embedding: embedding.to_string(),
-        positions: None,
-        block: "model.layers.".to_string(),
-        attn_norm: "input_layernorm",
-        mlp_norm: "post_attention_layernorm",
-        final_norm: "model.norm".to_string(),
-        head,
+        blocks: (0..blocks).map(block).collect(),
+        embedding: Embedding { tokens: embedding.to_string(), scale: None, positions: None },
+        head: HeadLayout { norm: Some(norm("norm", "model.norm".into())), weight: head, bias: None, soft_cap: None },
+        width_keys: WidthKeys { dense: "intermediate_size", expert: "intermediate_size" },
     })
 }

@@ -4,7 +4,7 @@ mod gpt2;
 mod llama;
 
 use super::config::Config;
-use super::decoder::Layout;
+use super::layout::Layout;
 use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
