@@ -5,7 +5,16 @@ use super::source::Source;
 use super::verify::{Channels, WEIGHT, channels, fused_of, is_buffer, linear_of, shape_of};
 
 /// Names under which families store the one matrix that serves as embedding and as head when they are tied.
-const TIED: &[&str] = &["model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "lm_head.weight"];
+const TIED: &[&str] = &[
+    "model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "wte.weight",
+    "model.decoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "lm_head.weight",
+    "gpt_neox.embed_in.weight",
+    "embed_out.weight",
+];
 
 /// Adds a problem for every tensor of the base that the output lacks or has in another shape, and for every tensor of
 /// the output that the base does not explain.

@@ -58,7 +58,6 @@ pub(super) enum NormKind {
     /// x / rms(x) · weight
     Rms(f64),
     /// x / rms(x) · (1 + weight)
-    #[allow(dead_code, reason = "no family has it yet")]
     RmsPlusOne(f64),
     /// (x − mean) / std · weight + bias
     Layer(f64),

@@ -21,7 +21,7 @@ mod opened;
 mod family;
 
 pub use block::{Block, Flow, Tap};
-pub use family::KNOWN_FAMILIES;
+pub use family::known_families;
 pub use head::Head;
 pub use ids::{FfnPart, LinearId, Role, Site};
 pub use linear::Linear;

@@ -2,10 +2,12 @@
 
 mod attend;
 mod feed_forward;
+mod parallel;
 mod pre_norm;
 
 pub(super) use attend::Attend;
 pub(super) use feed_forward::FeedForward;
+pub(super) use parallel::Parallel;
 pub(super) use pre_norm::PreNorm;
 
 use super::grad;
@@ -47,6 +49,8 @@ impl Tap for () {
 pub(super) enum Shape {
     /// Norms in front of attention and feed-forward layer, one after the other.
     PreNorm(PreNorm),
+    /// Norms in front of attention and feed-forward layer, side by side.
+    Parallel(Parallel),
 }
 
 /// What a forward pass has beside the states.
@@ -125,6 +129,7 @@ impl Block<'_> {
         let mut pass = Pass { lengths, tap };
         let y = match self.shape {
             Shape::PreNorm(shape) => shape.forward(self, x, &mut pass)?,
+            Shape::Parallel(shape) => shape.forward(self, x, &mut pass)?,
         };
         if let Some(y) = &y
             && !self.differentiable

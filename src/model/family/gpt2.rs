@@ -9,7 +9,6 @@ use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Rows, Stored};
 use super::{must_divide, resolve_head};
 use crate::checkpoint::Source;
-use crate::user_bail;
 use anyhow::Result;
 
 pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
@@ -20,13 +19,9 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     must_divide("n_embd", hidden, "n_head", heads)?;
     let context = config.usize_or("n_positions", 1024)?;
     let tied = config.bool_or("tie_word_embeddings", true)?;
-    for (key, wanted) in
-        [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)]
-    {
-        if config.bool_or(key, wanted)? != wanted {
-            user_bail!("config.json: `{key}` = {} is not supported for GPT-2", !wanted; "softlm runs plain GPT-2 attention");
-        }
-    }
+    config.only("scale_attn_weights", true)?;
+    config.only("scale_attn_by_inverse_layer_idx", false)?;
+    config.only("add_cross_attention", false)?;
 
     // The first published files lack the prefix.
     let prefix = if source.info("wte.weight").is_some() { "" } else { "transformer." };

@@ -1,0 +1,111 @@
+//! Every method on every family: each generated model under `tests/golden/models`, compressed through the pipeline.
+//! A family is here as soon as its model is.
+
+use candle_core::Device;
+use softlm::checkpoint::{Source, verify};
+use softlm::machine::StageClock;
+use softlm::method::METHODS;
+use softlm::model::{Linear, Model};
+use softlm::pipeline::{Calibration, EvalText, compress_windows};
+use softlm::plan::largest_saving_rank;
+use softlm::recipe::Options;
+use softlm::report::{CorpusInfo, Report};
+use softlm::text::{Sampling, Windows, cut, split_heldout};
+use std::path::{Path, PathBuf};
+
+const KEEP: f64 = 0.6;
+const WINDOW: usize = 24;
+
+fn folders() -> Vec<PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let mut folders: Vec<_> =
+        std::fs::read_dir(models).expect("generated models").map(|folder| folder.expect("a folder").path()).collect();
+    folders.sort();
+    folders
+}
+
+fn open(folder: &Path) -> Model {
+    let source = Source::open(folder).unwrap_or_else(|e| panic!("{}: {e:#}", folder.display()));
+    Model::load(source, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e:#}", folder.display()))
+}
+
+fn corpus() -> CorpusInfo {
+    CorpusInfo { name: "made up".into(), origin: "a formula".into(), sha256: "0".into() }
+}
+
+/// Windows of made-up text: calibration, held out, evaluation.
+fn windows(model: &Model) -> (Windows, Windows, Windows) {
+    let ids: Vec<u32> =
+        (0..40 * WINDOW).map(|i| ((7 + 31 * i + 5 * (i / 7) + i * i / 11) % model.vocab()) as u32).collect();
+    let all = cut(&ids, WINDOW, WINDOW, None).expect("windows");
+    let (calibration, heldout) = split_heldout(&all, 32, 3, Sampling::First);
+    let evaluation = cut(&ids[36 * WINDOW..], WINDOW, WINDOW, None).expect("windows");
+    (calibration, heldout, evaluation)
+}
+
+fn compress(folder: &Path, method: &str, output: &Path) -> Report {
+    let options = Options {
+        model: Some(folder.display().to_string()),
+        method: Some(method.into()),
+        keep: Some(KEEP),
+        output: Some(output.to_path_buf()),
+        calib_windows: Some(32),
+        window: Some(WINDOW),
+        ..Options::default()
+    };
+    let recipe = options.resolve().expect("a recipe");
+    let model = open(folder);
+    let (windows, heldout, evaluation) = windows(&model);
+    let calibration = Calibration { windows, heldout, corpora: vec![corpus()], sampling: Sampling::First };
+    let evaluation = [EvalText { corpus: corpus(), windows: evaluation }];
+    compress_windows(&recipe, false, model, calibration, &evaluation, StageClock::start(&()), &())
+        .unwrap_or_else(|e| panic!("{method} on {}: {e:#}", folder.display()))
+}
+
+#[test]
+fn every_method_works_on_every_family() {
+    let place = tempfile::tempdir().expect("a scratch folder");
+    for folder in folders() {
+        for method in METHODS.iter().map(|method| method.card().name) {
+            let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+            let case = format!("{method} on {name}");
+            let output = place.path().join(&name).join(method);
+            let report = compress(&folder, method, &output);
+            let linears = report.sizes.linears;
+            let reached = linears.params_after as f64 / linears.params_before as f64;
+            assert!(reached <= KEEP && reached > KEEP - 0.06, "{case}: {reached}");
+
+            let base = Source::open(&folder).expect("a checkpoint");
+            let whole = verify(&Source::open(&output).expect("an output"), Some(&base)).expect("readable");
+            assert!(whole.problems.is_empty(), "{case}: {:?}", whole.problems);
+            assert!(whole.factorised > 0, "{case}: nothing is factorised");
+
+            let (before, after) = (&report.evaluation[0].before.perplexity, &report.evaluation[0].after.perplexity);
+            assert!(after.nll.is_finite() && after.nll != before.nll, "{case}: {} {}", before.nll, after.nll);
+            let compressed = open(&output);
+            check_linears(&compressed, &report, &case);
+            let kl = report.evaluation[0].after.divergence.as_ref().expect("a divergence").kl;
+            assert!(kl > 0.0 && kl.is_finite(), "{case}: {kl}");
+        }
+    }
+}
+
+/// What was loaded again is what was reported, and every rank saves parameters.
+fn check_linears(compressed: &Model, report: &Report, case: &str) {
+    assert_eq!(compressed.linears().len(), report.linears.len(), "{case}");
+    for index in 0..compressed.blocks() {
+        let block = compressed.block(index).unwrap_or_else(|e| panic!("{case}: {e:#}"));
+        for spec in compressed.block_linears(index) {
+            let said = report.linears.iter().find(|linear| linear.id == spec.id.to_string()).expect("reported");
+            let [out, input] = said.pruned_shape.unwrap_or(said.shape);
+            assert_eq!((spec.out, spec.input), (out, input), "{case}: {}", spec.id);
+            let linear = block.linear(spec.id.role).expect("every linear is there");
+            assert_eq!(linear.rank(), said.rank, "{case}: {}", spec.id);
+            if let Linear::LowRank { a, b, .. } = linear {
+                let rank = said.rank.expect("factorised");
+                assert!((1..=largest_saving_rank(out, input)).contains(&rank), "{case}: {} has rank {rank}", spec.id);
+                assert_eq!((a.dims(), b.dims()), (&[rank, input][..], &[out, rank][..]), "{case}: {}", spec.id);
+            }
+        }
+    }
+}
