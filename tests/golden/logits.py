@@ -32,6 +32,9 @@ MODELS = {
     "gpt-neox-tiny": (60, [0, 1, 13, 30, 59]),
     "gpt-neox-tiny-serial": (60, [0, 1, 13, 30, 59]),
     "opt-tiny": (60, [0, 1, 13, 30, 59]),
+    "mixtral-tiny": (60, [0, 1, 13, 30, 59]),
+    "qwen2-moe-tiny": (60, [0, 1, 13, 30, 59]),
+    "qwen3-moe-tiny": (60, [0, 1, 13, 30, 59]),
 }
 ROWS = 2
 ENDS = 64

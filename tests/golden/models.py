@@ -24,6 +24,9 @@ phi3-tiny       q, k, v and gate, up fused, half of each head rotated, sliding w
 gpt-neox-tiny   parallel residual, q, k, v fused head by head, biases, a quarter of each head rotated, own head
 gpt-neox-tiny-serial  the same one after the other, without attention biases
 opt-tiny        learned positions from row 2 on, ReLU, biases, tied
+mixtral-tiny    4 experts, 2 per token
+qwen2-moe-tiny  6 experts, 2 per token, whose weights do not sum to 1, and a shared one
+qwen3-moe-tiny  5 experts, 3 per token, in the second block alone; norms on queries and keys
 
 Every bias and every norm weight is random, so that one that is forgotten or swapped changes the logits.
 """
@@ -34,7 +37,8 @@ import torch
 from transformers import (
     Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
     GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM,
-    Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    MixtralConfig, MixtralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig,
+    Qwen3MoeForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
@@ -161,6 +165,18 @@ def opt():
     save(randomise(OPTForCausalLM(config), 37, 0.3), "opt-tiny", torch.float16)
 
 
+def mixtures():
+    config = MixtralConfig(**SMALL | dict(intermediate_size=20, num_local_experts=4, num_experts_per_tok=2,
+                                          rope_theta=800.0))
+    save(randomise(MixtralForCausalLM(config), 41, 0.3), "mixtral-tiny", torch.float16)
+    config = Qwen2MoeConfig(**SMALL | dict(moe_intermediate_size=16, shared_expert_intermediate_size=20, num_experts=6,
+                                           num_experts_per_tok=2, rope_theta=800.0))
+    save(randomise(Qwen2MoeForCausalLM(config), 43, 0.3), "qwen2-moe-tiny", torch.float16)
+    config = Qwen3MoeConfig(**SMALL | dict(moe_intermediate_size=16, num_experts=5, num_experts_per_tok=3, head_dim=8,
+                                           norm_topk_prob=True, mlp_only_layers=[0], rope_theta=800.0))
+    save(randomise(Qwen3MoeForCausalLM(config), 47, 0.3), "qwen3-moe-tiny", torch.float16)
+
+
 if __name__ == "__main__":
     arguments(__doc__.splitlines()[0])
     gpt2()
@@ -174,3 +190,4 @@ if __name__ == "__main__":
     phi3()
     gpt_neox()
     opt()
+    mixtures()
