@@ -23,6 +23,7 @@ type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 /// What describes a model, by its `model_type`.
 const FAMILIES: [(&str, Describe); 13] = [
     ("llama", llama::layout),
+    ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("mistral", mistral::layout),
     ("qwen2", qwen::layout2),
     ("qwen3", qwen::layout3),
@@ -32,7 +33,6 @@ const FAMILIES: [(&str, Describe); 13] = [
     ("gemma2", gemma::layout2),
     ("gemma3_text", gemma::layout3),
     ("phi3", phi3::layout),
-    ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("gpt_neox", gpt_neox::layout),
     ("opt", |source, config, _| opt::layout(source, config)),
 ];
