@@ -111,9 +111,9 @@ impl StatsStore {
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let file = SafeTensors::deserialize(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
         let mut stats = BlockStats::new();
-        for site in Site::ALL {
-            let Ok(sum) = file.tensor(&format!("{site}.sum")) else { continue };
-            let sum: Vec<f64> = f64s(sum.data());
+        let sites = file.names().into_iter().filter_map(|name| name.strip_suffix(".sum")?.parse::<Site>().ok());
+        for site in sites {
+            let sum: Vec<f64> = f64s(file.tensor(&format!("{site}.sum"))?.data());
             let n = sum.len();
             let triangle = f64s(file.tensor(&format!("{site}.gram"))?.data());
             let tokens = file.tensor(&format!("{site}.tokens"))?.data().try_into().map(u64::from_le_bytes);

@@ -2,8 +2,8 @@
 //! the model it came from.
 //!
 //! A factorised linear of shape (out, in) is stored as `<name>.factor_a.weight` (rank, in) and `<name>.factor_b.weight`
-//! (out, rank), its bias as `<name>.bias`. Where a family fuses q, k and v into one transposed matrix `<fused>.weight`,
-//! they may be stored apart as `<fused>.q`, `.k`, `.v`, each dense (out, in) or as factors, and `<fused>.weight` is
+//! (out, rank), its bias as `<name>.bias`. Where a family fuses linears into one matrix `<fused>.weight`, such as q, k and
+//! v, they may be stored apart as `<fused>.q`, `.k`, `.v`, each dense (out, in) or as factors, and `<fused>.weight` is
 //! gone.
 
 use super::convert;
@@ -17,14 +17,22 @@ pub(super) const FACTOR_B: &str = ".factor_b.weight";
 pub(super) const WEIGHT: &str = ".weight";
 /// Linears that are stored transposed, (in, out), as long as they are whole and dense.
 const TRANSPOSED: &[&str] = &["c_attn", "c_proj", "c_fc"];
-const FUSED: &str = "c_attn";
-const PARTS: [&str; 3] = ["q", "k", "v"];
-/// Feed-forward layers by their names inside a block: those whose outputs, and the one whose inputs, are the channels.
-const FEED_FORWARD: &[(&[&str], &str)] = &[
-    (&["gate_proj", "up_proj"], "down_proj"),
-    (&["c_fc"], "c_proj"),
-    (&["fc1"], "fc2"),
-    (&["dense_h_to_4h"], "dense_4h_to_h"),
+/// Matrices that several linears share, and what these are called when they are stored apart.
+const FUSED: &[(&str, &[&str])] = &[
+    ("c_attn", &["q", "k", "v"]),
+    ("qkv_proj", &["q", "k", "v"]),
+    ("query_key_value", &["q", "k", "v"]),
+    ("gate_up_proj", &["gate", "up"]),
+];
+/// Feed-forward layers by their names inside a block: those whose outputs are the channels, with how many outputs each
+/// channel has, and the one whose inputs they are.
+const FEED_FORWARD: &[(&[(&str, usize)], &str)] = &[
+    (&[("gate_proj", 1), ("up_proj", 1), ("gate_up_proj", 2)], "down_proj"),
+    (&[("gate_up_proj.gate", 1), ("gate_up_proj.up", 1)], "down_proj"),
+    (&[("w1", 1), ("w3", 1)], "w2"),
+    (&[("c_fc", 1)], "c_proj"),
+    (&[("fc1", 1)], "fc2"),
+    (&[("dense_h_to_4h", 1)], "dense_4h_to_h"),
 ];
 /// Bytes checked for NaN before their pages are given back.
 const STRIDE: usize = 4 << 20;
@@ -138,7 +146,7 @@ fn check_parts(output: &Source, problems: &mut Vec<String>) {
         if output.info(&format!("{fused}{WEIGHT}")).is_some() {
             problems.push(format!("{fused} is stored both whole and in parts."));
         }
-        for part in PARTS {
+        for part in parts_of(fused) {
             if shape_of(output, &format!("{fused}.{part}")).is_none() {
                 problems.push(format!("{fused} is stored in parts, but {part} is missing."));
             }
@@ -151,17 +159,17 @@ fn check_feed_forward(output: &Source, problems: &mut Vec<String>) {
     let linears: BTreeSet<&str> = output.names().filter_map(linear_of).collect();
     for linear in linears {
         let Some((block, leaf)) = linear.rsplit_once('.') else { continue };
-        let Some((wide, _)) = FEED_FORWARD.iter().find(|(_, narrow)| *narrow == leaf) else { continue };
         let Some((_, channels)) = shape_of(output, linear) else { continue };
-        for wide in wide.iter() {
+        let layers = FEED_FORWARD.iter().filter(|(_, narrow)| *narrow == leaf);
+        for (wide, each) in layers.flat_map(|(wide, _)| wide.iter()) {
             let wide = format!("{block}.{wide}");
             if let Some((out, _)) = shape_of(output, &wide)
-                && out != channels
+                && out != channels * each
             {
-                problems.push(format!("{wide} makes {out} channels, but {linear} takes {channels}."));
+                problems.push(format!("{wide} makes {} channels, but {linear} takes {channels}.", out / each));
             }
             if let Some(bias) = output.info(&format!("{wide}.bias"))
-                && bias.shape != [channels]
+                && bias.shape != [channels * each]
             {
                 problems
                     .push(format!("{wide}.bias has shape {:?}, but {linear} takes {channels} channels.", bias.shape));
@@ -214,7 +222,8 @@ fn check_numbers(output: &Source, problems: &mut Vec<String>) -> Result<()> {
 
 /// Masks and frequencies that old checkpoints store although the program computes them. A mask may hold infinities.
 pub(super) fn is_buffer(name: &str) -> bool {
-    [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end))
+    let ends = [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"];
+    ends.iter().any(|end| name.ends_with(end))
 }
 
 /// The linear that a weight or factor belongs to.
@@ -225,7 +234,12 @@ pub(super) fn linear_of(name: &str) -> Option<&str> {
 /// The fused matrix that a linear is a part of.
 pub(super) fn fused_of(linear: &str) -> Option<&str> {
     let (fused, part) = linear.rsplit_once('.')?;
-    (PARTS.contains(&part) && leaf(fused) == FUSED).then_some(fused)
+    parts_of(fused).contains(&part).then_some(fused)
+}
+
+/// What the linears that share a matrix are called; none for a matrix that is one linear.
+fn parts_of(linear: &str) -> &'static [&'static str] {
+    FUSED.iter().find(|(fused, _)| *fused == leaf(linear)).map_or(&[], |(_, parts)| parts)
 }
 
 fn leaf(linear: &str) -> &str {
@@ -243,12 +257,12 @@ pub(super) enum Channels {
 /// Where a linear's feed-forward channels are; `source` tells the attention's `c_proj` from the feed-forward one.
 pub(super) fn channels(source: &Source, linear: &str) -> Channels {
     let Some((block, leaf)) = linear.rsplit_once('.') else { return Channels::Neither };
-    let has = |wide: &&str| shape_of(source, &format!("{block}.{wide}")).is_some();
+    let has = |(wide, _): &(&str, usize)| shape_of(source, &format!("{block}.{wide}")).is_some();
     for (wide, narrow) in FEED_FORWARD {
-        if wide.contains(&leaf) {
+        if wide.iter().any(|(wide, _)| *wide == leaf) {
             return Channels::Out;
         }
-        if *narrow == leaf && wide.iter().all(has) {
+        if *narrow == leaf && wide.iter().any(has) {
             return Channels::In;
         }
     }
@@ -273,12 +287,9 @@ pub(super) fn shape_of(source: &Source, linear: &str) -> Option<(usize, usize)> 
     if let (Some((_, input)), Some((out, _))) = (a, b) {
         return Some((out, input));
     }
-    if leaf(linear) != FUSED {
-        return None;
-    }
-    let parts = PARTS.map(|part| shape_of(source, &format!("{linear}.{part}")));
-    match parts {
-        [Some(q), Some(k), Some(v)] if q.1 == k.1 && k.1 == v.1 => Some((q.0 + k.0 + v.0, q.1)),
-        _ => None,
-    }
+    let parts: Option<Vec<_>> =
+        parts_of(linear).iter().map(|part| shape_of(source, &format!("{linear}.{part}"))).collect();
+    let parts = parts?;
+    let input = parts.first()?.1;
+    parts.iter().all(|part| part.1 == input).then(|| (parts.iter().map(|part| part.0).sum(), input))
 }

@@ -5,7 +5,16 @@ use super::source::Source;
 use super::verify::{Channels, WEIGHT, channels, fused_of, is_buffer, linear_of, shape_of};
 
 /// Names under which families store the one matrix that serves as embedding and as head when they are tied.
-const TIED: &[&str] = &["model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "lm_head.weight"];
+const TIED: &[&str] = &[
+    "model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "wte.weight",
+    "model.decoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "lm_head.weight",
+    "gpt_neox.embed_in.weight",
+    "embed_out.weight",
+];
 
 /// Adds a problem for every tensor of the base that the output lacks or has in another shape, and for every tensor of
 /// the output that the base does not explain.
@@ -93,10 +102,13 @@ fn is_explained(output: &Source, base: &Source, name: &str) -> bool {
         || (TIED.contains(&name) && TIED.iter().any(|other| tied_partner(output, base, other) == Some(name)))
 }
 
-/// Whether a learned method gave a linear the bias that its family does without.
+/// Whether a linear has the bias that its family does without, or a part of a fused matrix its own: learned methods store
+/// such ones.
 fn is_new_bias(output: &Source, base: &Source, name: &str) -> bool {
     let Some(linear) = name.strip_suffix(".bias") else { return false };
-    let width = shape_of(base, linear).map(|(out, _)| out);
+    let known = |linear: &str| base.info(&format!("{linear}{WEIGHT}")).is_some();
+    let width = shape_of(output, linear).map(|(out, _)| out);
     let found = output.info(name).map(|info| info.shape.as_slice());
-    is_softlm(output) && width.is_some() && found == width.as_slice().get(0..1)
+    let fits = width.is_some() && found == width.as_slice().get(0..1);
+    is_softlm(output) && fits && (known(linear) || fused_of(linear).is_some_and(known))
 }

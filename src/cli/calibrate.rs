@@ -3,7 +3,7 @@
 use super::page::print_result;
 use super::{Context, Outcome};
 use crate::calibrate::{self, Origin, States, StatsStore, collect};
-use crate::model::{Model, Site};
+use crate::model::Model;
 use crate::pipeline::{self, CalibrationWish};
 use crate::progress::Progress;
 use crate::text::Sampling;
@@ -74,7 +74,7 @@ impl Calibrate {
         for index in 0..model.blocks() {
             let block = model.block(index)?;
             if !store.has(index) {
-                store.put(index, &collect(&block, &states, &heldout, &Site::ALL)?)?;
+                store.put(index, &collect(&block, &states, &heldout, &model.block_sites(index))?)?;
             }
             states.advance(&block)?;
             heldout.advance(&block)?;

@@ -69,7 +69,7 @@ impl Inspect {
         for index in (0..store.origin.blocks).filter(|&i| store.has(i)) {
             for (site, stats) in store.get(index)? {
                 blocks.push(json!({
-                    "block": index, "site": site.name(), "width": stats.width(), "tokens": stats.tokens,
+                    "block": index, "site": site.to_string(), "width": stats.width(), "tokens": stats.tokens,
                     "heldout_tokens": stats.heldout.len() / stats.width().max(1),
                 }));
             }

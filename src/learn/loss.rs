@@ -61,7 +61,7 @@ pub fn loss_gradient(
         let logits = head.project(&normalised.detach())?;
         let (loss, gradient) = chunk.score(&logits, objective, scale)?;
         sum += loss;
-        let mut graph = (normalised * head.project_back(&gradient)?)?.sum_all()?.backward()?;
+        let mut graph = (normalised * head.project_back(&gradient, &logits)?)?.sum_all()?.backward()?;
         gradients.push(graph.remove(&input).context("the head passes no gradient on")?);
         Ok(())
     })?;

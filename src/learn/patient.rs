@@ -208,10 +208,7 @@ impl<'a> Patient<'a> {
 
 /// The role a factor belongs to, and whether it is B.
 fn factor(name: &str) -> Option<(Role, bool)> {
-    let of = |suffix| {
-        let role = name.strip_suffix(suffix)?;
-        Role::ALL.into_iter().find(|r| r.name() == role)
-    };
+    let of = |suffix| name.strip_suffix(suffix)?.parse::<Role>().ok();
     of(".factor_a").map(|role| (role, false)).or_else(|| of(".factor_b").map(|role| (role, true)))
 }
 

@@ -3,8 +3,9 @@
 use super::simd;
 use crate::linalg::{Rows, nn_product, nt_product};
 use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Queries of one head handled at once on the CPU: their scores stay in cache, and keys behind the last of them are
 /// never looked at.
@@ -12,38 +13,75 @@ const CPU_TILE: usize = 64;
 /// Queries handled at once on other devices: bounds the score matrix at heads · 512 · context.
 const QUERY_CHUNK: usize = 512;
 
-/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
-/// h reads key/value head h / (heads / kv_heads). Position i sees the keys 0..=i.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    if q.device().is_cpu() {
-        return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention)?);
+/// How queries and keys become weights: softmax over the keys in sight of cap(scale · q kᵀ), cap(s) = c tanh(s / c).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Scores {
+    /// By default 1/√d.
+    pub scale: Option<f64>,
+    /// c; by default scores are not capped.
+    pub soft_cap: Option<f64>,
+    /// Number of keys that a query sees at most, its own among them; by default all up to its own.
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    pub(super) fn scale(&self, d: usize) -> f64 {
+        self.scale.unwrap_or(1.0 / (d as f64).sqrt())
     }
-    by_tensors(q, k, v)
+
+    /// The first key that the query at position `i` sees; the last is key `i`.
+    pub(super) fn first_seen(&self, i: usize) -> usize {
+        self.window.map_or(0, |window| (i + 1).saturating_sub(window))
+    }
+
+    /// What is added to the scores of `len` queries from position `start` on against the keys `from..start + len`:
+    /// 0 where a key is in sight, −∞ where it is not. (len, start + len − from)
+    pub(super) fn mask(&self, start: usize, len: usize, from: usize, device: &Device) -> Result<Tensor> {
+        let seen = |i: usize, j: usize| (self.first_seen(start + i)..=start + i).contains(&j);
+        let mask: Vec<f32> = (0..len)
+            .flat_map(|i| (from..start + len).map(move |j| if seen(i, j) { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        Ok(Tensor::from_vec(mask, (len, start + len - from), device)?)
+    }
+
+    /// cap(scores), by operations that carry gradients.
+    pub(super) fn cap(&self, scores: Tensor) -> Result<Tensor> {
+        match self.soft_cap {
+            Some(cap) => Ok(((scores / cap)?.tanh()? * cap)?),
+            None => Ok(scores),
+        }
+    }
+}
+
+/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
+/// h reads key/value head h / (heads / kv_heads). Position i sees the keys up to i that are within its window.
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
+    if q.device().is_cpu() {
+        return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention(scores))?);
+    }
+    by_tensors(q, k, v, scores)
 }
 
 /// [`causal_attention`] by whole-tensor operations, for any device.
-fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor> {
     let (batch, t, heads, d) = q.dims4()?;
     let kv = k.dim(2)?;
     let group = heads / kv;
-    let scale = 1.0 / (d as f64).sqrt();
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
-    let q = (heads_first(q)? * scale)?.reshape((batch * kv, group, t, d))?;
+    let q = (heads_first(q)? * kind.scale(d))?.reshape((batch * kv, group, t, d))?;
     let k = heads_first(k)?.reshape((batch * kv, t, d))?;
     let v = heads_first(v)?.reshape((batch * kv, t, d))?;
     let mut parts = Vec::new();
     for start in (0..t).step_by(QUERY_CHUNK) {
         let len = QUERY_CHUNK.min(t - start);
-        let seen = start + len;
+        let first = kind.first_seen(start);
+        let seen = start + len - first;
         let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
-        let keys = k.narrow(1, 0, seen)?.transpose(1, 2)?.contiguous()?;
-        let scores = rows.matmul(&keys)?.reshape((batch * kv, group, len, seen))?;
-        let mask: Vec<f32> = (0..len)
-            .flat_map(|i| (0..seen).map(move |j| if j <= start + i { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        let mask = Tensor::from_vec(mask, (len, seen), scores.device())?;
+        let keys = k.narrow(1, first, seen)?.transpose(1, 2)?.contiguous()?;
+        let scores = kind.cap(rows.matmul(&keys)?)?.reshape((batch * kv, group, len, seen))?;
+        let mask = kind.mask(start, len, first, scores.device())?;
         let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
-        let values = v.narrow(1, 0, seen)?.contiguous()?;
+        let values = v.narrow(1, first, seen)?.contiguous()?;
         let mixed = weights.reshape((batch * kv, group * len, seen))?.matmul(&values)?;
         parts.push(mixed.reshape((batch, kv * group, len, d))?);
     }
@@ -52,7 +90,24 @@ fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 }
 
 /// [`causal_attention`] tile by tile. Each tile is worked by one thread, so the result does not depend on their number.
-struct CpuAttention;
+struct CpuAttention(Scores);
+
+impl CpuAttention {
+    /// Turns the scores of a query into weights: keys `visible` of the row are in sight. The row is padded with keys that
+    /// nobody sees.
+    fn weigh(&self, row: &mut [f32], visible: Range<usize>, scale: f32) {
+        let lanes = visible.end.next_multiple_of(simd::LANES);
+        row[lanes..].fill(0.0);
+        let mut scale = scale;
+        if let Some(cap) = self.0.soft_cap {
+            simd::soft_cap(&mut row[visible.clone()], scale, cap as f32);
+            scale = 1.0;
+        }
+        row[..visible.start].fill(f32::NEG_INFINITY);
+        row[visible.end..lanes].fill(f32::NEG_INFINITY);
+        simd::softmax(&mut row[..lanes], scale);
+    }
+}
 
 impl CustomOp3 for CpuAttention {
     fn name(&self) -> &'static str {
@@ -72,14 +127,15 @@ impl CustomOp3 for CpuAttention {
         let kv = k_layout.shape().dims4()?.2;
         let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
         let (width, kv_width) = (heads * d, kv * d);
-        let scale = 1.0 / (d as f32).sqrt();
+        let scale = self.0.scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32);
         let mut out = vec![0f32; batch * t * width];
         let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
             rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b * t, i * CPU_TILE, rows))
         });
         tiles.for_each_init(Vec::new, |scores, (first, start, out)| {
             let len = out.len() / width;
-            let seen = start + len;
+            let from = self.0.first_seen(start);
+            let seen = start + len - from;
             // Whole lanes only: rows are padded with keys that nobody sees.
             let stride = seen.next_multiple_of(simd::LANES);
             scores.resize(len * stride, 0.0);
@@ -87,17 +143,15 @@ impl CustomOp3 for CpuAttention {
                 let shared = head / (heads / kv) * d;
                 let queries = &q[(first + start) * width + head * d..];
                 let queries = Rows { data: queries, rows: len, cols: d, stride: width };
-                let keys = Rows { data: &k[first * kv_width + shared..], rows: seen, cols: d, stride: kv_width };
+                let begin = (first + from) * kv_width + shared;
+                let keys = Rows { data: &k[begin..], rows: seen, cols: d, stride: kv_width };
                 nt_product(scores, stride, queries, keys);
                 for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
-                    let visible = start + i + 1;
-                    let lanes = visible.next_multiple_of(simd::LANES);
-                    row[visible..lanes].fill(f32::NEG_INFINITY);
-                    row[lanes..].fill(0.0);
-                    simd::softmax(&mut row[..lanes], scale);
+                    let visible = self.0.first_seen(start + i) - from..start + i + 1 - from;
+                    self.weigh(row, visible, scale);
                 }
                 let weights = Rows { data: scores, rows: len, cols: seen, stride };
-                let values = Rows { data: &v[first * kv_width + shared..], rows: seen, cols: d, stride: kv_width };
+                let values = Rows { data: &v[begin..], rows: seen, cols: d, stride: kv_width };
                 nn_product(&mut out[head * d..], width, weights, values);
             }
         });
@@ -117,17 +171,26 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
+    const KINDS: [Scores; 4] = [
+        Scores { scale: None, soft_cap: None, window: None },
+        Scores { scale: Some(0.3), soft_cap: None, window: Some(1) },
+        Scores { scale: None, soft_cap: None, window: Some(70) },
+        Scores { scale: Some(0.7), soft_cap: Some(1.5), window: Some(9) },
+    ];
+
     #[test]
     fn tiles_equal_whole_tensors() {
         let sizes = [(1, 1, 1, 1, 2), (2, 5, 4, 2, 8), (1, 64, 2, 1, 16), (3, 65, 4, 4, 6), (1, 600, 6, 2, 8)];
         for (batch, t, heads, kv, d) in sizes {
             let random = |heads| Tensor::randn(0f32, 1.5, (batch, t, heads, d), &Device::Cpu).unwrap();
             let (q, k, v) = (random(heads), random(kv), random(kv));
-            let tiles = causal_attention(&q, &k, &v).unwrap();
-            let whole = by_tensors(&q, &k, &v).unwrap();
-            assert_eq!(tiles.dims(), [batch, t, heads * d]);
-            let error = (tiles - whole).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(error < 1e-5, "{batch} {t} {heads} {kv} {d}: {error}");
+            for kind in KINDS {
+                let tiles = causal_attention(&q, &k, &v, kind).unwrap();
+                let whole = by_tensors(&q, &k, &v, kind).unwrap();
+                assert_eq!(tiles.dims(), [batch, t, heads * d]);
+                let error = (tiles - whole).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(error < 1e-5, "{batch} {t} {heads} {kv} {d} {kind:?}: {error}");
+            }
         }
     }
 
@@ -135,10 +198,23 @@ mod tests {
     fn later_positions_do_not_reach_back() {
         let random = |heads| Tensor::randn(0f32, 1.0, (1, 130, heads, 4), &Device::Cpu).unwrap();
         let (q, k, v) = (random(4), random(2), random(2));
-        let all: Vec<f32> = causal_attention(&q, &k, &v).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let start = |x: &Tensor| x.narrow(1, 0, 70).unwrap();
-        let part = causal_attention(&start(&q), &start(&k), &start(&v)).unwrap();
-        let part: Vec<f32> = part.flatten_all().unwrap().to_vec1().unwrap();
-        assert!(part.iter().zip(&all).all(|(a, b)| (a - b).abs() < 1e-6));
+        for kind in KINDS {
+            let all: Vec<f32> = causal_attention(&q, &k, &v, kind).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let start = |x: &Tensor| x.narrow(1, 0, 70).unwrap();
+            let part = causal_attention(&start(&q), &start(&k), &start(&v), kind).unwrap();
+            let part: Vec<f32> = part.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(part.iter().zip(&all).all(|(a, b)| (a - b).abs() < 1e-6), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_shows_the_last_keys_and_no_others() {
+        let random = |heads| Tensor::randn(0f32, 1.0, (1, 100, heads, 4), &Device::Cpu).unwrap();
+        let (q, k, v) = (random(2), random(2), random(2));
+        let windowed = causal_attention(&q, &k, &v, Scores { window: Some(7), ..Scores::default() }).unwrap();
+        let last = |x: &Tensor| x.narrow(1, 93, 7).unwrap();
+        let alone = causal_attention(&last(&q), &last(&k), &last(&v), Scores::default()).unwrap();
+        let error = (windowed.narrow(1, 99, 1).unwrap() - alone.narrow(1, 6, 1).unwrap()).unwrap();
+        assert!(error.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-6);
     }
 }

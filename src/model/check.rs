@@ -1,18 +1,21 @@
 //! Does the checkpoint hold what the config promises? Answered from headers, before any weight is read.
 
-use super::decoder::Layout;
-use super::ids::{LinearSpec, Stored};
+use super::layout::Layout;
+use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
 
 /// Checks presence and shape of the embedding, the head and every linear, dense or factorised.
 pub(super) fn check(source: &Source, layout: &Layout) -> Result<()> {
-    for name in [&layout.embedding, &layout.head] {
+    for name in [&layout.embedding.tokens, &layout.head.weight] {
         expect(source, name, &[Some(layout.vocab), Some(layout.hidden)])?;
     }
-    if let Some(positions) = &layout.positions {
-        expect(source, positions, &[Some(layout.context), Some(layout.hidden)])?;
+    if let Some(positions) = &layout.embedding.positions {
+        expect(source, &positions.name, &[Some(layout.context + positions.offset), Some(layout.hidden)])?;
+    }
+    for tensor in layout.blocks.iter().flat_map(|block| &block.tensors) {
+        expect(source, &tensor.name, &tensor.shape.iter().copied().map(Some).collect::<Vec<_>>())?;
     }
     layout.linears.iter().try_for_each(|spec| check_linear(source, spec))
 }
@@ -30,13 +33,18 @@ fn check_linear(source: &Source, spec: &LinearSpec) -> Result<()> {
     }
     let own = format!("{}.weight", spec.name);
     match &spec.stored {
-        Stored::Conv1d { fused, start } if *fused == spec.name || source.info(&own).is_none() => {
-            let alone = (*fused == spec.name).then_some(spec.out);
-            let fused = format!("{fused}.weight");
-            let total = expect(source, &fused, &[Some(spec.input), alone])?[1];
-            if total < start + spec.out {
+        Stored::Part { transposed, .. } if spec.fused().is_none() || source.info(&own).is_none() => {
+            let whole = spec.weight_name();
+            let alone = spec.fused().is_none().then_some(spec.out);
+            let needed = spec.row(spec.out - 1) + 1;
+            let (total, side) = if *transposed {
+                (expect(source, &whole, &[Some(spec.input), alone])?[1], "columns")
+            } else {
+                (expect(source, &whole, &[alone, Some(spec.input)])?[0], "rows")
+            };
+            if total < needed {
                 user_bail!(
-                    "tensor `{fused}` has {total} columns, config.json asks for at least {}", start + spec.out;
+                    "tensor `{whole}` has {total} {side}, config.json asks for at least {needed}";
                     "config and weights do not belong together"
                 );
             }

@@ -35,6 +35,39 @@ impl Config<'_> {
         }
     }
 
+    /// A finite number above 0 that must be there.
+    pub fn positive(&self, key: &str) -> Result<f64> {
+        match self.get(key) {
+            None => user_bail!("config.json has no `{key}`"; "the file is incomplete; download it again"),
+            Some(v) => v.as_f64().filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| odd(key, v, "a positive number")),
+        }
+    }
+
+    /// A finite number above 0; `None` when the key is absent or null.
+    pub fn positive_if_any(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key).map(|_| self.positive(key)).transpose()
+    }
+
+    /// A positive integer; `None` when the key is null, `default` when it is absent.
+    pub fn usize_or_null(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        match self.0.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(v) => positive(key, v).map(Some),
+        }
+    }
+
+    /// Fails unless the boolean `key` has the one value that is supported, which is also its default.
+    pub fn only(&self, key: &str, supported: bool) -> Result<()> {
+        if self.bool_or(key, supported)? != supported {
+            user_bail!(
+                "config.json: `{key}` = {} is not supported for {}", !supported, self.str_or("model_type", "this family")?;
+                "softlm runs this family with `{key}` = {supported}"
+            );
+        }
+        Ok(())
+    }
+
     /// A boolean, or `default` when the key is absent.
     pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
         self.get(key).map_or(Ok(default), |v| v.as_bool().ok_or_else(|| odd(key, v, "true or false")))

@@ -3,10 +3,12 @@
 //! Fused kernels have no backward: behind one of them a gradient is silently zero, and through a residual connection it
 //! is silently wrong. A block that is being differentiated uses these instead; the numbers agree to rounding.
 
+use super::attention::Scores;
 use super::ops::{Activation, Norm};
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Queries handled at once: bounds the score matrix at heads · 512 · context.
 const QUERY_CHUNK: usize = 512;
@@ -51,54 +53,55 @@ pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 ///
 /// `q` is (batch, heads, t, d), `k` and `v` are (batch, kv_heads, t, d); the result is (batch, t, heads · d). Query
 /// head h reads key/value head h / (heads / kv_heads).
-pub(super) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    in_chunks(q, k, v, QUERY_CHUNK)
+pub(super) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor> {
+    in_chunks(q, k, v, kind, QUERY_CHUNK)
 }
 
 /// [`causal_attention`] for so many queries at once.
-fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, chunk: usize) -> Result<Tensor> {
+fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores, chunk: usize) -> Result<Tensor> {
     let (batch, heads, t, d) = q.dims4()?;
     let kv = k.dim(1)?;
     let group = heads / kv;
-    let q = (q / (d as f64).sqrt())?.reshape((batch * kv, group, t, d))?;
+    let q = (q * kind.scale(d))?.reshape((batch * kv, group, t, d))?;
     let keys = k.reshape((batch * kv, t, d))?.transpose(1, 2)?;
     let values = v.reshape((batch * kv, t, d))?;
     let mut parts = Vec::new();
     for start in (0..t).step_by(chunk) {
         let len = chunk.min(t - start);
-        let seen = start + len;
+        let first = kind.first_seen(start);
+        let seen = start + len - first;
         let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
-        let scores = rows.matmul(&keys.narrow(2, 0, seen)?.contiguous()?)?.reshape((batch * kv, group, len, seen))?;
-        let weights = causal_softmax(&scores, start)?.reshape((batch * kv, group * len, seen))?;
-        let mixed = weights.matmul(&values.narrow(1, 0, seen)?.contiguous()?)?;
+        let scores = kind.cap(rows.matmul(&keys.narrow(2, first, seen)?.contiguous()?)?)?;
+        let scores = scores.reshape((batch * kv, group, len, seen))?;
+        let weights = CausalSoftmax { kind, start, first }.of(&scores)?.reshape((batch * kv, group * len, seen))?;
+        let mixed = weights.matmul(&values.narrow(1, first, seen)?.contiguous()?)?;
         parts.push(mixed.reshape((batch, heads, len, d))?);
     }
     let mixed = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
     Ok(mixed.transpose(1, 2)?.reshape((batch, t, heads * d))?)
 }
 
-/// Softmax over the keys that each query may look at: query i of `scores` (…, len, seen) stands at position start + i
-/// and sees keys 0..=start + i.
-fn causal_softmax(scores: &Tensor, start: usize) -> Result<Tensor> {
-    if scores.device().is_cpu() {
-        return Ok(scores.contiguous()?.apply_op1(CausalSoftmax { start })?);
-    }
-    let (len, seen) = (scores.dim(D::Minus2)?, scores.dim(D::Minus1)?);
-    let mask: Vec<f32> =
-        (0..len).flat_map(|i| (0..seen).map(move |j| if j <= start + i { 0.0 } else { f32::NEG_INFINITY })).collect();
-    let mask = Tensor::from_vec(mask, (len, seen), scores.device())?;
-    Ok(candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?)
-}
-
-/// [`causal_softmax`] on the CPU. Forward and backward touch no masked key.
+/// Softmax over the keys that each query may look at: query i of the scores (…, len, seen) stands at position start + i,
+/// key j at first + j. On the CPU forward and backward touch no masked key.
 struct CausalSoftmax {
+    kind: Scores,
     start: usize,
+    first: usize,
 }
 
 impl CausalSoftmax {
+    fn of(self, scores: &Tensor) -> Result<Tensor> {
+        if scores.device().is_cpu() {
+            return Ok(scores.contiguous()?.apply_op1(self)?);
+        }
+        let mask = self.kind.mask(self.start, scores.dim(D::Minus2)?, self.first, scores.device())?;
+        Ok(candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?)
+    }
+
     /// Keys that row number `row` of scores with `len` queries and `seen` keys may look at.
-    fn visible(&self, row: usize, len: usize, seen: usize) -> usize {
-        (self.start + row % len + 1).min(seen)
+    fn visible(&self, row: usize, len: usize, seen: usize) -> Range<usize> {
+        let position = self.start + row % len;
+        self.kind.first_seen(position) - self.first..(position + 1 - self.first).min(seen)
     }
 }
 
@@ -115,7 +118,7 @@ impl CustomOp1 for CausalSoftmax {
         out.par_chunks_exact_mut(seen).zip(scores.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
             |(row, (out, scores))| {
                 let visible = self.visible(row, len, seen);
-                softmax(&scores[..visible], &mut out[..visible]);
+                softmax(&scores[visible.clone()], &mut out[visible]);
             },
         );
         Ok((CpuStorage::F32(out), layout.shape().clone()))
@@ -128,10 +131,12 @@ impl CustomOp1 for CausalSoftmax {
         let (p, mut g): (Vec<f32>, Vec<f32>) = (p.flatten_all()?.to_vec1()?, g.flatten_all()?.to_vec1()?);
         g.par_chunks_exact_mut(seen).zip(p.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
             |(row, (g, p))| {
-                let (inner, masked) = g.split_at_mut(self.visible(row, len, seen));
+                let visible = self.visible(row, len, seen);
+                g[..visible.start].fill(0.0);
+                g[visible.end..].fill(0.0);
+                let (inner, p) = (&mut g[visible.clone()], &p[visible]);
                 let mean: f32 = inner.iter().zip(p).map(|(g, p)| g * p).sum();
                 inner.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - mean));
-                masked.fill(0.0);
             },
         );
         Ok(Some(Tensor::from_vec(g, shape, &device)?))
@@ -167,16 +172,19 @@ mod tests {
         };
         let vars = [var(4, 0.0), var(2, 1.0), var(2, 2.0)];
         let weights = var(4, 3.0).transpose(1, 2).unwrap().reshape((2, 13, 24)).unwrap().detach();
-        let run = |chunk| {
-            let y = in_chunks(&vars[0], &vars[1], &vars[2], chunk).unwrap();
+        let run = |kind, chunk| {
+            let y = in_chunks(&vars[0], &vars[1], &vars[2], kind, chunk).unwrap();
             let graph = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
             let gradients = vars.iter().map(|var| graph.get(var).unwrap().clone());
             std::iter::once(y.detach()).chain(gradients).collect::<Vec<_>>()
         };
-        for (whole, parts) in run(512).iter().zip(run(5)) {
-            let apart = (whole - parts).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            let size = whole.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(size > 0.1 && apart < 1e-5, "{apart:e} of {size}");
+        let windowed = Scores { scale: Some(0.8), soft_cap: Some(2.0), window: Some(4) };
+        for kind in [Scores::default(), windowed] {
+            for (whole, parts) in run(kind, 512).iter().zip(run(kind, 5)) {
+                let apart = (whole - parts).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let size = whole.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(size > 0.1 && apart < 1e-5, "{kind:?}: {apart:e} of {size}");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! y = x Wᵀ + bias, whichever way W is held.
 
-use super::ids::{LinearSpec, Stored};
+use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
@@ -70,6 +70,12 @@ impl Linear {
         Ok(y.reshape(shape)?)
     }
 
+    /// Number of inputs.
+    pub fn width(&self) -> usize {
+        let (Linear::Dense { weight: last, .. } | Linear::LowRank { a: last, .. }) = self;
+        last.dims().get(1).copied().unwrap_or(0)
+    }
+
     /// The bias, (out), if there is one.
     pub fn bias(&self) -> Option<&Tensor> {
         match self {
@@ -98,23 +104,32 @@ fn load_weight(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device
     let own = format!("{}.weight", spec.name);
     match &spec.stored {
         // A part of a fused matrix that was split when another part was factorised has its own plain tensor.
-        Stored::Conv1d { fused, start } if *fused == spec.name || source.info(&own).is_none() => {
-            let fused = format!("{fused}.weight");
-            let total = source.info(&fused).and_then(|info| info.shape.get(1).copied()).unwrap_or(spec.out);
-            let whole = source.tensor(&fused, &[spec.input, total], dtype, device)?;
-            Ok(whole.narrow(1, *start, spec.out)?.t()?.contiguous()?)
+        Stored::Part { rows, transposed, .. } if spec.fused().is_none() || source.info(&own).is_none() => {
+            let whole = spec.weight_name();
+            if !transposed {
+                return source.rows(&whole, &row_numbers(spec), spec.input, dtype, device);
+            }
+            let total = source.info(&whole).and_then(|info| info.shape.get(1).copied()).unwrap_or(spec.out);
+            let whole = source.tensor(&whole, &[spec.input, total], dtype, device)?;
+            Ok(whole.narrow(1, rows.start, spec.out)?.t()?.contiguous()?)
         }
         _ => source.tensor(&own, &[spec.out, spec.input], dtype, device),
     }
 }
 
 pub(super) fn load_bias(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
+    let own = format!("{}.bias", spec.name);
     match &spec.stored {
-        Stored::Plain => source.tensor(&format!("{}.bias", spec.name), &[spec.out], dtype, device),
-        Stored::Conv1d { fused, start } => {
-            let name = format!("{fused}.bias");
+        Stored::Part { matrix, .. } if source.info(&own).is_none() => {
+            let name = format!("{matrix}.bias");
             let total = source.info(&name).and_then(|info| info.shape.first().copied()).unwrap_or(spec.out);
-            Ok(source.tensor(&name, &[total], dtype, device)?.narrow(0, *start, spec.out)?.contiguous()?)
+            let whole = source.tensor(&name, &[total], dtype, device)?;
+            Ok(whole.index_select(&Tensor::new(row_numbers(spec), device)?, 0)?)
         }
+        _ => source.tensor(&own, &[spec.out], dtype, device),
     }
+}
+
+fn row_numbers(spec: &LinearSpec) -> Vec<u32> {
+    (0..spec.out).map(|i| spec.row(i) as u32).collect()
 }

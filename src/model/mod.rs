@@ -1,9 +1,12 @@
 //! Models that run; they do not compress.
 //!
-//! A family (`family/`) maps a `config.json` and tensor names onto a shared block shape ([`Block`]); nothing outside
-//! this module knows a family's name. Blocks are loaded one at a time: memory does not grow with depth.
+//! A family (`family/`) maps a `config.json` and tensor names onto a description (`layout.rs`) over a few shared block
+//! shapes (`block/`); nothing outside this module knows a family's name. Blocks are loaded one at a time: memory does not
+//! grow with depth.
 
 mod ids;
+mod spec;
+mod layout;
 mod check;
 mod config;
 pub(crate) mod simd;
@@ -12,12 +15,16 @@ mod ops;
 mod grad;
 mod rope;
 mod linear;
-mod decoder;
-mod trainable;
+mod block;
+mod head;
+mod opened;
 mod family;
 
-pub use decoder::{Block, Flow, Head, Model, Tap};
-pub use family::KNOWN_FAMILIES;
-pub use ids::{LinearId, LinearSpec, Role, Site, Stored};
+pub use block::{Block, Flow, Tap};
+pub use family::known_families;
+pub use head::Head;
+pub use ids::{FfnPart, LinearId, Role, Site};
 pub use linear::Linear;
+pub use opened::Model;
 pub use ops::with_numbers;
+pub use spec::{LinearSpec, Rows, Stored};

@@ -2,10 +2,12 @@
 
 use super::attention::slice;
 use super::config::Config;
+use super::layout::{NormKind, NormSpec};
 use super::simd;
+use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 /// Numbers handed to a thread at once.
@@ -120,6 +122,17 @@ pub enum Norm {
 }
 
 impl Norm {
+    /// Reads the norm that `spec` describes.
+    pub(super) fn load(source: &Source, spec: &NormSpec, device: &Device) -> Result<Self> {
+        let read = |part: &str| source.tensor(&format!("{}.{part}", spec.name), &[spec.width], DType::F32, device);
+        let weight = read("weight")?;
+        Ok(match spec.kind {
+            NormKind::Rms(eps) => Norm::Rms { weight, eps },
+            NormKind::RmsPlusOne(eps) => Norm::Rms { weight: (weight + 1.0)?, eps },
+            NormKind::Layer(eps) => Norm::Layer { weight, bias: read("bias")?, eps },
+        })
+    }
+
     /// Normalises `x` (…, width).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;

@@ -2,11 +2,11 @@
 
 use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
-use super::stored::weight_name;
 use super::{Run, Shrunk, allocate};
 use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
 use crate::learn::HealReport;
 use crate::method::Needs;
+use crate::model::LinearSpec;
 use crate::plan::{AllocationRule, Choice, Plan};
 use crate::report::{self, AllocationInfo, BeforeAfter, Cost, FileHash, ModelInfo, Report, Size, Sizes};
 use crate::user_bail;
@@ -53,7 +53,7 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
         .linears()
         .iter()
         .filter(|spec| plan.choice(spec.id).is_some_and(|choice| choice != Choice::Dense))
-        .map(weight_name)
+        .map(LinearSpec::weight_name)
         .collect();
     for index in 0..run.model.blocks() {
         let path = run.final_block(index);
@@ -64,6 +64,9 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
             entries.push(Entry { name: name.to_string(), dtype: info.dtype, shape: info.shape.clone(), from });
             replaced.insert(name.to_string());
         }
+        // A learned method also changes what stays dense: a part of a fused matrix stands on its own then.
+        let own = |spec: &&LinearSpec| file.info(&format!("{}.weight", spec.name)).is_some();
+        replaced.extend(run.model.block_linears(index).filter(own).map(LinearSpec::weight_name));
         run.progress.step(1)?;
     }
     // A tied tensor that stood under the head's name is written under the embedding's, where others look for it.
@@ -95,7 +98,7 @@ fn config(run: &Run, plan: &Plan) -> Result<Map<String, Value>> {
             }
             Some(Choice::Width(width)) => {
                 linears.insert(spec.name.clone(), json!({ "width": width }));
-                config.insert(run.model.width_key().to_string(), json!(width));
+                config.insert(run.model.width_key(spec.id).to_string(), json!(width));
             }
             Some(Choice::Dense) | None => {}
         }
@@ -184,7 +187,7 @@ fn device_name(device: &Device) -> String {
 /// Counted from what is stored, before and after.
 fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
     let source = run.model.source();
-    let before: BTreeSet<String> = run.model.linears().iter().map(weight_name).collect();
+    let before: BTreeSet<String> = run.model.linears().iter().map(LinearSpec::weight_name).collect();
     let (mut linears_before, mut linears_after) = ((0, 0), (0, 0));
     let add = |sum: &mut (u64, u64), info: &crate::checkpoint::TensorInfo| {
         sum.0 += info.elements() as u64;

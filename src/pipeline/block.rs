@@ -2,7 +2,7 @@
 
 use super::stored;
 use crate::checkpoint::{NamedTensor, TensorFile, write_tensors};
-use crate::model::{Block, LinearSpec, Model, Stored};
+use crate::model::{Block, LinearSpec, Model};
 use crate::report::LinearReport;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -43,17 +43,13 @@ impl FinishedBlock {
 
     /// Parts of a fused matrix stand on their own as soon as one of them is factorised.
     pub fn split_fused(&mut self, model: &Model, index: usize) -> Result<()> {
-        let fused_of = |spec: &LinearSpec| match &spec.stored {
-            Stored::Conv1d { fused, .. } if *fused != spec.name => Some(fused.clone()),
-            _ => None,
-        };
         let has = |tensors: &[NamedTensor], spec: &LinearSpec| {
             tensors.iter().any(|t| t.0.strip_prefix(&spec.name).is_some_and(|rest| rest.starts_with('.')))
         };
-        let touched: Vec<String> =
-            model.block_linears(index).filter(|spec| has(&self.tensors, spec)).filter_map(fused_of).collect();
+        let touched: Vec<&str> =
+            model.block_linears(index).filter(|spec| has(&self.tensors, spec)).filter_map(LinearSpec::fused).collect();
         for spec in model.block_linears(index) {
-            if fused_of(spec).is_some_and(|fused| touched.contains(&fused)) && !has(&self.tensors, spec) {
+            if spec.fused().is_some_and(|fused| touched.contains(&fused)) && !has(&self.tensors, spec) {
                 self.tensors.push(stored::dense_part(model.source(), spec)?);
             }
         }

@@ -12,7 +12,7 @@ use crate::checkpoint::NamedTensor;
 use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::method::{Decomposition, Inputs, heldout_curve};
-use crate::model::{Block, LinearSpec, Role, Site};
+use crate::model::{Block, FfnPart, LinearSpec, Site};
 use crate::plan::{Choice, Plan};
 use crate::report::LinearReport;
 use anyhow::{Context, Result};
@@ -89,17 +89,19 @@ impl Run<'_> {
 
     /// Sites whose linears are compressed from one look at the block.
     fn site_groups(&self, index: usize, plan: &Plan) -> Vec<Vec<Site>> {
+        let sites = self.model.block_sites(index);
         if self.recipe.inputs != Inputs::Sequential {
-            return vec![Site::ALL.to_vec()];
+            return vec![sites];
         }
-        let up = plan.choices.iter().find(|(id, _)| id.block == index && id.role == Role::Up);
-        match up {
-            // Channels are chosen by looking at both ends of the feed-forward layer.
-            Some((_, Choice::Width(_))) => {
-                vec![vec![Site::AttnIn], vec![Site::AttnOut], vec![Site::MlpIn, Site::MlpOut]]
-            }
-            _ => Site::ALL.iter().map(|&site| vec![site]).collect(),
-        }
+        let narrowed =
+            self.model.block_linears(index).filter(|spec| matches!(plan.choice(spec.id), Some(Choice::Width(_))));
+        let narrowed: Vec<Site> = narrowed.map(|spec| spec.site).collect();
+        // Channels are chosen by looking at both ends of the feed-forward layer, and experts stand side by side.
+        let together = |a: &Site, b: &Site| match (a, b) {
+            (Site::ExpertIn(_), Site::ExpertIn(_)) | (Site::ExpertOut(_), Site::ExpertOut(_)) => true,
+            (a, b) => narrowed.contains(a) && narrowed.contains(b),
+        };
+        sites.chunk_by(together).map(<[Site]>::to_vec).collect()
     }
 
     /// Statistics of a block: from the user's folder when it has them, else collected now (and put there).
@@ -146,8 +148,10 @@ impl Run<'_> {
             done.tensors.extend(tensors);
             done.linears.push(report);
         }
-        if let Some(&(_, width)) = narrowed.first() {
-            self.narrow(block, &narrowed.iter().map(|(spec, _)| *spec).collect::<Vec<_>>(), stats, width, done)?;
+        narrowed.sort_by_key(|(spec, _)| spec.id.role.expert());
+        for layer in narrowed.chunk_by(|(a, _), (b, _)| a.id.role.expert() == b.id.role.expert()) {
+            let specs: Vec<&LinearSpec> = layer.iter().map(|(spec, _)| *spec).collect();
+            self.narrow(block, &specs, stats, layer[0].1, done)?;
         }
         Ok(())
     }
@@ -186,17 +190,19 @@ impl Run<'_> {
         done: &mut FinishedBlock,
     ) -> Result<()> {
         let started = Instant::now();
-        let find = |role| specs.iter().find(|spec| spec.id.role == role).map(|spec| weight(block, spec)).transpose();
-        let (gate, up, down) = (find(Role::Gate)?, find(Role::Up)?, find(Role::Down)?);
-        let up = up.context("a feed-forward layer without an up projection")?;
-        let down = down.context("a feed-forward layer without a down projection")?;
-        let entering = stats.get(&Site::MlpIn).context("no statistics of the feed-forward input")?;
-        let inner = stats.get(&Site::MlpOut).context("no statistics of the feed-forward channels")?;
+        let find = |part| specs.iter().find(|spec| spec.id.role.ffn_part() == Some(part));
+        let up = find(FfnPart::Up).context("a feed-forward layer without an up projection")?;
+        let down = find(FfnPart::Down).context("a feed-forward layer without a down projection")?;
+        let gate = find(FfnPart::Gate).map(|gate| weight(block, gate)).transpose()?;
+        let entering = stats.get(&up.site).context("no statistics of the feed-forward input")?;
+        let inner = stats.get(&down.site).context("no statistics of the feed-forward channels")?;
+        let (up, down) = (weight(block, up)?, weight(block, down)?);
         let channels = self.method.channels(entering, inner, gate.as_ref(), &up, &down, width)?;
         let seconds = started.elapsed().as_secs_f64() / specs.len() as f64;
         for spec in specs {
             done.tensors.extend(stored::pruned(self.model.source(), spec, &channels)?);
-            let shape = if spec.id.role == Role::Down { [spec.out, width] } else { [width, spec.input] };
+            let is_down = spec.id.role.ffn_part() == Some(FfnPart::Down);
+            let shape = if is_down { [spec.out, width] } else { [width, spec.input] };
             done.linears.push(LinearReport {
                 form: "pruned".into(),
                 pruned_shape: Some(shape),

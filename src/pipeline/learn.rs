@@ -13,7 +13,7 @@ use crate::learn::{
 use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::method::{Decomposition, Method, Spectral, Unit, heldout_curve, of_basis};
-use crate::model::{Block, Linear, LinearSpec, Site};
+use crate::model::{Block, Linear, LinearSpec};
 use crate::plan::{Choice, Plan};
 use crate::recipe::Learn;
 use crate::report::{LearnedSpectrum, LinearReport};
@@ -82,7 +82,7 @@ impl Run<'_> {
         for index in 0..self.model.blocks() {
             let block = self.model.block(index)?;
             if index >= finished {
-                let stats = self.stats(index, &block, &states, &heldout, &Site::ALL)?;
+                let stats = self.stats(index, &block, &states, &heldout, &self.model.block_sites(index))?;
                 let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
                 let work = |spec: &&LinearSpec| decompose_linear(method, &block, spec, &stats);
                 let tensors = in_waves(&specs, |spec| *spec, work)?;
@@ -154,7 +154,7 @@ impl Run<'_> {
         for index in 0..self.model.blocks() {
             let block = self.model.block(index)?;
             if !self.job.block_file(index).exists() {
-                let stats = collect(&block, &nothing, &heldout, &Site::ALL)?;
+                let stats = collect(&block, &nothing, &heldout, &self.model.block_sites(index))?;
                 self.fold_block(index, &block, &stats, result).with_context(|| format!("storing block {index}"))?;
             }
             heldout.advance(&block)?;
@@ -165,17 +165,16 @@ impl Run<'_> {
 
     fn fold_block(&self, index: usize, block: &Block, stats: &BlockStats, result: &Learned) -> Result<()> {
         let mut done = FinishedBlock::default();
-        let mut deviations = Vec::new();
         for linear in result.linears.iter().filter(|linear| linear.spec.id.block == index) {
             let choice = result.plan.choice(linear.spec.id).context("a linear without a plan")?;
             let (tensors, report) = self.fold_linear(block, stats, linear, choice)?;
             done.tensors.extend(tensors);
             done.linears.push(report);
             if let Some(deviation) = &linear.deviation {
-                deviations.push((linear.spec.clone(), deviation.to_vec1::<f32>()?));
+                let (deviation, dtype) = (deviation.to_vec1::<f32>()?, self.factor_dtype(&linear.spec)?);
+                done.tensors.push(stored::bias(&self.model, &linear.spec, &deviation, dtype)?);
             }
         }
-        done.tensors.extend(stored::biases(&self.model, &deviations, |spec| self.factor_dtype(spec))?);
         done.split_fused(&self.model, index)?;
         done.save(&self.job.block_file(index))
     }
@@ -196,7 +195,8 @@ impl Run<'_> {
         };
         let w = weight(block, spec)?;
         let rank = a.rows();
-        let x = &stats.get(&spec.site).with_context(|| format!("no held-out inputs of {}", spec.id))?.heldout;
+        // No held-out token may have been routed to an expert.
+        let x = stats.get(&spec.site).map_or(&[][..], |stats| &stats.heldout);
         let parts = Decomposition { b, a, energy: vec![0.0; rank], note: None };
         let error = heldout_curve(&w, &parts, x, rank).relative(rank);
         let mut report = match choice {

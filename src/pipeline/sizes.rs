@@ -1,8 +1,8 @@
 //! What a checkpoint's tensors add up to, from their headers.
 
-use super::stored::{stored_dtype, weight_name};
+use super::stored::stored_dtype;
 use crate::checkpoint::Source;
-use crate::model::Model;
+use crate::model::{LinearSpec, Model};
 use crate::recipe::Recipe;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ pub fn linear_storage(recipe: &Recipe, model: &Model) -> Result<(u64, u64)> {
 
 /// Bytes of everything but the block linears' weights.
 pub fn other_bytes(model: &Model) -> Result<u64> {
-    let names: BTreeSet<String> = model.linears().iter().map(weight_name).collect();
+    let names: BTreeSet<String> = model.linears().iter().map(LinearSpec::weight_name).collect();
     let linears: u64 = names.iter().filter_map(|name| model.source().info(name)).map(|info| info.bytes() as u64).sum();
     Ok(checkpoint_sizes(model.source()).1 - linears)
 }

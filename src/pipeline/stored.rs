@@ -5,21 +5,13 @@
 
 use crate::checkpoint::{NamedTensor, Source};
 use crate::linalg::Mat;
-use crate::model::{Linear, LinearSpec, Model, Role, Stored};
+use crate::model::{FfnPart, Linear, LinearSpec, Model};
 use crate::recipe::StoredType;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use safetensors::Dtype;
-
-/// Name of the tensor that holds the dense weight of `spec`.
-pub fn weight_name(spec: &LinearSpec) -> String {
-    match &spec.stored {
-        Stored::Plain => format!("{}.weight", spec.name),
-        Stored::Conv1d { fused, .. } => format!("{fused}.weight"),
-    }
-}
 
 /// The type to store the factors of `spec` in.
 pub fn stored_dtype(source: &Source, spec: &LinearSpec, wanted: StoredType) -> Result<Dtype> {
@@ -28,7 +20,7 @@ pub fn stored_dtype(source: &Source, spec: &LinearSpec, wanted: StoredType) -> R
         StoredType::F16 => Dtype::F16,
         StoredType::Bf16 => Dtype::BF16,
         StoredType::Auto => {
-            let name = weight_name(spec);
+            let name = spec.weight_name();
             source.info(&name).with_context(|| format!("tensor `{name}` is missing"))?.dtype
         }
     })
@@ -45,77 +37,63 @@ pub fn factors(spec: &LinearSpec, b: &Mat, a: &Mat, rank: usize, dtype: Dtype) -
 
 /// A weight that was put together again, in its source's layout; a part of a fused matrix stands on its own.
 pub fn dense(spec: &LinearSpec, w: &Mat, dtype: Dtype) -> Result<NamedTensor> {
-    match &spec.stored {
-        Stored::Conv1d { fused, .. } if *fused == spec.name => encode(weight_name(spec), &w.transpose(), dtype),
-        _ => encode(format!("{}.weight", spec.name), w, dtype),
+    let name = format!("{}.weight", spec.name);
+    if spec.transposed() && spec.fused().is_none() {
+        encode(name, &w.transpose(), dtype)
+    } else {
+        encode(name, w, dtype)
     }
 }
 
-/// The biases of the linears of a block after `deviations` were added: (out) each, those of a fused matrix together.
-/// A linear without a bias gets one.
-pub fn biases(
-    model: &Model,
-    deviations: &[(LinearSpec, Vec<f32>)],
-    dtype: impl Fn(&LinearSpec) -> Result<Dtype>,
-) -> Result<Vec<NamedTensor>> {
-    let mut parts: Vec<(String, usize, Vec<f32>, Dtype)> = Vec::new();
-    for (spec, deviation) in deviations {
-        let (name, start) = match &spec.stored {
-            Stored::Plain => (format!("{}.bias", spec.name), 0),
-            Stored::Conv1d { fused, start } => (format!("{fused}.bias"), *start),
-        };
-        let mut values = deviation.clone();
-        if let Some(bias) = model.bias(spec)? {
-            values.iter_mut().zip(bias.to_vec1::<f32>()?).for_each(|(value, bias)| *value += bias);
-        }
-        let dtype = model.source().info(&name).map_or_else(|| dtype(spec), |info| Ok(info.dtype))?;
-        parts.push((name, start, values, dtype));
+/// The bias (out) of a linear after `deviation` was added; one that had none gets one, in `dtype`.
+pub fn bias(model: &Model, spec: &LinearSpec, deviation: &[f32], dtype: Dtype) -> Result<NamedTensor> {
+    let mut values = deviation.to_vec();
+    if let Some(bias) = model.bias(spec)? {
+        values.iter_mut().zip(bias.to_vec1::<f32>()?).for_each(|(value, bias)| *value += bias);
     }
-    parts.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    let mut tensors: Vec<NamedTensor> = Vec::new();
-    for (name, _, values, dtype) in parts {
-        let (_, _, _, bytes) = encode(name.clone(), &Mat::from_f32_rows(1, values.len(), &values), dtype)?;
-        match tensors.last_mut().filter(|last| last.0 == name) {
-            Some((_, _, shape, all)) => {
-                shape[0] += values.len();
-                all.extend(bytes);
-            }
-            None => tensors.push((name, dtype, vec![values.len()], bytes)),
-        }
-    }
-    Ok(tensors)
+    let name = format!("{}.bias", spec.name);
+    let (name, dtype, _, bytes) = encode(name, &Mat::from_f32_rows(1, values.len(), &values), dtype)?;
+    Ok((name, dtype, vec![values.len()], bytes))
 }
 
 /// A part of a fused matrix, on its own and unchanged: `<name>.weight` (out, in).
 pub fn dense_part(source: &Source, spec: &LinearSpec) -> Result<NamedTensor> {
-    let fused = weight_name(spec);
-    let info = source.info(&fused).with_context(|| format!("tensor `{fused}` is missing"))?.clone();
-    let start = match &spec.stored {
-        Stored::Plain => 0,
-        Stored::Conv1d { start, .. } => *start,
-    };
-    let (size, total) = (info.bytes() / info.elements().max(1), info.shape[1]);
-    let bytes = source.bytes(&fused)?;
-    let mut data = Vec::with_capacity(spec.params() * size);
-    for row in start..start + spec.out {
-        for column in 0..spec.input {
-            let at = (column * total + row) * size;
-            data.extend_from_slice(&bytes[at..at + size]);
-        }
-    }
-    Ok((format!("{}.weight", spec.name), info.dtype, vec![spec.out, spec.input], data))
+    rows(source, spec, 0..spec.out)
 }
 
-/// The tensors of a feed-forward linear with only the `channels` kept, in the source's own type and layout.
+/// Some outputs of a linear as a plain matrix of its own, `<name>.weight`, in the source's type.
+fn rows(source: &Source, spec: &LinearSpec, outputs: impl ExactSizeIterator<Item = usize>) -> Result<NamedTensor> {
+    let whole = spec.weight_name();
+    let info = source.info(&whole).with_context(|| format!("tensor `{whole}` is missing"))?.clone();
+    let size = info.bytes() / info.elements().max(1);
+    let bytes = source.bytes(&whole)?;
+    let shape = vec![outputs.len(), spec.input];
+    let mut data = Vec::with_capacity(outputs.len() * spec.input * size);
+    for row in outputs.map(|i| spec.row(i)) {
+        if spec.transposed() {
+            let columns = (0..spec.input).map(|column| (column * info.shape[1] + row) * size);
+            columns.for_each(|at| data.extend_from_slice(&bytes[at..at + size]));
+        } else {
+            data.extend_from_slice(&bytes[row * spec.input * size..(row + 1) * spec.input * size]);
+        }
+    }
+    Ok((format!("{}.weight", spec.name), info.dtype, shape, data))
+}
+
+/// The tensors of a feed-forward linear with only the `channels` kept, in the source's own type and layout. A part of a
+/// fused matrix stands on its own then.
 pub fn pruned(source: &Source, spec: &LinearSpec, channels: &[usize]) -> Result<Vec<NamedTensor>> {
-    let name = weight_name(spec);
     // Channels are outputs of gate and up, inputs of down; a transposed layout turns that round.
-    let transposed = matches!(spec.stored, Stored::Conv1d { .. });
-    let rows = (spec.id.role != Role::Down) != transposed;
-    let mut tensors = vec![select(source, &name, channels, if rows { 0 } else { 1 })?];
-    if spec.bias && spec.id.role != Role::Down {
-        let bias = name.replace(".weight", ".bias");
-        tensors.push(select(source, &bias, channels, 0)?);
+    let outputs = spec.id.role.ffn_part() != Some(FfnPart::Down);
+    let mut tensors = vec![if spec.fused().is_some() && outputs {
+        rows(source, spec, channels.iter().copied())?
+    } else {
+        select(source, &spec.weight_name(), channels, usize::from(outputs == spec.transposed()))?
+    }];
+    if spec.bias && outputs {
+        let places: Vec<usize> = channels.iter().map(|&i| spec.row(i)).collect();
+        let (_, dtype, shape, data) = select(source, &spec.weight_name().replace(".weight", ".bias"), &places, 0)?;
+        tensors.push((format!("{}.bias", spec.name), dtype, shape, data));
     }
     Ok(tensors)
 }
@@ -145,13 +123,8 @@ pub fn linear(
     device: &Device,
 ) -> Result<Option<Linear>> {
     let find = |name: String| tensors.iter().find(|t| t.0 == name).map(|t| decode(t, device)).transpose();
-    let start = match &spec.stored {
-        Stored::Plain => 0,
-        Stored::Conv1d { start, .. } => *start,
-    };
-    let bias = match find(weight_name(spec).replace(".weight", ".bias"))? {
-        // Channels were removed, or a deviation was added; the parts of a fused matrix share one.
-        Some(changed) if changed.dim(0)? > spec.out => Some(changed.narrow(0, start, spec.out)?.contiguous()?),
+    let bias = match find(format!("{}.bias", spec.name))? {
+        // Channels were removed, or a deviation was added.
         Some(changed) => Some(changed),
         None => bias,
     };
@@ -160,9 +133,10 @@ pub fn linear(
     {
         return Ok(Some(Linear::LowRank { a, b, bias }));
     }
-    let fused = matches!(&spec.stored, Stored::Conv1d { fused, .. } if *fused == spec.name);
     let Some(weight) = find(format!("{}.weight", spec.name))? else { return Ok(None) };
-    let weight = if fused { weight.t()?.contiguous()? } else { weight };
+    // A part of a fused matrix is stored plainly once it stands on its own.
+    let turned = spec.transposed() && spec.fused().is_none();
+    let weight = if turned { weight.t()?.contiguous()? } else { weight };
     Ok(Some(Linear::Dense { weight, bias }))
 }
 

@@ -13,7 +13,7 @@ use crate::eval::{Variant, sensitivities};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::method::{Decomposition, HeldoutCurve, heldout_curve};
-use crate::model::{Block, Linear, LinearSpec, Model, Site};
+use crate::model::{Block, Linear, LinearSpec, Model};
 use crate::plan::{Choice, Plan, largest_saving_rank};
 use crate::recipe::WeightRule;
 use crate::text::Windows;
@@ -59,7 +59,7 @@ impl Run<'_> {
     }
 
     fn survey_block(&self, index: usize, block: &Block, states: &States, heldout: &States) -> Result<()> {
-        let stats = self.stats(index, block, states, heldout, &Site::ALL)?;
+        let stats = self.stats(index, block, states, heldout, &self.model.block_sites(index))?;
         let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
         let results = in_waves(&specs, |spec| *spec, |spec| self.survey_linear(block, spec, &stats))?;
         let tensors: Vec<NamedTensor> = results.into_iter().flatten().collect();

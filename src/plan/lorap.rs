@@ -7,13 +7,16 @@
 //! break-even, P being parameter counts: f_qk P_qk + f_vo P_vo = keep (P_qk + P_vo) with f_vo P_vo = ρ f_qk P_qk; where
 //! one of the two reaches 1, the other takes the rest; rank = floor(f m n / (m + n)).
 //!
+//! What is neither attention nor a feed-forward layer, as in a state-space block, the paper does not know: it keeps the
+//! rank floor(keep m n / (m + n)), as every other rule would have it.
+//!
 //! Width of a feed-forward layer of N channels: N - (int((s + q) N) - int(q N)) with s = 1 - keep removed and q N the
 //! least important channels that are kept all the same.
 
 use super::budget::{self, Ladder, Target, floor};
 use super::uniform::{ranks, short};
 use super::{Choice, Item, Plan, break_even};
-use crate::model::Role;
+use crate::model::{FfnPart, Role};
 use crate::user_bail;
 use anyhow::{Result, ensure};
 
@@ -62,15 +65,14 @@ pub fn lorap(items: &[Item], target: Target, options: LorapOptions) -> Result<Pl
         return Ok(Plan::dense(items));
     }
     let keep = target.fraction(total);
-    let attention: Vec<Item> = items.iter().filter(|item| item.id.role.is_attention()).cloned().collect();
-    let shares = Shares::new(&attention, keep, rho);
+    let ranked: Vec<Item> = items.iter().filter(|item| item.id.role.ffn_part().is_none()).cloned().collect();
+    let shares = Shares::new(&ranked, keep, rho);
 
     let choices = if options.exact {
-        let choices = exact(items, &attention, &widths, keep, &options);
+        let choices = exact(items, &ranked, &widths, keep, &options);
         // Below `protect` the paper's width no longer falls.
         if let Some(i) = choices.iter().position(is_empty).or((keep < protect).then_some(0)) {
-            let whole =
-                |keep| keep >= protect && !exact(items, &attention, &widths, keep, &options).iter().any(is_empty);
+            let whole = |keep| keep >= protect && !exact(items, &ranked, &widths, keep, &options).iter().any(is_empty);
             let keeps = (1..=10_000).map(|i| i as f64 / 1e4);
             let smallest = keeps.filter(|other| *other > keep).find(|other| whole(*other)).unwrap_or(1.0);
             let (what, id) = (target.describe(), items[i].id);
@@ -81,7 +83,7 @@ pub fn lorap(items: &[Item], target: Target, options: LorapOptions) -> Result<Pl
         }
         choices
     } else {
-        let (ranks, extra) = fit(&attention, &widths, target, budget, total, &options, &shares)?;
+        let (ranks, extra) = fit(&ranked, &widths, target, budget, total, &options, &shares)?;
         join(items, ranks, |item| widths.choice(item, keep, protect, Some(extra)))
     };
     let vo = if shares.vo >= 1.0 {
@@ -89,60 +91,65 @@ pub fn lorap(items: &[Item], target: Target, options: LorapOptions) -> Result<Pl
     } else {
         format!("v and o keep {} of theirs", short(shares.vo))
     };
-    let rule = match (attention.is_empty(), widths.items.is_empty()) {
-        (false, true) => {
-            format!("q and k keep {} of their parameters, {vo} ({})", short(shares.qk), ranks(multiple_of))
-        }
-        (true, _) => format!("feed-forward layers keep about {} of their channels", short(keep)),
-        (false, false) => format!(
-            "q and k keep {} of their parameters, {vo} ({}); feed-forward layers keep about {} of their channels",
-            short(shares.qk),
-            ranks(multiple_of),
-            short(keep)
-        ),
-    };
-    Ok(Plan::new(items, choices, budget, rule))
+    let mut rule = Vec::new();
+    if ranked.iter().any(|item| item.id.role.is_attention()) {
+        rule.push(format!("q and k keep {} of their parameters, {vo} ({})", short(shares.qk), ranks(multiple_of)));
+    }
+    if !widths.items.is_empty() {
+        rule.push(format!("feed-forward layers keep about {} of their channels", short(keep)));
+    }
+    if ranked.iter().any(|item| !item.id.role.is_attention()) {
+        let what = "state-space layers have no channels to prune: they keep";
+        rule.push(format!("{what} {} of their parameters ({})", short(keep), ranks(multiple_of)));
+    }
+    Ok(Plan::new(items, choices, budget, rule.join("; ")))
 }
 
 fn is_empty(choice: &Choice) -> bool {
     matches!(choice, Choice::Rank(0) | Choice::Width(0))
 }
 
-/// Attention's choices and the feed-forward layers' in the order of all items.
+/// The choices of rank and those of width in the order of all items.
 fn join(items: &[Item], ranks: Vec<Choice>, width: impl Fn(&Item) -> Choice) -> Vec<Choice> {
     let mut ranks = ranks.into_iter();
-    let rank = |item: &Item| if item.id.role.is_attention() { ranks.next() } else { None };
+    let rank = |item: &Item| if item.id.role.ffn_part().is_none() { ranks.next() } else { None };
     items.iter().map(rank).zip(items).map(|(rank, item)| rank.unwrap_or_else(|| width(item))).collect()
 }
 
-/// Fractions of break-even for the two halves of attention.
+/// Fractions of break-even for the two halves of attention, and for what is no attention.
 struct Shares {
     qk: f64,
     vo: f64,
+    other: f64,
 }
 
 impl Shares {
-    fn new(attention: &[Item], keep: f64, rho: f64) -> Self {
+    fn new(ranked: &[Item], keep: f64, rho: f64) -> Self {
+        let attention = || ranked.iter().filter(|item| item.id.role.is_attention());
         let params =
-            |qk| -> f64 { attention.iter().filter(|item| is_qk(item) == qk).map(|item| item.params() as f64).sum() };
-        let (qk, vo) = (params(true), params(false));
+            |qk| -> f64 { attention().filter(|item| is_qk(item) == qk).map(|item| item.params() as f64).sum() };
+        let (qk, vo, other) = (params(true), params(false), keep);
         let whole = keep * (qk + vo);
         let (f_qk, f_vo) = (whole / ((1.0 + rho) * qk), rho * whole / ((1.0 + rho) * vo));
         // The rounding of the products must not decide whether a half is full.
         let full = 1.0 - 1e-12;
         if qk == 0.0 || vo == 0.0 {
-            Self { qk: keep, vo: keep }
+            Self { qk: keep, vo: keep, other }
         } else if f_vo >= full {
-            Self { qk: ((whole - vo) / qk).max(0.0), vo: 1.0 }
+            Self { qk: ((whole - vo) / qk).max(0.0), vo: 1.0, other }
         } else if f_qk >= full {
-            Self { qk: 1.0, vo: ((whole - qk) / vo).max(0.0) }
+            Self { qk: 1.0, vo: ((whole - qk) / vo).max(0.0), other }
         } else {
-            Self { qk: f_qk, vo: f_vo }
+            Self { qk: f_qk, vo: f_vo, other }
         }
     }
 
     fn of(&self, item: &Item) -> f64 {
-        if is_qk(item) { self.qk } else { self.vo }
+        match item.id.role {
+            Role::Q | Role::K => self.qk,
+            Role::V | Role::O => self.vo,
+            _ => self.other,
+        }
     }
 }
 
@@ -151,11 +158,12 @@ fn is_qk(item: &Item) -> bool {
 }
 
 /// The paper's integers. `int` truncates.
-fn exact(items: &[Item], attention: &[Item], widths: &Widths, keep: f64, options: &LorapOptions) -> Vec<Choice> {
+fn exact(items: &[Item], ranked: &[Item], widths: &Widths, keep: f64, options: &LorapOptions) -> Vec<Choice> {
     let LorapOptions { rho, protect, multiple_of, .. } = *options;
-    let shares = Shares::new(attention, keep, rho);
-    let side = attention.first().map_or(0, |item| item.input);
-    let square = attention.iter().all(|item| item.out == side && item.input == side);
+    let shares = Shares::new(ranked, keep, rho);
+    let side = ranked.first().map_or(0, |item| item.input);
+    let paper = |item: &Item| item.id.role.is_attention() && item.out == side && item.input == side;
+    let square = ranked.iter().all(paper);
     let rank = |item: &Item| {
         if !square {
             let share = shares.of(item);
@@ -175,12 +183,12 @@ fn exact(items: &[Item], attention: &[Item], widths: &Widths, keep: f64, options
         Choice::Rank(rank) => Choice::Rank(rank / multiple_of * multiple_of),
         other => other,
     };
-    join(items, attention.iter().map(choice).collect(), |item| widths.choice(item, keep, protect, None))
+    join(items, ranked.iter().map(choice).collect(), |item| widths.choice(item, keep, protect, None))
 }
 
-/// Attention ranks and the change of the paper's width that meet the budget.
+/// Ranks and the change of the paper's width that meet the budget.
 fn fit(
-    attention: &[Item],
+    ranked: &[Item],
     widths: &Widths,
     target: Target,
     budget: usize,
@@ -188,13 +196,13 @@ fn fit(
     options: &LorapOptions,
     shares: &Shares,
 ) -> Result<(Vec<Choice>, isize)> {
-    let ladders: Vec<Ladder> = attention.iter().map(|item| Ladder::new(item, options.multiple_of, 1)).collect();
+    let ladders: Vec<Ladder> = ranked.iter().map(|item| Ladder::new(item, options.multiple_of, 1)).collect();
     let (keep, protect) = (target.fraction(total), options.protect);
     let narrowest = widths.params(keep, protect, Some(isize::MIN));
     let least = budget::cost(&ladders, &vec![0; ladders.len()]) + narrowest;
     budget::check_feasible(target, least, budget, total)?;
 
-    let fractions: Vec<f64> = attention.iter().map(|item| shares.of(item)).collect();
+    let fractions: Vec<f64> = ranked.iter().map(|item| shares.of(item)).collect();
     let scale = budget::common_scale(&ladders, &fractions, 1.0, budget - narrowest);
     let mut levels = budget::levels_at(&ladders, &fractions, scale);
     let spent = budget::cost(&ladders, &levels);
@@ -217,12 +225,12 @@ struct Widths<'a> {
 
 impl<'a> Widths<'a> {
     fn new(items: &'a [Item], multiple_of: usize) -> Result<Self> {
-        let items: Vec<&Item> = items.iter().filter(|item| !item.id.role.is_attention()).collect();
+        let items: Vec<&Item> = items.iter().filter(|item| item.id.role.ffn_part().is_some()).collect();
         for item in &items {
             let n = channels(item);
             let find = |role| items.iter().find(|other| other.id.block == item.id.block && other.id.role == role);
-            for role in [Role::Up, Role::Down] {
-                let block = item.id.block;
+            for part in [FfnPart::Up, FfnPart::Down] {
+                let (block, role) = (item.id.block, item.id.role.sibling(part));
                 let Some(other) = find(role) else {
                     user_bail!(
                         "block {block}: channels leave up and down together, but {role} is not in the budget";
@@ -272,5 +280,5 @@ impl<'a> Widths<'a> {
 
 /// N: the side of the matrix that lies inside the feed-forward layer.
 fn channels(item: &Item) -> usize {
-    if item.id.role == Role::Down { item.input } else { item.out }
+    if item.id.role.ffn_part() == Some(FfnPart::Down) { item.input } else { item.out }
 }

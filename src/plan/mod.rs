@@ -31,7 +31,7 @@ pub use lorap::{LorapOptions, lorap};
 pub use rule::AllocationRule;
 pub use uniform::{even, uniform};
 
-use crate::model::{LinearId, LinearSpec, Role};
+use crate::model::{FfnPart, LinearId, LinearSpec, Role};
 use serde::{Deserialize, Serialize};
 
 /// One linear as allocation sees it.
@@ -91,7 +91,7 @@ impl Choice {
         match self {
             Choice::Dense => out * input,
             Choice::Rank(rank) => rank * (out + input),
-            Choice::Width(width) if role == Role::Down => out * width,
+            Choice::Width(width) if role.ffn_part() == Some(FfnPart::Down) => out * width,
             Choice::Width(width) => width * input,
         }
     }

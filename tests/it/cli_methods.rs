@@ -147,12 +147,15 @@ fn fused_attention_is_split_only_where_it_is_compressed() {
         let reached = report(&place, "out").allocation.keep_reached;
         assert!(reached <= keep && reached > keep - 0.05, "{method} {keep}: {reached}");
         let after = tensors(&place.path("out/model.safetensors"));
+        // Learned methods change what stays dense, too.
+        let learns = method.contains("--steps");
         for (name, tensor) in
             before.iter().filter(|(name, _)| !name.contains(".mlp.c_fc.") && !name.ends_with("c_attn.weight"))
         {
             let factorised = after.contains_key(&name.replace(".weight", ".factor_a.weight"));
             let narrowed = method.contains("lorap") && name.ends_with("mlp.c_proj.weight");
-            assert!(factorised || narrowed || after[name] == *tensor, "{method} {keep}: {name} changed");
+            let learned = learns && name.contains(".h.") && !name.contains("ln_");
+            assert!(factorised || narrowed || learned || after[name] == *tensor, "{method} {keep}: {name} changed");
         }
         for block in 0..2 {
             let fused = format!("transformer.h.{block}.attn.c_attn");
@@ -170,8 +173,9 @@ fn fused_attention_is_split_only_where_it_is_compressed() {
                 match after.get(&format!("{name}.weight")) {
                     Some((_, shape, data)) => {
                         assert_eq!(shape, &[24, 24], "{name}");
-                        assert!(*data == part_of(&source.2, index), "{method} {keep}: {name} is not the source's");
-                        dense_parts += 1;
+                        let same = *data == part_of(&source.2, index);
+                        assert!(same || learns, "{method} {keep}: {name} is not the source's");
+                        dense_parts += usize::from(!learns);
                     }
                     None => assert!(after.contains_key(&format!("{name}.factor_b.weight")), "{method} {keep}: {name}"),
                 }

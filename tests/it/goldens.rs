@@ -10,7 +10,7 @@ use softlm::checkpoint::{Source, TensorFile};
 use softlm::linalg::Mat;
 use softlm::machine::StageClock;
 use softlm::method;
-use softlm::model::{Linear, LinearId, LinearSpec, Model, Role, Site};
+use softlm::model::{Linear, LinearId, LinearSpec, Model, Role};
 use softlm::pipeline::{Calibration, EvalText, compress_windows};
 use softlm::plan::AllocationRule;
 use softlm::recipe::{Options, StoredType};
@@ -309,7 +309,7 @@ impl<'a> Run<'a> {
         let compressed = self.output.block(1).expect("a block");
         let rom = method::by_name("rom").expect("a method");
         let (mut seen, mut apart, mut worst) = (0, 0, (0f64, 0f64));
-        for site in Site::ALL {
+        for site in self.dense.block_sites(1) {
             let stats = collect(&block, &states, &nothing, &[site]).expect("statistics");
             for spec in self.dense.block_linears(1).filter(|spec| spec.site == site) {
                 let case = format!("{}: {}", self.label(), spec.id);

@@ -6,34 +6,40 @@ use candle_core::{Device, Tensor, Var};
 use serde_json::Value;
 use softlm::checkpoint::{Source, TensorFile, write_tensors};
 use softlm::learn::*;
-use softlm::model::{Block, Head, Linear, Model, Role};
+use softlm::model::{Block, Head, Linear, Model};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-const MODELS: [&str; 3] = ["llama-tiny-rope3", "llama-tiny-bias", "gpt2-tiny"];
 const RANK: usize = 3;
-/// Linears of block 0 that are replaced by factors.
-const FACTORISED: [Role; 2] = [Role::Q, Role::Down];
 const OBJECTIVE: Objective = Objective { divergence: 1.0, temperature: 2.0, likelihood: 0.5 };
 
-fn golden() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gradients.json");
-    serde_json::from_str(&std::fs::read_to_string(path).expect("the golden is there")).expect("JSON")
+/// Every generated model, and the ids that its logits are known for.
+fn models() -> Vec<(String, Vec<Vec<u32>>)> {
+    let known = json("logits.json");
+    let folders = std::fs::read_dir(here().join("models")).expect("generated models");
+    let names = folders.map(|folder| folder.expect("a folder").file_name().into_string().expect("a name"));
+    let ids = |name: &str| -> Vec<Vec<u32>> {
+        let id = |id: &Value| id.as_u64().expect("an id") as u32;
+        let rows = known["models"][name]["ids"].as_array().unwrap_or_else(|| panic!("{name} has no known logits"));
+        rows.iter().map(|row| row.as_array().expect("a row").iter().map(id).collect()).collect()
+    };
+    let mut models: Vec<_> = names.map(|name| (name.clone(), ids(&name))).collect();
+    models.sort();
+    assert!(models.len() >= 3, "{models:?}");
+    models
+}
+
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn json(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(here().join(name)).expect("the golden is there")).expect("JSON")
 }
 
 fn open(name: &str) -> Model {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
+    let folder = here().join("models").join(name);
     Model::load(Source::open(&folder).expect("the checkpoint"), &Device::Cpu).expect("the model")
-}
-
-/// The ids of `logits.py`.
-fn ids(model: &Model, length: usize) -> Vec<Vec<u32>> {
-    let id = |row: usize, i: usize| ((7 + 31 * i + 17 * row * i) % model.vocab()) as u32;
-    (0..2).map(|row| (0..length).map(|i| id(row, i)).collect()).collect()
-}
-
-fn length(name: &str) -> usize {
-    [48, 60, 80][usize::from(name == "gpt2-tiny") + 2 * usize::from(name == "llama-tiny-rope3")]
 }
 
 fn grid(rows: usize, cols: usize, f: impl Fn(f64, f64) -> f64) -> Tensor {
@@ -85,8 +91,9 @@ impl<'a> Everything<'a> {
 fn factorised(model: &Model, index: usize) -> Block<'_> {
     let mut block = model.block(index).unwrap();
     if index == 0 {
-        for role in FACTORISED {
-            let spec = model.block_linears(0).find(|spec| spec.id.role == role).unwrap();
+        // The first and the last linear: q and down in a decoder.
+        for spec in [model.block_linears(0).next().unwrap(), model.block_linears(0).last().unwrap()] {
+            let role = spec.id.role;
             let a = grid(RANK, spec.input, |i, j| 0.3 * (1.0 + 0.7 * i + 1.3 * j).cos());
             let b = grid(spec.out, RANK, |i, j| 0.3 * (1.0 + 1.1 * i + 0.9 * j).sin());
             block.swap_linear(role, Linear::LowRank { a, b, bias: model.bias(spec).unwrap() }).unwrap();
@@ -131,14 +138,13 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 
 /// Runs `check` on each model with its student, windows, teacher states and embeddings.
 fn each(mut check: impl FnMut(&str, &Everything, &[&[u32]], &Tensor, &Tensor)) {
-    for name in MODELS {
-        let model = open(name);
+    for (name, rows) in models() {
+        let model = open(&name);
         let student = Everything::new(&model);
-        let rows = ids(&model, length(name));
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let teacher = student.teacher(&rows);
         let x = model.embed(&rows).unwrap();
-        check(name, &student, &rows, &teacher, &x);
+        check(&name, &student, &rows, &teacher, &x);
     }
 }
 
@@ -156,14 +162,13 @@ fn gradients(
 
 /// Without rotation a key's bias shifts all scores of a query alike: softmax does not see it, its gradient is rounding.
 fn unseen(model: &str, weight: &str) -> bool {
-    model == "gpt2-tiny" && weight == "attn.k.bias"
+    ["gpt2-tiny", "opt-tiny"].contains(&model) && weight == "attn.k.bias"
 }
 
 #[test]
 fn both_ways_forward_agree() {
-    for name in MODELS {
-        let model = open(name);
-        let rows = ids(&model, length(name));
+    for (name, rows) in models() {
+        let model = open(&name);
         let mut x = model.embed(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
         for index in 0..model.blocks() {
             let mut block = factorised(&model, index);
@@ -214,9 +219,12 @@ fn gradients_are_those_of_finite_differences() {
                 set(value);
                 slope
             };
-            // The error of a central difference is quadratic: two of them cancel it.
-            let found = (4.0 * slope(0.02) - slope(0.04)) / 3.0;
-            assert!(expected > 0.0 && (found / expected - 1.0).abs() < 5e-3, "{name} {what}: {expected} for {found}");
+            // The error of a central difference is quadratic: two of them cancel it. Where the loss bends sharply,
+            // or jumps because a token changes its experts, the steps must be short; where it does not they must be long
+            // enough for rounding not to matter.
+            let found = [0.02, 0.005, 0.00125, 0.0003].map(|step| (4.0 * slope(step) - slope(2.0 * step)) / 3.0);
+            let close = found.iter().any(|found| (found / expected - 1.0).abs() < 5e-3);
+            assert!(expected > 0.0 && close, "{name} {what}: {expected} for {found:?}");
         };
         let mut all = all.into_iter();
         for (index, vars) in student.vars.iter().enumerate() {
@@ -293,9 +301,11 @@ fn batches_add_up() {
 
 #[test]
 fn gradients_are_those_of_pytorch() {
-    let golden = golden();
+    let golden = json("gradients.json");
+    let mut compared = 0;
     each(|name, student, rows, teacher, x| {
-        let expected = &golden["models"][name];
+        let Some(expected) = golden["models"].get(name) else { return };
+        compared += 1;
         let (loss, all, input) = gradients(student, x, teacher, rows);
         let wanted = expected["kl"].as_f64().unwrap() + 0.5 * expected["nll"].as_f64().unwrap();
         assert!((loss / wanted - 1.0).abs() < 1e-5, "{name}: loss {loss} for {wanted}");
@@ -320,11 +330,12 @@ fn gradients_are_those_of_pytorch() {
         assert_eq!(count, expected["gradients"].as_object().unwrap().len(), "{name}");
         check("input", &input, &expected["input"]);
     });
+    assert_eq!(compared, golden["models"].as_object().unwrap().len());
 }
 
 #[test]
 fn adamw_steps_are_those_of_pytorch_and_survive_a_restart() {
-    let golden = golden();
+    let golden = json("gradients.json");
     let vector = |n: usize, f: &dyn Fn(f64) -> f64| {
         Tensor::from_vec((0..n).map(|i| f(i as f64) as f32).collect::<Vec<_>>(), n, &Device::Cpu).unwrap()
     };

@@ -4,7 +4,7 @@ use candle_core::Device;
 use serde_json::{Map, Value, json};
 use softlm::checkpoint::Source;
 use softlm::error::UserError;
-use softlm::model::{KNOWN_FAMILIES, Model};
+use softlm::model::{Model, known_families};
 use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
@@ -39,16 +39,19 @@ fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) 
 
 #[test]
 fn what_cannot_be_run_is_refused_by_name() {
-    let yarn = json!({ "rope_type": "yarn", "factor": 4.0 });
-    let old_style = json!({ "type": "dynamic", "factor": 4.0 });
-    let cases: [(&str, &str, Value, &[&str]); 15] = [
+    let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
+    let old_style = json!({ "type": "su", "factor": 4.0 });
+    let cases: [(&str, &str, Value, &[&str]); 40] = [
         (LLAMA, "model_type", json!("mamba"), &["mamba"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
         (LLAMA, "num_key_value_heads", json!(3), &["num_key_value_heads", "3", "4"]),
         (GPT2, "n_head", json!(5), &["n_embd", "24", "n_head", "5"]),
-        (LLAMA, "rope_scaling", yarn, &["rope", "yarn"]),
-        (LLAMA, "rope_scaling", old_style, &["rope", "dynamic"]),
+        (LLAMA, "rope_scaling", json!({ "rope_type": "ntk" }), &["rope", "ntk"]),
+        (LLAMA, "rope_scaling", longrope.clone(), &["rope", "factor"]),
+        (LLAMA, "rope_scaling", old_style, &["rope", "su"]),
+        (LLAMA, "rope_scaling", json!({ "rope_type": "yarn" }), &["rope", "factor"]),
+        (LLAMA, "rope_scaling", json!({ "type": "yarn", "factor": 2.0, "beta_fast": -1.0 }), &["rope", "beta_fast"]),
         (LLAMA, "rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }), &["low_freq_factor"]),
         (LLAMA, "rope_scaling", json!({ "rope_type": "linear", "factor": 0.0 }), &["factor"]),
         (LLAMA, "hidden_act", json!("mish"), &["hidden_act", "mish"]),
@@ -57,20 +60,43 @@ fn what_cannot_be_run_is_refused_by_name() {
         (LLAMA, "hidden_size", json!(-24), &["hidden_size", "-24"]),
         (LLAMA, "rms_norm_eps", json!("tiny"), &["rms_norm_eps", "tiny"]),
         (GPT2, "scale_attn_by_inverse_layer_idx", json!(true), &["scale_attn_by_inverse_layer_idx", "true"]),
+        ("mistral-tiny", "sliding_window", json!(0), &["sliding_window", "0"]),
+        ("mistral-tiny", "sliding_window", json!("wide"), &["sliding_window", "wide"]),
+        ("qwen2-tiny", "layer_types", json!(["full_attention"]), &["layer_types", "1 of 3"]),
+        ("qwen2-tiny", "layer_types", json!(["chunked_attention", 1, 2]), &["layer_types", "chunked_attention"]),
+        ("qwen2-tiny", "max_window_layers", json!(-1), &["max_window_layers", "-1"]),
+        ("qwen3-tiny", "num_key_value_heads", json!(3), &["num_key_value_heads", "3", "4"]),
+        ("gemma2-tiny", "query_pre_attn_scalar", json!(-1), &["query_pre_attn_scalar", "-1"]),
+        ("gemma2-tiny", "attn_logit_softcapping", json!(0.0), &["attn_logit_softcapping", "0"]),
+        ("gemma2-tiny", "hidden_activation", json!("mish"), &["hidden_activation", "mish"]),
+        ("gemma3-tiny", "attn_logit_softcapping", json!(50.0), &["attn_logit_softcapping", "50"]),
+        ("gemma3-tiny", "use_bidirectional_attention", json!(true), &["use_bidirectional_attention", "true"]),
+        ("mixtral-tiny", "num_experts_per_tok", json!(5), &["num_experts_per_tok", "5", "num_local_experts", "4"]),
+        ("qwen3-moe-tiny", "use_sliding_window", json!(true), &["use_sliding_window", "true"]),
+        ("phi3-tiny", "rope_scaling", longrope, &["rope", "short_factor", "1 positive", "2 are"]),
+        ("phi3-tiny", "rope_scaling", json!({ "type": "su", "factor": 4.0 }), &["rope", "short_factor"]),
+        ("phi3-tiny", "partial_rotary_factor", json!(1.5), &["partial_rotary_factor", "1.5"]),
+        ("gpt-neox-tiny", "num_attention_heads", json!(5), &["hidden_size", "32", "num_attention_heads", "5"]),
+        ("gpt-neox-tiny", "rotary_pct", json!(0.4), &["3", "odd"]),
+        ("gpt-neox-tiny", "hidden_act", json!("gelu_fancy"), &["hidden_act", "gelu_fancy"]),
+        ("opt-tiny", "do_layer_norm_before", json!(false), &["do_layer_norm_before", "false"]),
+        ("opt-tiny", "word_embed_proj_dim", json!(12), &["word_embed_proj_dim", "12", "hidden_size", "24"]),
+        ("opt-tiny", "layer_norm_elementwise_affine", json!(false), &["layer_norm_elementwise_affine", "false"]),
     ];
     for (model, key, value, named) in cases {
         let case = format!("{model} with {key} = {value}");
-        let (message, _) = refusal(copy(model, key, value).1, &case);
+        let (message, hint) = refusal(copy(model, key, value).1, &case);
         for part in named {
             assert!(message.contains(part), "{case}: {part:?} is not in {message:?}");
         }
+        assert!(!hint.is_empty(), "{case}: no hint for {message:?}");
     }
 }
 
 #[test]
 fn an_unknown_family_is_told_which_are_known() {
     let (_, hint) = refusal(copy(LLAMA, "model_type", json!("mamba")).1, "mamba");
-    for family in KNOWN_FAMILIES {
+    for family in known_families() {
         assert!(hint.contains(family), "{family} is not in {hint:?}");
     }
 }
@@ -79,7 +105,15 @@ fn an_unknown_family_is_told_which_are_known() {
 fn a_missing_key_is_named() {
     let llama = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"];
     let gpt2 = ["n_embd", "n_layer", "n_head", "vocab_size"];
+    let opt = ["hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads", "vocab_size"];
+    let like_llama =
+        ["mistral-tiny", "qwen2-tiny", "qwen3-tiny", "gemma2-tiny", "gemma3-tiny", "phi3-tiny", "gpt-neox-tiny"];
     let both = llama.map(|key| (LLAMA, key)).into_iter().chain(gpt2.map(|key| (GPT2, key)));
+    let both = both.chain(like_llama.into_iter().flat_map(|model| llama.map(|key| (model, key))));
+    let experts = [("mixtral-tiny", "num_local_experts"), ("qwen2-moe-tiny", "shared_expert_intermediate_size")];
+    let both =
+        both.chain(experts).chain([("qwen3-moe-tiny", "moe_intermediate_size"), ("qwen3-moe-tiny", "num_experts")]);
+    let both = both.chain(opt.map(|key| ("opt-tiny", key)));
     for (model, key) in both.chain([(LLAMA, "model_type"), (GPT2, "model_type")]) {
         let case = format!("{model} without {key}");
         let (message, hint) = refusal(copy(model, key, Value::Null).1, &case);
@@ -100,7 +134,7 @@ fn ids_beyond_the_vocabulary_are_named() {
 
 #[test]
 fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
-    let cases: [(&str, &str, usize, &[&str]); 7] = [
+    let cases: [(&str, &str, usize, &[&str]); 14] = [
         (LLAMA, "vocab_size", 100, &["model.embed_tokens.weight", "96", "100"]),
         (LLAMA, "hidden_size", 48, &["model.embed_tokens.weight", "24", "48"]),
         (LLAMA, "intermediate_size", 41, &["model.layers.0.mlp.gate_proj.weight", "40", "41"]),
@@ -108,6 +142,18 @@ fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
         (LLAMA, "num_hidden_layers", 3, &["model.layers.2.", "missing"]),
         (GPT2, "n_positions", 65, &["transformer.wpe.weight", "64", "65"]),
         (GPT2, "n_inner", 97, &["transformer.h.0.mlp.c_fc.weight", "96", "97"]),
+        ("mixtral-tiny", "num_local_experts", 5, &["model.layers.0.block_sparse_moe.gate.weight", "4", "5"]),
+        (
+            "qwen2-moe-tiny",
+            "shared_expert_intermediate_size",
+            21,
+            &["model.layers.0.mlp.shared_expert.gate_proj.weight", "20"],
+        ),
+        ("phi3-tiny", "num_key_value_heads", 4, &["model.layers.0.self_attn.qkv_proj.weight", "64", "96"]),
+        ("phi3-tiny", "intermediate_size", 41, &["model.layers.0.mlp.gate_up_proj.weight", "80", "82"]),
+        ("gpt-neox-tiny", "intermediate_size", 41, &["gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "40", "41"]),
+        ("opt-tiny", "max_position_embeddings", 65, &["model.decoder.embed_positions.weight", "66", "67"]),
+        ("gemma2-tiny", "head_dim", 10, &["model.layers.0.self_attn.q_proj.weight", "32", "40"]),
     ];
     for (model, key, size, named) in cases {
         let case = format!("{model} with {key} = {size}");

@@ -3,8 +3,10 @@
 mod data; // where real models and texts are
 mod laws; // what every method must obey, over the explicit list
 mod parity; // logits and perplexities of other implementations
+mod second_parity; // logits of candle-transformers for every family it has
 mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
+mod families; // every method on every family
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
 mod learn; // healing: better, deterministic, resumable
 mod learned; // soft and soco: against PyTorch, budgets, phases, kills, mistakes

@@ -1,12 +1,14 @@
 //! GPT-2: LayerNorm, learned positions, plain MLP. Its linears are Conv1D: stored (in, out), with q, k and v fused.
 
+use super::super::attention::Scores;
+use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
-use super::super::decoder::{Layout, NormKind};
-use super::super::ids::{LinearId, LinearSpec, Role, Site, Stored};
+use super::super::ids::{LinearId, Role, Site};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, WidthKeys};
 use super::super::ops::Activation;
+use super::super::spec::{LinearSpec, Rows, Stored};
 use super::{must_divide, resolve_head};
 use crate::checkpoint::Source;
-use crate::user_bail;
 use anyhow::Result;
 
 pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
@@ -17,13 +19,9 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     must_divide("n_embd", hidden, "n_head", heads)?;
     let context = config.usize_or("n_positions", 1024)?;
     let tied = config.bool_or("tie_word_embeddings", true)?;
-    for (key, wanted) in
-        [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)]
-    {
-        if config.bool_or(key, wanted)? != wanted {
-            user_bail!("config.json: `{key}` = {} is not supported for GPT-2", !wanted; "softlm runs plain GPT-2 attention");
-        }
-    }
+    config.only("scale_attn_weights", true)?;
+    config.only("scale_attn_by_inverse_layer_idx", false)?;
+    config.only("add_cross_attention", false)?;
 
     // The first published files lack the prefix.
     let prefix = if source.info("wte.weight").is_some() { "" } else { "transformer." };
@@ -40,36 +38,46 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     let linears = (0..blocks)
         .flat_map(|block| {
             table.map(|(role, site, name, part, out, input)| {
-                let fused = format!("{prefix}h.{block}.{name}");
-                let (name, start) = match part {
-                    Some((part, start)) => (format!("{fused}.{part}"), start),
-                    None => (fused.clone(), 0),
+                let matrix = format!("{prefix}h.{block}.{name}");
+                let (name, rows) = match part {
+                    Some((part, start)) => (format!("{matrix}.{part}"), Rows::from(start)),
+                    None => (matrix.clone(), Rows::from(0)),
                 };
-                let stored = Stored::Conv1d { fused, start };
+                let stored = Stored::Part { matrix, rows, transposed: true };
                 LinearSpec { id: LinearId { block, role }, site, name, out, input, bias: true, stored }
             })
         })
         .collect();
+    let kind = NormKind::Layer(config.f64_or("layer_norm_epsilon", 1e-5)?);
+    let norm = |key, name: String| NormSpec { key, name, width: hidden, kind };
+    let activation = Activation::from_config(config, "activation_function", "gelu_new")?;
+    let (head_dim, scores) = (hidden / heads, Scores::default());
+    let block = |index| BlockLayout {
+        shape: Shape::PreNorm(PreNorm {
+            attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
+            inner: Inner::One(FeedForward { activation }),
+        }),
+        norms: vec![
+            norm("attn_norm", format!("{prefix}h.{index}.ln_1")),
+            norm("mlp_norm", format!("{prefix}h.{index}.ln_2")),
+        ],
+        tensors: Vec::new(),
+    };
+    let positions = Positions { name: format!("{prefix}wpe.weight"), offset: 0 };
     Ok(Layout {
         family: "gpt2",
         hidden,
         vocab: config.usize("vocab_size")?,
-        blocks,
-        heads,
-        kv_heads: heads,
-        head_dim: hidden / heads,
         context,
-        norm: NormKind::Layer(config.f64_or("layer_norm_epsilon", 1e-5)?),
-        activation: Activation::from_config(config, "activation_function", "gelu_new")?,
-        width_key: "n_inner",
-        rope: None,
         linears,
-        embedding,
-        positions: Some(format!("{prefix}wpe.weight")),
-        block: format!("{prefix}h."),
-        attn_norm: "ln_1",
-        mlp_norm: "ln_2",
-        final_norm: format!("{prefix}ln_f"),
-        head,
+        blocks: (0..blocks).map(block).collect(),
+        embedding: Embedding { tokens: embedding, scale: None, positions: Some(positions) },
+        head: HeadLayout {
+            norm: Some(norm("norm", format!("{prefix}ln_f"))),
+            weight: head,
+            bias: None,
+            soft_cap: None,
+        },
+        width_keys: WidthKeys { dense: "n_inner", expert: "n_inner" },
     })
 }

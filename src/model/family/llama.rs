@@ -1,77 +1,18 @@
-//! Llama: RMSNorm, rotary positions, gated MLP, grouped key/value heads.
+//! Llama 1, 2 and 3, and what was trained from them or after their pattern.
 
 use super::super::config::Config;
-use super::super::decoder::{Layout, NormKind};
-use super::super::ids::{LinearId, LinearSpec, Role, Site, Stored};
-use super::super::ops::Activation;
-use super::super::rope::Rope;
-use super::{must_divide, resolve_head};
+use super::super::layout::Layout;
+use super::super::rope::{Rope, Rotation};
+use super::gated::{Gated, Sight, Sizes};
 use crate::checkpoint::Source;
 use anyhow::Result;
 use candle_core::Device;
 
 pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
-    let hidden = config.usize("hidden_size")?;
-    let ffn = config.usize("intermediate_size")?;
-    let blocks = config.usize("num_hidden_layers")?;
-    let heads = config.usize("num_attention_heads")?;
-    let kv_heads = config.usize_or("num_key_value_heads", heads)?;
-    let vocab = config.usize("vocab_size")?;
-    let context = config.usize_or("max_position_embeddings", 2048)?;
-    if config.get("head_dim").is_none() {
-        must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
-    }
-    let head_dim = config.usize_or("head_dim", hidden / heads)?;
-    must_divide("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
-    let attention_bias = config.bool_or("attention_bias", false)?;
-    let mlp_bias = config.bool_or("mlp_bias", false)?;
-    let tied = config.bool_or("tie_word_embeddings", false)?;
-
-    let embedding = "model.embed_tokens.weight";
-    let head = resolve_head(source, embedding, "lm_head.weight", tied)?;
-    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let table = [
-        (Role::Q, Site::AttnIn, "self_attn.q_proj", q, hidden, attention_bias),
-        (Role::K, Site::AttnIn, "self_attn.k_proj", kv, hidden, attention_bias),
-        (Role::V, Site::AttnIn, "self_attn.v_proj", kv, hidden, attention_bias),
-        (Role::O, Site::AttnOut, "self_attn.o_proj", hidden, q, attention_bias),
-        (Role::Gate, Site::MlpIn, "mlp.gate_proj", ffn, hidden, mlp_bias),
-        (Role::Up, Site::MlpIn, "mlp.up_proj", ffn, hidden, mlp_bias),
-        (Role::Down, Site::MlpOut, "mlp.down_proj", hidden, ffn, mlp_bias),
-    ];
-    let linears = (0..blocks)
-        .flat_map(|block| {
-            table.map(|(role, site, name, out, input, bias)| LinearSpec {
-                id: LinearId { block, role },
-                site,
-                name: format!("model.layers.{block}.{name}"),
-                out,
-                input,
-                bias,
-                stored: Stored::Plain,
-            })
-        })
-        .collect();
-    Ok(Layout {
-        family: "llama",
-        hidden,
-        vocab,
-        blocks,
-        heads,
-        kv_heads,
-        head_dim,
-        context,
-        norm: NormKind::Rms(config.f64_or("rms_norm_eps", 1e-6)?),
-        activation: Activation::from_config(config, "hidden_act", "silu")?,
-        width_key: "intermediate_size",
-        rope: Some(Rope::new(config, head_dim, context, device)?),
-        linears,
-        embedding: embedding.to_string(),
-        positions: None,
-        block: "model.layers.".to_string(),
-        attn_norm: "input_layernorm",
-        mlp_norm: "post_attention_layernorm",
-        final_norm: "model.norm".to_string(),
-        head,
-    })
+    let sizes = Sizes::read(config, 2048)?;
+    let attention = config.bool_or("attention_bias", false)?;
+    let biases = [attention, attention, config.bool_or("mlp_bias", false)?];
+    let rope = Rope::new(Rotation::read(config, sizes.head_dim)?, sizes.context, device)?;
+    let sight = Sight::everywhere(&sizes, None, rope);
+    Gated { biases, ..Gated::plain("llama", sizes, sight) }.layout(source, config)
 }

@@ -1,32 +1,60 @@
-//! One file per family: its tensor names and how its `config.json` maps onto the shared block shape.
+//! One file per family: its tensor names and how its `config.json` maps onto a [`Layout`] over the shared block shapes.
 
+mod gated;
+mod gemma;
 mod gpt2;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod mixtral;
+mod opt;
+mod phi3;
+mod qwen;
 
 use super::config::Config;
-use super::decoder::Layout;
+use super::layout::Layout;
 use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
 
+type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
+
+/// What describes a model, by its `model_type`.
+const FAMILIES: [(&str, Describe); 13] = [
+    ("llama", llama::layout),
+    ("gpt2", |source, config, _| gpt2::layout(source, config)),
+    ("mistral", mistral::layout),
+    ("qwen2", qwen::layout2),
+    ("qwen3", qwen::layout3),
+    ("mixtral", mixtral::layout),
+    ("qwen2_moe", qwen::layout2_moe),
+    ("qwen3_moe", qwen::layout3_moe),
+    ("gemma2", gemma::layout2),
+    ("gemma3_text", gemma::layout3),
+    ("phi3", phi3::layout),
+    ("gpt_neox", gpt_neox::layout),
+    ("opt", |source, config, _| opt::layout(source, config)),
+];
+
 /// Values of `model_type` that softlm runs.
-pub const KNOWN_FAMILIES: [&str; 2] = ["llama", "gpt2"];
+pub fn known_families() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(family, _)| *family)
+}
 
 /// Recognises the family by `model_type` and reads its layout.
 pub(super) fn layout(source: &mut Source, device: &Device) -> Result<Layout> {
     let map = source.config().clone();
     let config = Config(&map);
     let family = config.str_or("model_type", "")?;
-    match family.as_str() {
-        "llama" => llama::layout(source, &config, device),
-        "gpt2" => gpt2::layout(source, &config),
-        "" => user_bail!("config.json has no `model_type`"; "softlm needs it to recognise the model family"),
-        _ => {
-            let known = KNOWN_FAMILIES.join(", ");
-            user_bail!("model family \"{family}\" is not supported"; "known families: {known}")
-        }
+    if family.is_empty() {
+        user_bail!("config.json has no `model_type`"; "softlm needs it to recognise the model family");
     }
+    let Some((_, describe)) = FAMILIES.iter().find(|(known, _)| *known == family) else {
+        let known = known_families().collect::<Vec<_>>().join(", ");
+        user_bail!("model family \"{family}\" is not supported"; "known families: {known}")
+    };
+    describe(source, &config, device)
 }
 
 /// Fails with a hint when `whole` is not a multiple of `part`.

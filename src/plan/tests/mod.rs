@@ -8,6 +8,9 @@ mod oracles;
 
 use super::*;
 use crate::error::UserError;
+use crate::model::Role;
+
+const ROLES: [Role; 7] = [Role::Q, Role::K, Role::V, Role::O, Role::Gate, Role::Up, Role::Down];
 
 /// The linears of a Llama: `kv` is the output width of k and v.
 fn llama(hidden: usize, ffn: usize, blocks: usize, kv: usize) -> Vec<Item> {
@@ -16,9 +19,9 @@ fn llama(hidden: usize, ffn: usize, blocks: usize, kv: usize) -> Vec<Item> {
             Role::Q | Role::O => (hidden, hidden),
             Role::K | Role::V => (kv, hidden),
             Role::Gate | Role::Up => (ffn, hidden),
-            Role::Down => (hidden, ffn),
+            _ => (hidden, ffn),
         };
-        Role::ALL.map(|role| Item::new(LinearId { block, role }, shape(role).0, shape(role).1))
+        ROLES.map(|role| Item::new(LinearId { block, role }, shape(role).0, shape(role).1))
     };
     (0..blocks).flat_map(block).collect()
 }

@@ -1,0 +1,63 @@
+//! Self-attention as part of a block.
+//!
+//! ```text
+//! q = rope(norm(Q a))   k = rope(norm(K a))   v = V a   y = O · attention(q, k, v)
+//! ```
+//! The norms, per head, are `q_norm` and `k_norm`, where the block has them. Sites, in order: `attn_in` sees a,
+//! `attn_out` what enters O.
+
+use super::super::attention::{Scores, causal_attention};
+use super::super::grad;
+use super::super::ids::{Role, Site};
+use super::super::rope::Rope;
+use super::{Block, Pass};
+use anyhow::Result;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(in crate::model) struct Attend {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Blocks share the tables.
+    pub rope: Option<Arc<Rope>>,
+    pub scores: Scores,
+}
+
+impl Attend {
+    /// a (batch, t, hidden) to (batch, t, hidden); `None` when the tap stopped it.
+    pub(super) fn forward(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Option<Tensor>> {
+        if pass.stops_at(Site::AttnIn, a)? {
+            return Ok(None);
+        }
+        let mixed = self.mix(block, a)?;
+        if pass.stops_at(Site::AttnOut, &mixed)? {
+            return Ok(None);
+        }
+        block.apply(Role::O, &mixed).map(Some)
+    }
+
+    /// (batch, t, hidden) to (batch, t, heads · head_dim).
+    fn mix(&self, block: &Block, a: &Tensor) -> Result<Tensor> {
+        let (batch, t, _) = a.dims3()?;
+        let split =
+            |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, self.head_dim))?) };
+        let q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
+        let k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
+        let v = split(Role::V, self.kv_heads)?;
+        if block.differentiable {
+            let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
+            let (mut q, mut k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
+            if let Some(rope) = &self.rope {
+                q = rope.apply_differentiable(&q)?;
+                k = rope.apply_differentiable(&k)?;
+            }
+            return grad::causal_attention(&q, &k, &v, self.scores);
+        }
+        match &self.rope {
+            Some(rope) => causal_attention(&rope.apply(&q)?, &rope.apply(&k)?, &v, self.scores),
+            None => causal_attention(&q, &k, &v, self.scores),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Blocks: what all shapes share. Each shape has a file of its own that opens with its equations and sites.
+
+mod attend;
+mod experts;
+mod feed_forward;
+mod parallel;
+mod pre_norm;
+
+pub(super) use attend::Attend;
+pub(super) use experts::Experts;
+pub(super) use feed_forward::FeedForward;
+pub(super) use parallel::Parallel;
+pub(super) use pre_norm::{Inner, PreNorm};
+
+use super::grad;
+use super::ids::{Role, Site};
+use super::layout::BlockLayout;
+use super::linear::Linear;
+use super::ops::{Activation, Norm, add, is_finite};
+use super::spec::LinearSpec;
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+
+/// Whether the forward pass goes on after a site was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// Nothing behind this site is needed.
+    Stop,
+}
+
+/// Sees every activation that enters a site, (batch, t, n), or (tokens, n) at those of an expert.
+pub trait Tap {
+    /// Called once per site and forward pass.
+    fn see(&mut self, site: Site, x: &Tensor) -> Result<Flow>;
+
+    /// Whether the sites of an expert are to see every token of the block instead of those routed to it. What the block
+    /// computes is the same either way.
+    fn wants_every_token(&self, _expert: u16) -> bool {
+        false
+    }
+}
+
+/// Looks at nothing.
+impl Tap for () {
+    fn see(&mut self, _: Site, _: &Tensor) -> Result<Flow> {
+        Ok(Flow::Continue)
+    }
+}
+
+/// The equations of a block. A forward pass is `None` when the tap stopped it.
+#[derive(Debug)]
+pub(super) enum Shape {
+    /// Norms in front of attention and feed-forward layer, one after the other.
+    PreNorm(PreNorm),
+    /// Norms in front of attention and feed-forward layer, side by side.
+    Parallel(Parallel),
+}
+
+/// What a forward pass has beside the states.
+pub(super) struct Pass<'a> {
+    /// Where each sequence of the batch ends when not all fill it: positions from there on are padding. A causal block
+    /// need not look: nothing sees what comes behind it.
+    #[allow(dead_code, reason = "no shape looks both ways yet")]
+    pub lengths: Option<&'a [usize]>,
+    tap: &'a mut dyn Tap,
+}
+
+impl Pass<'_> {
+    /// Shows `x` to the tap; `true` when that is all it wants to see.
+    fn stops_at(&mut self, site: Site, x: &Tensor) -> Result<bool> {
+        Ok(self.tap.see(site, x)? == Flow::Stop)
+    }
+}
+
+impl Shape {
+    /// Key of config.json that holds the width of the feed-forward layer that stands beside experts.
+    pub fn shared_width_key(&self) -> Option<&'static str> {
+        match self {
+            Shape::PreNorm(PreNorm { inner: Inner::Experts(experts), .. }) => experts.shared,
+            _ => None,
+        }
+    }
+}
+
+/// One block with its weights in memory. A clone shares them.
+#[derive(Clone)]
+pub struct Block<'m> {
+    index: usize,
+    shape: &'m Shape,
+    norms: BTreeMap<&'static str, Norm>,
+    tensors: BTreeMap<&'static str, Tensor>,
+    linears: BTreeMap<Role, Linear>,
+    differentiable: bool,
+}
+
+impl<'m> Block<'m> {
+    pub(super) fn load<'s>(
+        source: &Source,
+        index: usize,
+        layout: &'m BlockLayout,
+        linears: impl Iterator<Item = &'s LinearSpec>,
+        device: &Device,
+    ) -> Result<Self> {
+        let linears = linears.map(|spec| Ok((spec.id.role, Linear::load(source, spec, DType::F32, device)?)));
+        let norms = layout.norms.iter().map(|norm| Ok((norm.key, Norm::load(source, norm, device)?)));
+        let tensors = layout.tensors.iter().map(|t| Ok((t.key, source.tensor(&t.name, &t.shape, DType::F32, device)?)));
+        Ok(Self {
+            index,
+            shape: &layout.shape,
+            linears: linears.collect::<Result<_>>()?,
+            norms: norms.collect::<Result<_>>()?,
+            tensors: tensors.collect::<Result<_>>()?,
+            differentiable: false,
+        })
+    }
+}
+
+impl Block<'_> {
+    /// The linear with this role, if the block has one.
+    pub fn linear(&self, role: Role) -> Option<&Linear> {
+        self.linears.get(&role)
+    }
+
+    /// Replaces a linear and returns the one before. Gate, Up and Down may change their inner width together.
+    pub fn swap_linear(&mut self, role: Role, linear: Linear) -> Result<Linear> {
+        self.linears.insert(role, linear).with_context(|| format!("block {} has no {role}", self.index))
+    }
+
+    /// Whether the forward pass may use nothing but operations that carry gradients. It is slower then, and leaves the
+    /// search for NaN to the one who sees the loss.
+    pub fn set_differentiable(&mut self, on: bool) {
+        self.differentiable = on;
+    }
+
+    /// Runs x (batch, t, hidden) through the block; `None` when the tap stopped it.
+    pub fn forward(&self, x: &Tensor, tap: &mut dyn Tap) -> Result<Option<Tensor>> {
+        self.forward_padded(x, None, tap)
+    }
+
+    /// [`Block::forward`] of sequences that need not fill the batch: row i ends at `lengths[i]`, what follows is padding.
+    pub fn forward_padded(&self, x: &Tensor, lengths: Option<&[usize]>, tap: &mut dyn Tap) -> Result<Option<Tensor>> {
+        let mut pass = Pass { lengths, tap };
+        let y = match self.shape {
+            Shape::PreNorm(shape) => shape.forward(self, x, &mut pass)?,
+            Shape::Parallel(shape) => shape.forward(self, x, &mut pass)?,
+        };
+        if let Some(y) = &y
+            && !self.differentiable
+            && !is_finite(y)?
+        {
+            user_bail!(
+                "block {} produced NaN or infinite activations", self.index;
+                "the checkpoint is damaged, or its weights overflow f32"
+            );
+        }
+        Ok(y)
+    }
+
+    /// Replaces every weight by what `f` makes of its name and value; the shape must stay.
+    ///
+    /// Names are `attn_norm.weight`, `mlp_norm.bias`, per linear `attn.q.weight` or `attn.q.factor_a` and
+    /// `attn.q.factor_b`, and `attn.q.bias`, and what the shape calls its other tensors.
+    pub fn map_weights(&mut self, f: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<()> {
+        for (name, norm) in &mut self.norms {
+            let (weight, bias) = match norm {
+                Norm::Rms { weight, .. } => (weight, None),
+                Norm::Layer { weight, bias, .. } => (weight, Some(bias)),
+            };
+            *weight = f(&format!("{name}.weight"), weight)?;
+            if let Some(bias) = bias {
+                *bias = f(&format!("{name}.bias"), bias)?;
+            }
+        }
+        for (name, tensor) in &mut self.tensors {
+            *tensor = f(name, tensor)?;
+        }
+        for (role, linear) in &mut self.linears {
+            let bias = match linear {
+                Linear::Dense { weight, bias } => {
+                    *weight = f(&format!("{role}.weight"), weight)?;
+                    bias
+                }
+                Linear::LowRank { a, b, bias } => {
+                    *a = f(&format!("{role}.factor_a"), a)?;
+                    *b = f(&format!("{role}.factor_b"), b)?;
+                    bias
+                }
+            };
+            if let Some(bias) = bias {
+                *bias = f(&format!("{role}.bias"), bias)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The norm `key` of x (…, width).
+    fn normalise(&self, key: &str, x: &Tensor) -> Result<Tensor> {
+        let norm = self.norms.get(key).with_context(|| format!("block {} has no {key}", self.index))?;
+        if self.differentiable { grad::norm(norm, x) } else { norm.forward(x) }
+    }
+
+    /// The norm `key` of x, or x itself in a block without it.
+    fn normalise_if_any(&self, key: &str, x: Tensor) -> Result<Tensor> {
+        if self.norms.contains_key(key) { self.normalise(key, &x) } else { Ok(x) }
+    }
+
+    /// The linear `role` of x (…, in).
+    fn apply(&self, role: Role, x: &Tensor) -> Result<Tensor> {
+        let linear = self.linears.get(&role).with_context(|| format!("block {} has no {role}", self.index))?;
+        linear.forward(x)
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        if self.differentiable { Ok((x + y)?) } else { add(x, y) }
+    }
+
+    /// act(gate) ∘ up, or act(up) without a gate.
+    fn activate(&self, activation: Activation, gate: Option<&Tensor>, up: &Tensor) -> Result<Tensor> {
+        match (gate, self.differentiable) {
+            (Some(gate), true) => Ok((grad::activation(activation, gate)? * up)?),
+            (Some(gate), false) => activation.apply_gate(gate, up),
+            (None, true) => grad::activation(activation, up),
+            (None, false) => activation.apply(up),
+        }
+    }
+}

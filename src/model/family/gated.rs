@@ -1,0 +1,325 @@
+//! What most decoders of today have in common: RMSNorm, rotary positions, grouped key/value heads, a gated feed-forward
+//! layer. Families say in which of these [`Gated`] features they differ.
+
+use super::super::attention::Scores;
+use super::super::block::{Attend, Experts, FeedForward, Inner, PreNorm, Shape};
+use super::super::config::Config;
+use super::super::ids::{FfnPart, LinearId, Role, Site};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, TensorSpec, WidthKeys};
+use super::super::ops::Activation;
+use super::super::rope::Rope;
+use super::super::spec::{LinearSpec, Rows, Stored};
+use super::{must_divide, resolve_head};
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::Result;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The sizes that every config of this kind gives under the same keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub hidden: usize,
+    pub ffn: usize,
+    pub blocks: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+    pub context: usize,
+}
+
+impl Sizes {
+    /// Reads them. The head dimension is hidden / heads where the config gives none; `context` is what the family's
+    /// configuration class assumes.
+    pub fn read(config: &Config, context: usize) -> Result<Self> {
+        let hidden = config.usize("hidden_size")?;
+        let heads = config.usize("num_attention_heads")?;
+        let kv_heads = config.usize_or("num_key_value_heads", heads)?;
+        if config.get("head_dim").is_none() {
+            must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
+        }
+        must_divide("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
+        Ok(Self {
+            hidden,
+            ffn: config.usize("intermediate_size")?,
+            blocks: config.usize("num_hidden_layers")?,
+            heads,
+            kv_heads,
+            head_dim: config.usize_or("head_dim", hidden / heads)?,
+            vocab: config.usize("vocab_size")?,
+            context: config.usize_or("max_position_embeddings", context)?,
+        })
+    }
+}
+
+/// How the attention of one block sees.
+#[derive(Debug, Clone)]
+pub(super) struct Sight {
+    /// Keys in sight, by default all before.
+    pub window: Option<usize>,
+    pub rope: Arc<Rope>,
+}
+
+impl Sight {
+    /// The same for every block.
+    pub fn everywhere(sizes: &Sizes, window: Option<usize>, rope: Rope) -> Vec<Self> {
+        vec![Self { window, rope: Arc::new(rope) }; sizes.blocks]
+    }
+}
+
+/// Experts in place of the feed-forward layer.
+#[derive(Debug, Clone)]
+pub(super) struct Mixture {
+    pub count: u16,
+    /// Experts per token.
+    pub chosen: usize,
+    /// Whether their weights sum to 1.
+    pub normalised: bool,
+    /// Width of one.
+    pub width: usize,
+    /// Key of that width in config.json.
+    pub width_key: &'static str,
+    /// Width of the expert that every token passes through, if there is one.
+    pub shared: Option<usize>,
+    /// What router and experts are called in a block, and an expert's gate, up and down in it.
+    pub names: (&'static str, &'static str, [&'static str; 3]),
+    /// Which blocks have experts; the others have one feed-forward layer.
+    pub sparse: Vec<bool>,
+}
+
+impl Mixture {
+    /// Reads number and choice of experts.
+    pub fn counts(config: &Config, key: &str) -> Result<(u16, usize)> {
+        let (count, chosen) = (config.usize(key)?, config.usize("num_experts_per_tok")?);
+        match u16::try_from(count) {
+            Ok(count) if chosen <= usize::from(count) => Ok((count, chosen)),
+            _ => user_bail!(
+                "config.json: `num_experts_per_tok` = {chosen} of `{key}` = {count} experts cannot be";
+                "get the model's original config.json"
+            ),
+        }
+    }
+}
+
+/// A decoder of this kind.
+pub(super) struct Gated {
+    pub family: &'static str,
+    pub sizes: Sizes,
+    /// One per block.
+    pub sight: Vec<Sight>,
+    /// Biases of q, k and v; of o; of the feed-forward layer.
+    pub biases: [bool; 3],
+    /// Makes the kind of norm from ε.
+    pub norm: fn(f64) -> NormKind,
+    /// ε where the config gives none.
+    pub epsilon: f64,
+    /// Norms of each head's queries and keys.
+    pub head_norms: bool,
+    /// Norms behind attention and feed-forward layer too, named the way such models do.
+    pub post_norms: bool,
+    /// q, k, v in one matrix; gate, up in another.
+    pub fused: bool,
+    /// Experts, if it has any.
+    pub mixture: Option<Mixture>,
+    /// Key of the activation and its default.
+    pub activation: (&'static str, &'static str),
+    /// Whether the head is tied to the embedding unless the config says otherwise.
+    pub tied: bool,
+    pub embedding_scale: Option<f64>,
+    pub score_scale: Option<f64>,
+    pub score_cap: Option<f64>,
+    pub logit_cap: Option<f64>,
+}
+
+impl Gated {
+    /// As Llama has it.
+    pub fn plain(family: &'static str, sizes: Sizes, sight: Vec<Sight>) -> Self {
+        Self {
+            family,
+            sizes,
+            sight,
+            biases: [false; 3],
+            norm: NormKind::Rms,
+            epsilon: 1e-6,
+            head_norms: false,
+            post_norms: false,
+            fused: false,
+            mixture: None,
+            activation: ("hidden_act", "silu"),
+            tied: false,
+            embedding_scale: None,
+            score_scale: None,
+            score_cap: None,
+            logit_cap: None,
+        }
+    }
+
+    /// The whole description.
+    pub fn layout(self, source: &mut Source, config: &Config) -> Result<Layout> {
+        let Sizes { hidden, blocks, vocab, context, .. } = self.sizes;
+        let tied = config.bool_or("tie_word_embeddings", self.tied)?;
+        let embedding = "model.embed_tokens.weight";
+        let head = resolve_head(source, embedding, "lm_head.weight", tied)?;
+        let kind = (self.norm)(config.f64_or("rms_norm_eps", self.epsilon)?);
+        let activation = Activation::from_config(config, self.activation.0, self.activation.1)?;
+        let final_norm = NormSpec { key: "norm", name: "model.norm".into(), width: hidden, kind };
+        Ok(Layout {
+            family: self.family,
+            hidden,
+            vocab,
+            context,
+            linears: (0..blocks).flat_map(|block| self.linears(block)).collect(),
+            blocks: self.sight.iter().enumerate().map(|(i, sight)| self.block(i, sight, kind, activation)).collect(),
+            embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, positions: None },
+            head: HeadLayout { norm: Some(final_norm), weight: head, bias: None, soft_cap: self.logit_cap },
+            width_keys: WidthKeys {
+                dense: "intermediate_size",
+                expert: self.mixture.as_ref().map_or("intermediate_size", |mixture| mixture.width_key),
+            },
+        })
+    }
+
+    fn block(&self, index: usize, sight: &Sight, kind: NormKind, activation: Activation) -> BlockLayout {
+        let Sizes { hidden, heads, kv_heads, head_dim, .. } = self.sizes;
+        let norm = |key, name: &str, width| {
+            let name = format!("model.layers.{index}.{name}");
+            NormSpec { key, name, width, kind }
+        };
+        let mut norms = vec![norm("attn_norm", "input_layernorm", hidden)];
+        if self.head_norms {
+            norms.push(norm("q_norm", "self_attn.q_norm", head_dim));
+            norms.push(norm("k_norm", "self_attn.k_norm", head_dim));
+        }
+        if self.post_norms {
+            norms.push(norm("attn_post_norm", "post_attention_layernorm", hidden));
+            norms.push(norm("mlp_norm", "pre_feedforward_layernorm", hidden));
+            norms.push(norm("mlp_post_norm", "post_feedforward_layernorm", hidden));
+        } else {
+            norms.push(norm("mlp_norm", "post_attention_layernorm", hidden));
+        }
+        let scores = Scores { scale: self.score_scale, soft_cap: self.score_cap, window: sight.window };
+        let attend = Attend { heads, kv_heads, head_dim, rope: Some(sight.rope.clone()), scores };
+        let (inner, tensors) = self.inner(index, FeedForward { activation });
+        BlockLayout { shape: Shape::PreNorm(PreNorm { attend, inner }), norms, tensors }
+    }
+
+    /// The experts of block `index`.
+    fn mixture(&self, index: usize) -> Option<&Mixture> {
+        self.mixture.as_ref().filter(|mixture| mixture.sparse.get(index).copied().unwrap_or(false))
+    }
+
+    fn inner(&self, index: usize, each: FeedForward) -> (Inner, Vec<TensorSpec>) {
+        let Some(mixture) = self.mixture(index) else { return (Inner::One(each), Vec::new()) };
+        let tensor = |key, name: &str, rows| TensorSpec {
+            key,
+            name: format!("model.layers.{index}.{name}.weight"),
+            shape: vec![rows, self.sizes.hidden],
+        };
+        let mut tensors = vec![tensor("moe.router", mixture.names.0, usize::from(mixture.count))];
+        if mixture.shared.is_some() {
+            tensors.push(tensor("moe.shared_gate", "mlp.shared_expert_gate", 1));
+        }
+        let experts = Experts {
+            each,
+            count: mixture.count,
+            chosen: mixture.chosen,
+            normalised: mixture.normalised,
+            shared: mixture.shared.map(|_| "shared_expert_intermediate_size"),
+        };
+        (Inner::Experts(experts), tensors)
+    }
+
+    /// In the order in which activations reach them.
+    fn linears(&self, block: usize) -> Vec<LinearSpec> {
+        let attention = self.dense_linears(block).into_iter().filter(|spec| spec.id.role.is_attention());
+        match self.mixture(block) {
+            None => self.dense_linears(block),
+            Some(mixture) => attention.chain(self.expert_linears(block, mixture)).collect(),
+        }
+    }
+
+    /// Those of the shared expert, then every expert's gate and up, then every expert's down.
+    fn expert_linears(&self, block: usize, mixture: &Mixture) -> Vec<LinearSpec> {
+        let hidden = self.sizes.hidden;
+        let spec = |role, site, name: String, out, input| LinearSpec {
+            id: LinearId { block, role },
+            site,
+            name: format!("model.layers.{block}.{name}"),
+            out,
+            input,
+            bias: false,
+            stored: Stored::Plain,
+        };
+        let mut linears = Vec::new();
+        if let Some(width) = mixture.shared {
+            let name = |part| format!("mlp.shared_expert.{part}_proj");
+            linears.push(spec(Role::Gate, Site::MlpIn, name("gate"), width, hidden));
+            linears.push(spec(Role::Up, Site::MlpIn, name("up"), width, hidden));
+            linears.push(spec(Role::Down, Site::MlpOut, name("down"), hidden, width));
+        }
+        let (_, experts, [gate, up, down]) = mixture.names;
+        for expert in 0..mixture.count {
+            for (part, name) in [(FfnPart::Gate, gate), (FfnPart::Up, up)] {
+                let (role, name) = (Role::Expert(expert, part), format!("{experts}.{expert}.{name}"));
+                linears.push(spec(role, Site::ExpertIn(expert), name, mixture.width, hidden));
+            }
+        }
+        for expert in 0..mixture.count {
+            let (role, name) = (Role::Expert(expert, FfnPart::Down), format!("{experts}.{expert}.{down}"));
+            linears.push(spec(role, Site::ExpertOut(expert), name, hidden, mixture.width));
+        }
+        linears
+    }
+
+    fn dense_linears(&self, block: usize) -> Vec<LinearSpec> {
+        let Sizes { hidden, ffn, heads, kv_heads, head_dim, .. } = self.sizes;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let [qkv_bias, o_bias, mlp_bias] = self.biases;
+        // Of a fused matrix: its name, and the part's name and first row.
+        let qkv = |part, start| self.fused.then_some(("self_attn.qkv_proj", part, start));
+        let gate_up = |part, start| self.fused.then_some(("mlp.gate_up_proj", part, start));
+        let table = [
+            (Role::Q, Site::AttnIn, "self_attn.q_proj", q, hidden, qkv_bias, qkv("q", 0)),
+            (Role::K, Site::AttnIn, "self_attn.k_proj", kv, hidden, qkv_bias, qkv("k", q)),
+            (Role::V, Site::AttnIn, "self_attn.v_proj", kv, hidden, qkv_bias, qkv("v", q + kv)),
+            (Role::O, Site::AttnOut, "self_attn.o_proj", hidden, q, o_bias, None),
+            (Role::Gate, Site::MlpIn, "mlp.gate_proj", ffn, hidden, mlp_bias, gate_up("gate", 0)),
+            (Role::Up, Site::MlpIn, "mlp.up_proj", ffn, hidden, mlp_bias, gate_up("up", ffn)),
+            (Role::Down, Site::MlpOut, "mlp.down_proj", hidden, ffn, mlp_bias, None),
+        ];
+        let spec = |(role, site, name, out, input, bias, part): (_, _, &str, _, _, _, Option<(&str, &str, _)>)| {
+            let full = |name: &str| format!("model.layers.{block}.{name}");
+            let (name, stored) = match part {
+                None => (full(name), Stored::Plain),
+                Some((matrix, part, start)) => {
+                    let (matrix, rows) = (full(matrix), Rows::from(start));
+                    (format!("{matrix}.{part}"), Stored::Part { matrix, rows, transposed: false })
+                }
+            };
+            LinearSpec { id: LinearId { block, role }, site, name, out, input, bias, stored }
+        };
+        table.map(spec).into()
+    }
+}
+
+/// Which blocks see a window only: as `layer_types` lists them, or by `default` where the config has no list.
+pub(super) fn windowed(config: &Config, blocks: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    let Some(types) = config.get("layer_types") else { return Ok((0..blocks).map(default).collect()) };
+    let list = types.as_array().map_or(&[][..], Vec::as_slice);
+    if list.len() != blocks {
+        user_bail!(
+            "config.json: `layer_types` lists {} of {blocks} layers", list.len();
+            "get the model's original config.json"
+        );
+    }
+    let windowed = |kind: &Value| match kind.as_str() {
+        Some("sliding_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        _ => user_bail!(
+            "config.json: `layer_types` has {kind}, which is not supported";
+            "known are \"full_attention\" and \"sliding_attention\""
+        ),
+    };
+    list.iter().map(windowed).collect()
+}

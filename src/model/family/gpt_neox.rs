@@ -1,0 +1,96 @@
+//! GPT-NeoX and Pythia: LayerNorm, a plain MLP beside the attention, partly rotated heads. q, k and v are one matrix in
+//! which each head's rows for q, k and v follow one another.
+
+use super::super::attention::Scores;
+use super::super::block::{Attend, FeedForward, Inner, Parallel, PreNorm, Shape};
+use super::super::config::Config;
+use super::super::ids::{LinearId, Role, Site};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, WidthKeys};
+use super::super::ops::Activation;
+use super::super::rope::{Rope, Rotation};
+use super::super::spec::{LinearSpec, Rows, Stored};
+use super::{must_divide, resolve_head};
+use crate::checkpoint::Source;
+use anyhow::Result;
+use candle_core::Device;
+use std::sync::Arc;
+
+pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
+    let hidden = config.usize("hidden_size")?;
+    let ffn = config.usize("intermediate_size")?;
+    let blocks = config.usize("num_hidden_layers")?;
+    let heads = config.usize("num_attention_heads")?;
+    must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
+    let d = hidden / heads;
+    let context = config.usize_or("max_position_embeddings", 2048)?;
+    let bias = config.bool_or("attention_bias", true)?;
+    let parallel = config.bool_or("use_parallel_residual", true)?;
+    let activation = Activation::from_config(config, "hidden_act", "gelu")?;
+    let rope = Some(Arc::new(Rope::new(rotation(config, d)?, context, device)?));
+
+    let prefix = |block: usize| format!("gpt_neox.layers.{block}");
+    let table = [
+        (Role::Q, Site::AttnIn, "attention.query_key_value", hidden, hidden, bias, Some(("q", 0))),
+        (Role::K, Site::AttnIn, "attention.query_key_value", hidden, hidden, bias, Some(("k", d))),
+        (Role::V, Site::AttnIn, "attention.query_key_value", hidden, hidden, bias, Some(("v", 2 * d))),
+        (Role::O, Site::AttnOut, "attention.dense", hidden, hidden, bias, None),
+        (Role::Up, Site::MlpIn, "mlp.dense_h_to_4h", ffn, hidden, true, None),
+        (Role::Down, Site::MlpOut, "mlp.dense_4h_to_h", hidden, ffn, true, None),
+    ];
+    let spec = |block, (role, site, name, out, input, bias, part): (_, _, &str, _, _, _, Option<(&str, _)>)| {
+        let matrix = format!("{}.{name}", prefix(block));
+        let (name, stored) = match part {
+            None => (matrix, Stored::Plain),
+            Some((part, start)) => {
+                let rows = Rows { start, run: d, stride: 3 * d };
+                (format!("{matrix}.{part}"), Stored::Part { matrix, rows, transposed: false })
+            }
+        };
+        LinearSpec { id: LinearId { block, role }, site, name, out, input, bias, stored }
+    };
+    let kind = NormKind::Layer(config.f64_or("layer_norm_eps", 1e-5)?);
+    let norm = |key, name: String| NormSpec { key, name, width: hidden, kind };
+    let block = |index| {
+        let attend = Attend { heads, kv_heads: heads, head_dim: d, rope: rope.clone(), scores: Scores::default() };
+        let feed_forward = FeedForward { activation };
+        let shape = match parallel {
+            true => Shape::Parallel(Parallel { attend, feed_forward }),
+            false => Shape::PreNorm(PreNorm { attend, inner: Inner::One(feed_forward) }),
+        };
+        let norms = vec![
+            norm("attn_norm", format!("{}.input_layernorm", prefix(index))),
+            norm("mlp_norm", format!("{}.post_attention_layernorm", prefix(index))),
+        ];
+        BlockLayout { shape, norms, tensors: Vec::new() }
+    };
+    let embedding = "gpt_neox.embed_in.weight";
+    let tied = config.bool_or("tie_word_embeddings", false)?;
+    let head = resolve_head(source, embedding, "embed_out.weight", tied)?;
+    Ok(Layout {
+        family: "gpt_neox",
+        hidden,
+        vocab: config.usize("vocab_size")?,
+        context,
+        linears: (0..blocks).flat_map(|index| table.map(|row| spec(index, row))).collect(),
+        blocks: (0..blocks).map(block).collect(),
+        embedding: Embedding { tokens: embedding.to_string(), scale: None, positions: None },
+        head: HeadLayout {
+            norm: Some(norm("norm", "gpt_neox.final_layer_norm".into())),
+            weight: head,
+            bias: None,
+            soft_cap: None,
+        },
+        width_keys: WidthKeys { dense: "intermediate_size", expert: "intermediate_size" },
+    })
+}
+
+/// Newer configs use everyone's keys, older ones their own.
+fn rotation<'a>(config: &'a Config, d: usize) -> Result<Rotation<'a>> {
+    let mut rotation = Rotation::read(config, d)?;
+    if config.get("rope_theta").is_none() && config.get("rope_parameters").is_none() {
+        rotation.theta = config.f64_or("rotary_emb_base", 10_000.0)?;
+    }
+    let nested = rotation.scaling.and_then(|s| s.get("partial_rotary_factor")).and_then(|x| x.as_f64());
+    let fraction = nested.map_or_else(|| config.f64_or("rotary_pct", 0.25), Ok)?;
+    rotation.partial("rotary_pct", fraction)
+}

@@ -1,0 +1,84 @@
+//! OPT: LayerNorm, learned positions, plain MLP. The first two rows of the table of positions belong to padding.
+
+use super::super::attention::Scores;
+use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
+use super::super::config::Config;
+use super::super::ids::{LinearId, Role, Site};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, WidthKeys};
+use super::super::ops::Activation;
+use super::super::spec::{LinearSpec, Stored};
+use super::{must_divide, resolve_head};
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::Result;
+
+/// LayerNorm's ε, which no config mentions.
+const EPSILON: f64 = 1e-5;
+
+pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
+    let hidden = config.usize("hidden_size")?;
+    let ffn = config.usize("ffn_dim")?;
+    let blocks = config.usize("num_hidden_layers")?;
+    let heads = config.usize("num_attention_heads")?;
+    must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
+    config.only("do_layer_norm_before", true)?;
+    config.only("layer_norm_elementwise_affine", true)?;
+    let projected = config.usize_or("word_embed_proj_dim", hidden)?;
+    if projected != hidden {
+        user_bail!(
+            "config.json: `word_embed_proj_dim` = {projected} differs from `hidden_size` = {hidden}, which is not supported";
+            "every OPT but the one with 350M parameters has them equal"
+        );
+    }
+    let bias = config.bool_or("enable_bias", true)?;
+    let tied = config.bool_or("tie_word_embeddings", true)?;
+    let activation = Activation::from_config(config, "activation_function", "relu")?;
+
+    // Files of the model without its head lack the first part.
+    let prefix = if source.info("decoder.embed_tokens.weight").is_some() { "decoder" } else { "model.decoder" };
+    let embedding = format!("{prefix}.embed_tokens.weight");
+    let head = resolve_head(source, &embedding, "lm_head.weight", tied)?;
+    let table = [
+        (Role::Q, Site::AttnIn, "self_attn.q_proj", hidden, hidden),
+        (Role::K, Site::AttnIn, "self_attn.k_proj", hidden, hidden),
+        (Role::V, Site::AttnIn, "self_attn.v_proj", hidden, hidden),
+        (Role::O, Site::AttnOut, "self_attn.out_proj", hidden, hidden),
+        (Role::Up, Site::MlpIn, "fc1", ffn, hidden),
+        (Role::Down, Site::MlpOut, "fc2", hidden, ffn),
+    ];
+    let linears = (0..blocks).flat_map(|block| {
+        table.map(|(role, site, name, out, input)| {
+            let name = format!("{prefix}.layers.{block}.{name}");
+            LinearSpec { id: LinearId { block, role }, site, name, out, input, bias, stored: Stored::Plain }
+        })
+    });
+    let norm = |key, name: String| NormSpec { key, name, width: hidden, kind: NormKind::Layer(EPSILON) };
+    let (head_dim, scores) = (hidden / heads, Scores::default());
+    let block = |index| BlockLayout {
+        shape: Shape::PreNorm(PreNorm {
+            attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
+            inner: Inner::One(FeedForward { activation }),
+        }),
+        norms: vec![
+            norm("attn_norm", format!("{prefix}.layers.{index}.self_attn_layer_norm")),
+            norm("mlp_norm", format!("{prefix}.layers.{index}.final_layer_norm")),
+        ],
+        tensors: Vec::new(),
+    };
+    let final_norm = match config.bool_or("_remove_final_layer_norm", false)? {
+        true => None,
+        false => Some(norm("norm", format!("{prefix}.final_layer_norm"))),
+    };
+    let positions = Positions { name: format!("{prefix}.embed_positions.weight"), offset: 2 };
+    Ok(Layout {
+        family: "opt",
+        hidden,
+        vocab: config.usize("vocab_size")?,
+        context: config.usize_or("max_position_embeddings", 2048)?,
+        linears: linears.collect(),
+        blocks: (0..blocks).map(block).collect(),
+        embedding: Embedding { tokens: embedding, scale: None, positions: Some(positions) },
+        head: HeadLayout { norm: final_norm, weight: head, bias: None, soft_cap: None },
+        width_keys: WidthKeys { dense: "ffn_dim", expert: "ffn_dim" },
+    })
+}

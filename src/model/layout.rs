@@ -1,0 +1,116 @@
+//! What a family says about itself: sizes, kinds and tensor names. Families fill these in (`family/`), the rest of this
+//! module runs what they describe.
+
+use super::block::Shape;
+use super::ids::Site;
+use super::spec::LinearSpec;
+
+/// A whole model.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub family: &'static str,
+    pub hidden: usize,
+    pub vocab: usize,
+    /// Longest sequence.
+    pub context: usize,
+    /// Every linear of every block: in block order, and within a block in the order in which activations reach them.
+    pub linears: Vec<LinearSpec>,
+    pub blocks: Vec<BlockLayout>,
+    pub embedding: Embedding,
+    pub head: HeadLayout,
+    pub width_keys: WidthKeys,
+}
+
+/// Keys of config.json that hold feed-forward widths.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WidthKeys {
+    /// That of a block's only feed-forward layer.
+    pub dense: &'static str,
+    /// That of one expert among several.
+    pub expert: &'static str,
+}
+
+/// Everything of one block but its linears.
+#[derive(Debug)]
+pub(super) struct BlockLayout {
+    /// Its equations.
+    pub shape: Shape,
+    /// Its norms, in order of use.
+    pub norms: Vec<NormSpec>,
+    /// Everything else with weights.
+    pub tensors: Vec<TensorSpec>,
+}
+
+/// A norm.
+#[derive(Debug, Clone)]
+pub(super) struct NormSpec {
+    /// What the block calls it: `attn_norm`.
+    pub key: &'static str,
+    /// Base of its tensor names.
+    pub name: String,
+    pub width: usize,
+    pub kind: NormKind,
+}
+
+/// Kind of normalisation, with its ε.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum NormKind {
+    /// x / rms(x) · weight
+    Rms(f64),
+    /// x / rms(x) · (1 + weight)
+    RmsPlusOne(f64),
+    /// (x − mean) / std · weight + bias
+    Layer(f64),
+}
+
+/// A tensor that is neither a linear's nor a norm's.
+#[derive(Debug, Clone)]
+pub(super) struct TensorSpec {
+    /// What the block calls it.
+    pub key: &'static str,
+    /// Its full name.
+    pub name: String,
+    pub shape: Vec<usize>,
+}
+
+/// From ids to what enters block 0: x = tokens[id] · scale + positions[offset + i].
+#[derive(Debug)]
+pub(super) struct Embedding {
+    /// (vocab, hidden)
+    pub tokens: String,
+    pub scale: Option<f64>,
+    pub positions: Option<Positions>,
+}
+
+/// A table of learned positions, (context + offset, hidden).
+#[derive(Debug)]
+pub(super) struct Positions {
+    pub name: String,
+    /// Row of position 0.
+    pub offset: usize,
+}
+
+/// From what leaves the last block to logits: z = cap(norm(h) Wᵀ + bias), cap(z) = c tanh(z / c).
+#[derive(Debug)]
+pub(super) struct HeadLayout {
+    pub norm: Option<NormSpec>,
+    /// W (vocab, hidden); the embedding's name when tied.
+    pub weight: String,
+    /// (vocab)
+    pub bias: Option<String>,
+    /// c
+    pub soft_cap: Option<f64>,
+}
+
+impl Layout {
+    /// The sites of block `index` in the order in which activations reach them.
+    pub fn sites(&self, index: usize) -> Vec<Site> {
+        let mut sites = Vec::new();
+        for spec in self.linears.iter().filter(|spec| spec.id.block == index) {
+            if !sites.contains(&spec.site) {
+                sites.push(spec.site);
+            }
+        }
+        sites
+    }
+}

@@ -1,0 +1,150 @@
+//! A model over its checkpoint: names and sizes; weights are read when asked for.
+
+use super::block::Block;
+use super::head::Head;
+use super::ids::{LinearId, Site};
+use super::layout::Layout;
+use super::linear::load_bias;
+use super::spec::LinearSpec;
+use crate::checkpoint::Source;
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
+
+/// A language model over a checkpoint. Holds names and sizes; weights are read when asked for.
+pub struct Model {
+    source: Source,
+    layout: Layout,
+    device: Device,
+}
+
+impl Model {
+    /// Recognises the family of `source` and checks names and shapes. Reads no weight.
+    pub fn load(mut source: Source, device: &Device) -> Result<Self> {
+        let mut layout = super::family::layout(&mut source, device)?;
+        // A compressed model may have biases where its family has none.
+        if source.config().contains_key("softlm") {
+            for spec in &mut layout.linears {
+                spec.bias |= source.info(&format!("{}.bias", spec.name)).is_some();
+            }
+        }
+        super::check::check(&source, &layout)?;
+        Ok(Self { source, layout, device: device.clone() })
+    }
+
+    /// The checkpoint behind the model.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Name of the family, as `model_type` has it.
+    pub fn family(&self) -> &'static str {
+        self.layout.family
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.layout.blocks.len()
+    }
+
+    /// Longest sequence the model was made for.
+    pub fn context(&self) -> usize {
+        self.layout.context
+    }
+
+    /// Rows of the embedding.
+    pub fn vocab(&self) -> usize {
+        self.layout.vocab
+    }
+
+    /// Width of the hidden state.
+    pub fn hidden(&self) -> usize {
+        self.layout.hidden
+    }
+
+    /// The device that runs the model.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Every linear of every block, in block order, with its dense shape.
+    pub fn linears(&self) -> &[LinearSpec] {
+        &self.layout.linears
+    }
+
+    /// The linears of block `index`, in the order in which activations reach them.
+    pub fn block_linears(&self, index: usize) -> impl Iterator<Item = &LinearSpec> {
+        self.layout.linears.iter().filter(move |spec| spec.id.block == index)
+    }
+
+    /// The sites of block `index`, in the order in which activations reach them.
+    pub fn block_sites(&self, index: usize) -> Vec<Site> {
+        self.layout.sites(index)
+    }
+
+    /// Key of config.json that holds the width of the feed-forward layer that a linear belongs to.
+    pub fn width_key(&self, id: LinearId) -> &'static str {
+        let keys = self.layout.width_keys;
+        if id.role.expert().is_some() {
+            return keys.expert;
+        }
+        let shared = self.layout.blocks.get(id.block).and_then(|block| block.shape.shared_width_key());
+        shared.unwrap_or(keys.dense)
+    }
+
+    /// The bias (out) of a linear, if it has one.
+    pub fn bias(&self, spec: &LinearSpec) -> Result<Option<Tensor>> {
+        if !spec.bias {
+            return Ok(None);
+        }
+        load_bias(&self.source, spec, DType::F32, &self.device).map(Some)
+    }
+
+    /// Looks up the embeddings of `rows`, equally long sequences: (rows, t, hidden).
+    pub fn embed(&self, rows: &[&[u32]]) -> Result<Tensor> {
+        let t = rows.first().map_or(0, |r| r.len());
+        if t > self.layout.context {
+            user_bail!(
+                "a window of {t} tokens is longer than the model's context of {}", self.layout.context;
+                "use a smaller --window"
+            );
+        }
+        let ids: Vec<u32> = rows.iter().flat_map(|r| r.iter().copied()).collect();
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.layout.vocab) {
+            user_bail!(
+                "token id {id} is outside the embedding, which has {} rows", self.layout.vocab;
+                "the tokenizer does not belong to this model"
+            );
+        }
+        let (hidden, embedding) = (self.layout.hidden, &self.layout.embedding);
+        // Rows of a tied or huge embedding are gathered from the map: only what the text uses is read.
+        let mut distinct = ids.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let place: HashMap<u32, u32> = distinct.iter().enumerate().map(|(i, &id)| (id, i as u32)).collect();
+        let table = self.source.rows(&embedding.tokens, &distinct, hidden, DType::F32, &self.device)?;
+        let index: Vec<u32> = ids.iter().map(|id| place[id]).collect();
+        let index = Tensor::from_vec(index, ids.len(), &self.device)?;
+        let mut x = table.index_select(&index, 0)?.reshape((rows.len(), t, hidden))?;
+        if let Some(scale) = embedding.scale {
+            x = (x * scale)?;
+        }
+        let Some(positions) = &embedding.positions else { return Ok(x) };
+        let order: Vec<u32> = (positions.offset..positions.offset + t).map(|i| i as u32).collect();
+        let positions = self.source.rows(&positions.name, &order, hidden, DType::F32, &self.device)?;
+        Ok(x.broadcast_add(&positions)?)
+    }
+
+    /// Loads block `index`.
+    pub fn block(&self, index: usize) -> Result<Block<'_>> {
+        let layout = self.layout.blocks.get(index).with_context(|| format!("there is no block {index}"))?;
+        Block::load(&self.source, index, layout, self.block_linears(index), &self.device)
+            .with_context(|| format!("loading block {index}"))
+    }
+
+    /// Loads the final norm and the output head.
+    pub fn head(&self) -> Result<Head> {
+        Head::load(&self.source, &self.layout, &self.device)
+    }
+}

@@ -1,0 +1,196 @@
+//! Every method on every family: each generated model under `tests/golden/models`, compressed through the pipeline.
+//! A family is here as soon as its model is.
+
+use candle_core::{Device, Tensor};
+use softlm::calibrate::{Origin, States, StatsStore, collect};
+use softlm::checkpoint::{Source, verify};
+use softlm::machine::StageClock;
+use softlm::method::{METHODS, by_name};
+use softlm::model::{Block, FfnPart, Flow, Linear, Model, Role, Site, Tap};
+use softlm::pipeline::{Calibration, EvalText, compress_windows};
+use softlm::plan::largest_saving_rank;
+use softlm::recipe::{LearnOptions, Options};
+use softlm::report::{CorpusInfo, Report};
+use softlm::text::{Sampling, Windows, cut, split_heldout};
+use std::path::{Path, PathBuf};
+
+const KEEP: f64 = 0.6;
+const WINDOW: usize = 24;
+
+fn folders() -> Vec<PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let mut folders: Vec<_> =
+        std::fs::read_dir(models).expect("generated models").map(|folder| folder.expect("a folder").path()).collect();
+    folders.sort();
+    folders
+}
+
+fn open(folder: &Path) -> Model {
+    let source = Source::open(folder).unwrap_or_else(|e| panic!("{}: {e:#}", folder.display()));
+    Model::load(source, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e:#}", folder.display()))
+}
+
+fn corpus() -> CorpusInfo {
+    CorpusInfo { name: "made up".into(), origin: "a formula".into(), sha256: "0".into() }
+}
+
+/// Windows of made-up text: calibration, held out, evaluation.
+fn windows(model: &Model) -> (Windows, Windows, Windows) {
+    let ids: Vec<u32> =
+        (0..40 * WINDOW).map(|i| ((7 + 31 * i + 5 * (i / 7) + i * i / 11) % model.vocab()) as u32).collect();
+    let all = cut(&ids, WINDOW, WINDOW, None).expect("windows");
+    let (calibration, heldout) = split_heldout(&all, 32, 3, Sampling::First);
+    let evaluation = cut(&ids[36 * WINDOW..], WINDOW, WINDOW, None).expect("windows");
+    (calibration, heldout, evaluation)
+}
+
+fn compress(folder: &Path, method: &str, output: &Path) -> Report {
+    let options = Options {
+        model: Some(folder.display().to_string()),
+        method: Some(method.into()),
+        keep: Some(KEEP),
+        output: Some(output.to_path_buf()),
+        calib_windows: Some(32),
+        window: Some(WINDOW),
+        heal: Some(0),
+        learn: if by_name(method).is_ok_and(|method| method.learned().is_some()) {
+            LearnOptions { steps: Some(4), batch: Some(1), ..LearnOptions::default() }
+        } else {
+            LearnOptions::default()
+        },
+        ..Options::default()
+    };
+    let recipe = options.resolve().expect("a recipe");
+    let model = open(folder);
+    let (windows, heldout, evaluation) = windows(&model);
+    let calibration = Calibration { windows, heldout, corpora: vec![corpus()], sampling: Sampling::First };
+    let evaluation = [EvalText { corpus: corpus(), windows: evaluation }];
+    compress_windows(&recipe, false, model, calibration, &evaluation, StageClock::start(&()), &())
+        .unwrap_or_else(|e| panic!("{method} on {}: {e:#}", folder.display()))
+}
+
+#[test]
+fn every_method_works_on_every_family() {
+    let place = tempfile::tempdir().expect("a scratch folder");
+    for folder in folders() {
+        for method in METHODS.iter().map(|method| method.card().name) {
+            let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+            let case = format!("{method} on {name}");
+            let output = place.path().join(&name).join(method);
+            let report = compress(&folder, method, &output);
+            let linears = report.sizes.linears;
+            let reached = linears.params_after as f64 / linears.params_before as f64;
+            assert!(reached <= KEEP && reached > KEEP - 0.06, "{case}: {reached}");
+
+            let base = Source::open(&folder).expect("a checkpoint");
+            let whole = verify(&Source::open(&output).expect("an output"), Some(&base)).expect("readable");
+            assert!(whole.problems.is_empty(), "{case}: {:?}", whole.problems);
+            assert!(whole.factorised > 0, "{case}: nothing is factorised");
+
+            let (before, after) = (&report.evaluation[0].before.perplexity, &report.evaluation[0].after.perplexity);
+            assert!(after.nll.is_finite() && after.nll != before.nll, "{case}: {} {}", before.nll, after.nll);
+            let table = softlm::report::table(&report, 120, false);
+            assert_eq!(
+                table.contains("e.down"),
+                report.linears.iter().any(|l| l.id.contains(".moe.")),
+                "{case}: {table}"
+            );
+            let compressed = open(&output);
+            check_linears(&compressed, &report, &case);
+            let kl = report.evaluation[0].after.divergence.as_ref().expect("a divergence").kl;
+            assert!(kl > 0.0 && kl.is_finite(), "{case}: {kl}");
+        }
+    }
+}
+
+#[test]
+fn experts_with_few_tokens_are_calibrated_with_all() {
+    let model = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen2-moe-tiny"));
+    let sites = model.block_sites(0);
+    let block = model.block(0).expect("a block");
+    let nothing = States::embed::<&[u32]>(&model, &[]).expect("nothing");
+    // 40 tokens: enough for every token's channels (24), and for no expert's share of a third.
+    let few: Vec<u32> = (0..40u32).map(|i| (7 + 31 * i) % 96).collect();
+    let states = States::embed(&model, &[few]).expect("embedded");
+    let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
+    let every = &stats[&Site::MlpIn];
+    assert_eq!(every.tokens, 40);
+    let mut starved = 0;
+    for expert in 0..6 {
+        let (entering, inner) = (&stats[&Site::ExpertIn(expert)], &stats[&Site::ExpertOut(expert)]);
+        assert!(entering.tokens >= 24 && inner.tokens >= 16, "{expert}: {} {}", entering.tokens, inner.tokens);
+        if entering.tokens == 40 {
+            // What enters an expert that sees every token is what enters the shared one.
+            assert_eq!(entering.gram, every.gram, "{expert}");
+            starved += 1;
+        }
+        if inner.tokens == 40 {
+            // act(Gate x) ∘ Up x of every token, by hand.
+            let x = rows_at(&block, &states, Site::MlpIn);
+            let role = |part| block.linear(Role::Expert(expert, part)).expect("an expert").forward(&x).expect("rows");
+            let (gate, up) = (role(FfnPart::Gate), role(FfnPart::Up));
+            let wanted: Vec<f32> = (gate.silu().unwrap() * up).unwrap().sum(0).unwrap().to_vec1().expect("numbers");
+            let close = |(sum, wanted): (&f64, &f32)| {
+                (sum - f64::from(*wanted)).abs() < f64::from(1e-4 * wanted.abs().max(1.0))
+            };
+            assert!(inner.sum.iter().zip(&wanted).all(close), "{expert}: {:?} {wanted:?}", inner.sum);
+        }
+    }
+    assert!(starved >= 3, "{starved} experts saw every token");
+    // Two tokens leave some experts without any.
+    let states = States::embed(&model, &[[7u32, 38]]).expect("embedded");
+    let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
+    assert!((0..6).all(|expert| stats[&Site::ExpertIn(expert)].tokens == 2), "every expert sees both");
+    // With enough text each sees what is routed to it: two experts per token.
+    let many: Vec<Vec<u32>> =
+        (0..8u32).map(|w| (0..96u32).map(|i| (7 + 31 * i + w * i * i + 5 * w) % 96).collect()).collect();
+    let states = States::embed(&model, &many).expect("embedded");
+    let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
+    let routed: u64 = (0..6).map(|expert| stats[&Site::ExpertIn(expert)].tokens).sum();
+    assert_eq!(routed, 2 * 8 * 96);
+    // They come back from disk.
+    let place = tempfile::tempdir().expect("a scratch folder");
+    let origin = Origin::new(model.source(), model.blocks(), "a formula".into()).expect("hashed");
+    let store = StatsStore::create(place.path(), origin).expect("a folder");
+    store.put(0, &stats).expect("written");
+    let read = store.get(0).expect("read");
+    assert_eq!(read.len(), sites.len());
+    assert!(sites.iter().all(|site| read[site].gram == stats[site].gram && read[site].tokens == stats[site].tokens));
+}
+
+/// What enters `site`, one token per row.
+fn rows_at(block: &Block, states: &States, site: Site) -> Tensor {
+    struct At(Site, Vec<Tensor>);
+    impl Tap for At {
+        fn see(&mut self, site: Site, x: &Tensor) -> anyhow::Result<Flow> {
+            if site == self.0 {
+                let width = x.dims()[x.rank() - 1];
+                self.1.push(x.reshape(((), width))?);
+            }
+            Ok(Flow::Continue)
+        }
+    }
+    let mut at = At(site, Vec::new());
+    states.batches().iter().for_each(|batch| drop(block.forward(batch, &mut at).expect("a forward pass")));
+    Tensor::cat(&at.1, 0).expect("rows")
+}
+
+/// What was loaded again is what was reported, and every rank saves parameters.
+fn check_linears(compressed: &Model, report: &Report, case: &str) {
+    assert_eq!(compressed.linears().len(), report.linears.len(), "{case}");
+    for index in 0..compressed.blocks() {
+        let block = compressed.block(index).unwrap_or_else(|e| panic!("{case}: {e:#}"));
+        for spec in compressed.block_linears(index) {
+            let said = report.linears.iter().find(|linear| linear.id == spec.id.to_string()).expect("reported");
+            let [out, input] = said.pruned_shape.unwrap_or(said.shape);
+            assert_eq!((spec.out, spec.input), (out, input), "{case}: {}", spec.id);
+            let linear = block.linear(spec.id.role).expect("every linear is there");
+            assert_eq!(linear.rank(), said.rank, "{case}: {}", spec.id);
+            if let Linear::LowRank { a, b, .. } = linear {
+                let rank = said.rank.expect("factorised");
+                assert!((1..=largest_saving_rank(out, input)).contains(&rank), "{case}: {} has rank {rank}", spec.id);
+                assert_eq!((a.dims(), b.dims()), (&[rank, input][..], &[out, rank][..]), "{case}: {}", spec.id);
+            }
+        }
+    }
+}
