@@ -9,7 +9,7 @@ For gpt2-tiny also the token ids of a few texts, from transformers' own pure Pyt
 """
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Tokenizer
 
 from common import arguments, digits, model_folder, versions, write_json
 
@@ -32,6 +32,8 @@ MODELS = {
     "gpt-neox-tiny": (60, [0, 1, 13, 30, 59]),
     "gpt-neox-tiny-serial": (60, [0, 1, 13, 30, 59]),
     "opt-tiny": (60, [0, 1, 13, 30, 59]),
+    "bert-tiny": (60, [0, 1, 13, 30, 59]),
+    "distilbert-tiny": (60, [0, 1, 13, 30, 59]),
 }
 ROWS = 2
 ENDS = 64
@@ -50,7 +52,9 @@ def inputs(vocabulary, length):
 
 @torch.no_grad()
 def golden(folder, length, positions):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    encoder = AutoConfig.from_pretrained(folder).model_type in ("bert", "distilbert")
+    kind = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     ids = inputs(model.config.vocab_size, length)
     kept = model(torch.tensor(ids)).logits[:, positions]
     wide = kept.double()

@@ -5,7 +5,7 @@ use super::super::attention::Scores;
 use super::super::block::{Attend, FeedForward, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
-use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, WidthKeys};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, WidthKeys};
 use super::super::ops::Activation;
 use super::super::rope::Rope;
 use super::super::spec::{LinearSpec, Rows, Stored};
@@ -134,8 +134,13 @@ impl Gated {
             context,
             linears: (0..blocks).flat_map(|block| self.linears(block)).collect(),
             blocks: self.sight.iter().enumerate().map(|(i, sight)| self.block(i, sight, kind, activation)).collect(),
-            embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, positions: None },
-            head: HeadLayout { norm: Some(final_norm), weight: head, bias: None, soft_cap: self.logit_cap },
+            embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, ..Embedding::default() },
+            head: Readout::Next(HeadLayout {
+                norm: Some(final_norm),
+                weight: head,
+                soft_cap: self.logit_cap,
+                ..HeadLayout::default()
+            }),
             width_keys: WidthKeys { dense: "intermediate_size", expert: "intermediate_size" },
         })
     }

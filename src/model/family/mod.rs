@@ -1,5 +1,6 @@
 //! One file per family: its tensor names and how its `config.json` maps onto a [`Layout`] over the shared block shapes.
 
+mod bert;
 mod gated;
 mod gemma;
 mod gpt2;
@@ -20,7 +21,7 @@ use candle_core::Device;
 type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 
 /// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 10] = [
+const FAMILIES: [(&str, Describe); 12] = [
     ("llama", llama::layout),
     ("mistral", mistral::layout),
     ("qwen2", qwen::layout2),
@@ -31,6 +32,8 @@ const FAMILIES: [(&str, Describe); 10] = [
     ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("gpt_neox", gpt_neox::layout),
     ("opt", |source, config, _| opt::layout(source, config)),
+    ("bert", |source, config, _| bert::layout(source, config)),
+    ("distilbert", |source, config, _| bert::layout_distil(source, config)),
 ];
 
 /// Values of `model_type` that softlm runs.
