@@ -4,6 +4,7 @@ use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
 use super::{Run, allocate};
 use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
+use crate::eval::Fidelity;
 use crate::learn::HealReport;
 use crate::method::Needs;
 use crate::model::LinearSpec;
@@ -117,7 +118,7 @@ pub fn report(
     weights: Option<Vec<f64>>,
     healing: Option<HealReport>,
     output: &Source,
-    evaluation: Vec<BeforeAfter>,
+    (evaluation, fidelity): (Vec<BeforeAfter>, Vec<Fidelity>),
     cost: Cost,
 ) -> Result<Report> {
     let source = run.model.source();
@@ -139,6 +140,7 @@ pub fn report(
         model: ModelInfo {
             name: run.recipe.model.clone(),
             family: run.model.family().to_string(),
+            encoder: run.model.is_encoder().then(|| run.model.output()),
             revision: source.revision().map(str::to_string),
             weights: hashes,
         },
@@ -157,6 +159,7 @@ pub fn report(
         linears,
         healing,
         evaluation,
+        fidelity,
         machine: crate::machine::describe(&device_name(run.model.device())),
         cost,
         recipe: serde_json::to_value(run.recipe.to_options())?,

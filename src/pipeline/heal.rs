@@ -6,7 +6,7 @@ use crate::checkpoint::Dtype;
 use crate::learn::{HealOptions, HealReport, Healed, Healing, heal};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
-use crate::model::{Block, LinearSpec, Role};
+use crate::model::{Block, LinearSpec, Output, Role};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
@@ -20,6 +20,12 @@ const STATE: &str = "healing.safetensors";
 impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
+        if self.recipe.heal > 0 && matches!(self.model.output(), Output::Classes(_) | Output::States) {
+            user_bail!(
+                "--heal trains a model to predict the original's tokens, and {} predicts none", self.recipe.model;
+                "leave --heal out"
+            );
+        }
         if self.recipe.heal > 0 && self.calibration.heldout.is_empty() {
             user_bail!(
                 "--heal needs held-out text, but the calibration text is a single window";

@@ -7,6 +7,7 @@
 //! lies below break-even on disk, and the plan is made from that.
 
 mod texts;
+mod encoders;
 mod stored;
 mod block;
 mod waves;
@@ -17,12 +18,13 @@ mod allocate;
 mod assemble;
 mod sizes;
 
+pub use encoders::{Quality, glue_tasks, measure, steps};
 pub use sizes::checkpoint_sizes;
 pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, calibration, evaluation};
 
 use crate::calibrate::{Origin, StatsStore};
 use crate::checkpoint::Source;
-use crate::eval::evaluate;
+use crate::eval::Fidelity;
 use crate::hub::HubOptions;
 use crate::job::Job;
 use crate::machine::StageClock;
@@ -112,15 +114,22 @@ pub fn compress_windows(
     let dir = assemble::weights(&run, &plan)?;
     let output = Source::open(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.device())?;
-    let evaluation = run.evaluate(&compressed, eval_texts, &mut clock)?;
+    let (evaluation, fidelity) = run.evaluate(&compressed, eval_texts, &mut clock)?;
     clock.stage("verifying", 1);
     let verification = crate::checkpoint::verify(compressed.source(), Some(run.model.source()))?;
     if let Some(problem) = verification.problems.first() {
         anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
     }
     let resumed = run.job.resumed();
-    let report =
-        assemble::report(&run, &plan, weights, healing, compressed.source(), evaluation, clock.finish(resumed))?;
+    let report = assemble::report(
+        &run,
+        &plan,
+        weights,
+        healing,
+        compressed.source(),
+        (evaluation, fidelity),
+        clock.finish(resumed),
+    )?;
     assemble::documents(&run, &dir, &report)?;
     run.job.publish()?;
     Ok(report)
@@ -236,14 +245,24 @@ impl Run<'_> {
     }
 
     /// The compressed model and the original on every corpus, by the same protocol.
-    fn evaluate(&self, compressed: &Model, texts: &[EvalText], clock: &mut StageClock) -> Result<Vec<BeforeAfter>> {
-        let steps = |text: &EvalText| 2 * text.windows.len() * self.model.blocks();
-        clock.stage("evaluating", texts.iter().map(steps).sum::<usize>() as u64);
-        let measure = |text: &EvalText| -> Result<BeforeAfter> {
-            let (windows, name) = (&text.windows, &text.corpus.name);
-            let (after, before) = evaluate(compressed, Some(&self.model), name, windows, self.progress)?;
-            Ok(BeforeAfter { before: before.context("the original was not measured")?, after })
-        };
-        texts.iter().map(measure).collect::<Result<_>>().context("evaluating the result")
+    fn evaluate(
+        &self,
+        compressed: &Model,
+        texts: &[EvalText],
+        clock: &mut StageClock,
+    ) -> Result<(Vec<BeforeAfter>, Vec<Fidelity>)> {
+        clock.stage("evaluating", texts.iter().map(|text| steps(compressed, Some(&self.model), text)).sum());
+        let (mut pairs, mut fidelities) = (Vec::new(), Vec::new());
+        for text in texts {
+            let quality =
+                measure(compressed, Some(&self.model), text, self.progress).context("evaluating the result")?;
+            match quality {
+                Quality::Likelihood(after, before) => {
+                    pairs.push(BeforeAfter { before: before.context("the original was not measured")?, after });
+                }
+                Quality::Embeddings(fidelity) => fidelities.push(fidelity),
+            }
+        }
+        Ok((pairs, fidelities))
     }
 }

@@ -12,7 +12,8 @@ distilbert-tiny-classes DistilBertForSequenceClassification of 2 classes, f32
 For each a batch of sequences of several lengths with their token types, padded with id 0 and masked, and in f32, eager
 attention: the final hidden states at all real positions, and the head's logits, at the positions `at` of each sequence (of
 classes: of each sequence; absent without a head). `tokens`: what transformers' tokenizer makes of texts and pairs, cut to
-a length.
+a length. `pseudo`: the mean negative log-likelihood of masked-token models over windows (framed by ids 2 and 3) when each
+token between is masked alone.
 """
 
 import torch
@@ -73,6 +74,19 @@ def golden(folder, kind):
     return digits(result, 9)
 
 
+@torch.no_grad()
+def pseudo(folder):
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    windows = [[2] + [(5 + 29 * i + 13 * w * i) % 96 for i in range(14)] + [3] for w in range(3)]
+    losses = []
+    for window in windows:
+        for at in range(1, len(window) - 1):
+            ids = torch.tensor([window])
+            ids[0, at] = 4
+            losses.append(-torch.log_softmax(model(input_ids=ids).logits[0, at].double(), -1)[window[at]].item())
+    return {"windows": windows, "targets": len(losses), "nll": sum(losses) / len(losses)}
+
+
 def main():
     arguments(__doc__.splitlines()[0])
     checkpoints()
@@ -86,6 +100,8 @@ def main():
     }
     result = {"schema": 1, "versions": versions()}
     result["models"] = {name: golden(HERE / name, kind) for name, kind in models.items()}
+    result["pseudo"] = {name: digits(pseudo(HERE / name), 10) for name, kind in models.items()
+                        if kind is AutoModelForMaskedLM}
     tokenizer = AutoTokenizer.from_pretrained(HERE / "models/bert-tiny")
     result["tokens"] = []
     for first, second, limit in TEXTS:
