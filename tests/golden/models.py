@@ -21,11 +21,15 @@ gemma2-tiny     tied and scaled embedding, norms of 1 + weight before and behind
                 its own, every other block with a sliding window
 gemma3-tiny     norms on queries and keys as well, two rope bases (the global one scaled linearly), one global block of three
 phi3-tiny       q, k, v and gate, up fused, half of each head rotated, sliding window
+phi3-tiny-short, phi3-tiny-long  longrope, once with rows shorter and once with rows longer than the original context
 gpt-neox-tiny   parallel residual, q, k, v fused head by head, biases, a quarter of each head rotated, own head
 gpt-neox-tiny-serial  the same one after the other, without attention biases
 opt-tiny        learned positions from row 2 on, ReLU, biases, tied
 bert-tiny       encoder with token types, exact GELU and a masked-token head, with a WordPiece tokenizer
 distilbert-tiny the same without token types, under DistilBERT's names
+mixtral-tiny    4 experts, 2 per token
+qwen2-moe-tiny  6 experts, 2 per token, whose weights do not sum to 1, and a shared one
+qwen3-moe-tiny  5 experts, 3 per token, in the second block alone; norms on queries and keys
 
 Every bias and every norm weight is random, so that one that is forgotten or swapped changes the logits.
 """
@@ -36,7 +40,8 @@ import torch
 from transformers import (
     BertConfig, BertForMaskedLM, BertTokenizerFast, DistilBertConfig, DistilBertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
     GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM,
-    Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    MixtralConfig, MixtralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig,
+    Qwen3MoeForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
@@ -149,6 +154,13 @@ def phi3():
     save(randomise(Phi3ForCausalLM(config), 23, 0.3), "phi3-tiny", torch.float16)
 
 
+    for name, original in [("short", 64), ("long", 24)]:
+        scaling = {"type": "longrope", "short_factor": [1.0, 1.3, 1.9, 2.5], "long_factor": [1.5, 2.0, 5.0, 9.0]}
+        config = Phi3Config(**SMALL | dict(hidden_size=32, original_max_position_embeddings=original, rope_theta=300.0,
+                                           rope_scaling=scaling, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+        save(randomise(Phi3ForCausalLM(config), 53, 0.3), f"phi3-tiny-{name}", torch.float16)
+
+
 def gpt_neox():
     small = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"} | dict(hidden_size=32)
     config = GPTNeoXConfig(**small, rotary_pct=0.25, rotary_emb_base=200)
@@ -187,6 +199,18 @@ def bert():
     wordpiece(save(model, "distilbert-tiny", torch.float16))
 
 
+def mixtures():
+    config = MixtralConfig(**SMALL | dict(intermediate_size=20, num_local_experts=4, num_experts_per_tok=2,
+                                          rope_theta=800.0))
+    save(randomise(MixtralForCausalLM(config), 41, 0.3), "mixtral-tiny", torch.float16)
+    config = Qwen2MoeConfig(**SMALL | dict(moe_intermediate_size=16, shared_expert_intermediate_size=20, num_experts=6,
+                                           num_experts_per_tok=2, rope_theta=800.0))
+    save(randomise(Qwen2MoeForCausalLM(config), 43, 0.3), "qwen2-moe-tiny", torch.float16)
+    config = Qwen3MoeConfig(**SMALL | dict(moe_intermediate_size=16, num_experts=5, num_experts_per_tok=3, head_dim=8,
+                                           norm_topk_prob=True, mlp_only_layers=[0], rope_theta=800.0))
+    save(randomise(Qwen3MoeForCausalLM(config), 47, 0.3), "qwen3-moe-tiny", torch.float16)
+
+
 if __name__ == "__main__":
     arguments(__doc__.splitlines()[0])
     gpt2()
@@ -201,3 +225,4 @@ if __name__ == "__main__":
     gpt_neox()
     opt()
     bert()
+    mixtures()

@@ -7,6 +7,7 @@ mod gpt2;
 mod gpt_neox;
 mod llama;
 mod mistral;
+mod mixtral;
 mod opt;
 mod phi3;
 mod qwen;
@@ -21,15 +22,18 @@ use candle_core::Device;
 type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 
 /// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 12] = [
+const FAMILIES: [(&str, Describe); 15] = [
     ("llama", llama::layout),
+    ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("mistral", mistral::layout),
     ("qwen2", qwen::layout2),
     ("qwen3", qwen::layout3),
+    ("mixtral", mixtral::layout),
+    ("qwen2_moe", qwen::layout2_moe),
+    ("qwen3_moe", qwen::layout3_moe),
     ("gemma2", gemma::layout2),
     ("gemma3_text", gemma::layout3),
     ("phi3", phi3::layout),
-    ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("gpt_neox", gpt_neox::layout),
     ("opt", |source, config, _| opt::layout(source, config)),
     ("bert", |source, config, _| bert::layout(source, config)),
