@@ -79,7 +79,7 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_CALIB_WINDOWS", help_heading = "Calibration")]
     pub calib_windows: Option<usize>,
 
-    /// Tokens per calibration window [default: 2048 or the model's context]
+    /// Tokens per calibration window [default: 2048 or the model's context; encoders 128]
     #[arg(long, env = "SOFTLM_WINDOW", help_heading = "Calibration")]
     pub window: Option<usize>,
 
@@ -129,7 +129,7 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_PPL", value_delimiter = ',', help_heading = "Evaluation")]
     pub ppl: Option<Vec<String>>,
 
-    /// Tokens per evaluation window [default: 2048 or the model's context]
+    /// Tokens per evaluation window [default: 2048 or the model's context; encoders 128, pseudo-perplexity 64]
     #[arg(long, env = "SOFTLM_EVAL_WINDOW", help_heading = "Evaluation")]
     pub eval_window: Option<usize>,
 

@@ -33,6 +33,8 @@ const FEED_FORWARD: &[(&[(&str, usize)], &str)] = &[
     (&[("c_fc", 1)], "c_proj"),
     (&[("fc1", 1)], "fc2"),
     (&[("dense_h_to_4h", 1)], "dense_4h_to_h"),
+    (&[("intermediate.dense", 1)], "output.dense"),
+    (&[("lin1", 1)], "lin2"),
 ];
 /// Bytes checked for NaN before their pages are given back.
 const STRIDE: usize = 4 << 20;
@@ -158,10 +160,9 @@ fn check_parts(output: &Source, problems: &mut Vec<String>) {
 fn check_feed_forward(output: &Source, problems: &mut Vec<String>) {
     let linears: BTreeSet<&str> = output.names().filter_map(linear_of).collect();
     for linear in linears {
-        let Some((block, leaf)) = linear.rsplit_once('.') else { continue };
         let Some((_, channels)) = shape_of(output, linear) else { continue };
-        let layers = FEED_FORWARD.iter().filter(|(_, narrow)| *narrow == leaf);
-        for (wide, each) in layers.flat_map(|(wide, _)| wide.iter()) {
+        let layers = FEED_FORWARD.iter().filter_map(|(wide, narrow)| Some((block_of(linear, narrow)?, wide)));
+        for (block, (wide, each)) in layers.flat_map(|(block, wide)| wide.iter().map(move |wide| (block, wide))) {
             let wide = format!("{block}.{wide}");
             if let Some((out, _)) = shape_of(output, &wide)
                 && out != channels * each
@@ -242,6 +243,11 @@ fn parts_of(linear: &str) -> &'static [&'static str] {
     FUSED.iter().find(|(fused, _)| *fused == leaf(linear)).map_or(&[], |(_, parts)| parts)
 }
 
+/// The block whose linear `name` is `linear`.
+fn block_of<'a>(linear: &'a str, name: &str) -> Option<&'a str> {
+    linear.strip_suffix(name)?.strip_suffix('.')
+}
+
 fn leaf(linear: &str) -> &str {
     linear.rsplit_once('.').map_or(linear, |(_, leaf)| leaf)
 }
@@ -256,13 +262,12 @@ pub(super) enum Channels {
 
 /// Where a linear's feed-forward channels are; `source` tells the attention's `c_proj` from the feed-forward one.
 pub(super) fn channels(source: &Source, linear: &str) -> Channels {
-    let Some((block, leaf)) = linear.rsplit_once('.') else { return Channels::Neither };
-    let has = |(wide, _): &(&str, usize)| shape_of(source, &format!("{block}.{wide}")).is_some();
     for (wide, narrow) in FEED_FORWARD {
-        if wide.iter().any(|(wide, _)| *wide == leaf) {
+        if wide.iter().any(|(wide, _)| block_of(linear, wide).is_some()) {
             return Channels::Out;
         }
-        if *narrow == leaf && wide.iter().any(has) {
+        let Some(block) = block_of(linear, narrow) else { continue };
+        if wide.iter().any(|(wide, _)| shape_of(source, &format!("{block}.{wide}")).is_some()) {
             return Channels::In;
         }
     }

@@ -14,6 +14,11 @@ const TIED: &[&str] = &[
     "lm_head.weight",
     "gpt_neox.embed_in.weight",
     "embed_out.weight",
+    "bert.embeddings.word_embeddings.weight",
+    "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.weight",
+    "distilbert.embeddings.word_embeddings.weight",
+    "vocab_projector.weight",
 ];
 
 /// Adds a problem for every tensor of the base that the output lacks or has in another shape, and for every tensor of

@@ -3,6 +3,7 @@
 use super::page::{page_width, print_result, stdout_color};
 use super::values::{limit, switch};
 use super::{Context, Outcome};
+use crate::model::{Model, Output};
 use crate::pipeline;
 use crate::recipe::Options;
 use crate::report;
@@ -40,6 +41,9 @@ impl Compress {
         if self.max_ppl.is_some() && recipe.ppl.is_empty() {
             user_bail!("--max-ppl needs a corpus, but --ppl is none"; "add --ppl sample");
         }
+        if self.max_ppl.is_some() && !predicts_tokens(&recipe.model, context)? {
+            user_bail!("--max-ppl checks a perplexity, and {} predicts no tokens", recipe.model; "leave it out");
+        }
         let report = pipeline::compress(&recipe, self.force, &context.hub, &context.device, context.ui)?;
         context.ui.finish();
         if self.json {
@@ -65,4 +69,9 @@ impl Compress {
         }
         Ok(outcome)
     }
+}
+
+fn predicts_tokens(name: &str, context: &Context) -> Result<bool> {
+    let model = Model::load(pipeline::open_source(name, &context.hub)?, &context.device)?;
+    Ok(matches!(model.output(), Output::NextToken | Output::MaskedToken))
 }

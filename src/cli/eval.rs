@@ -3,30 +3,40 @@
 use super::page::{page_width, print_result, stdout_color};
 use super::values::{fraction, limit, percentage, switch};
 use super::{Context, Outcome};
-use crate::eval::{Evaluation, evaluate};
-use crate::model::Model;
-use crate::pipeline::{self, EvalProtocol, EvalText};
+use crate::eval::{Evaluation, GlueResult};
+use crate::model::{Model, Output};
+use crate::pipeline::{self, EvalProtocol, Quality};
 use crate::progress::Progress;
 use crate::report;
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
+use serde_json::json;
 
 #[derive(Args)]
 pub struct Eval {
     /// Model or output to measure: `demo`, a folder, or a hub id
     #[arg(env = "SOFTLM_MODEL")]
     model: String,
-    /// Corpora: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas
-    #[arg(long, env = "SOFTLM_PPL", value_delimiter = ',', default_value = "sample")]
-    ppl: Vec<String>,
-    /// Tokens per window [default: 2048 or the model's context]
+    /// Corpora: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas. Of encoders that guess
+    /// masked tokens the pseudo-perplexity, of others the cosine to the original's embeddings [default: sample; none with
+    /// --glue]
+    #[arg(long, env = "SOFTLM_PPL", value_delimiter = ',')]
+    ppl: Option<Vec<String>>,
+    /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS
+    /// benchmark's CSV, JSONL); several separated by commas
+    #[arg(long, env = "SOFTLM_GLUE", value_delimiter = ',')]
+    glue: Vec<String>,
+    /// Tokens per text or pair of --glue at most [default: what the model's folder says, or 128]
+    #[arg(long, env = "SOFTLM_MAX_LENGTH", requires = "glue")]
+    max_length: Option<usize>,
+    /// Tokens per window [default: 2048 or the model's context; encoders 128, pseudo-perplexity 64]
     #[arg(long, env = "SOFTLM_WINDOW")]
     window: Option<usize>,
     /// Tokens between window starts [default: the window]
     #[arg(long, env = "SOFTLM_STRIDE")]
     stride: Option<usize>,
-    /// Use at most this many windows per corpus, the first ones
+    /// Use at most this many windows per corpus, the first ones [default: all; of a pseudo-perplexity 16]
     #[arg(long, env = "SOFTLM_MAX_WINDOWS")]
     max_windows: Option<usize>,
     /// Begin each window with the tokenizer's BOS
@@ -75,20 +85,62 @@ impl Eval {
         let tokenizer = pipeline::tokenizer(model.source())?;
         let protocol =
             EvalProtocol { window: self.window, stride: self.stride, max_windows: self.max_windows, bos: self.bos };
-        let texts = pipeline::evaluation(&model, &tokenizer, &self.ppl, protocol, &context.hub)?;
-        let measured =
-            texts.iter().map(|text| measure(&model, base.as_ref(), text, context.ui)).collect::<Result<Vec<_>>>()?;
+        let sample = if self.glue.is_empty() { vec!["sample".to_string()] } else { Vec::new() };
+        let ppl = self.ppl.as_ref().unwrap_or(&sample);
+        self.refuse_idle_checks(&model, ppl.is_empty())?;
+        let texts = pipeline::evaluation(&model, &tokenizer, ppl, protocol, &context.hub)?;
+        let glue = if self.glue.is_empty() { Vec::new() } else { self.measure_glue(&model, base.as_ref(), context)? };
+        let (mut measured, mut fidelities) = (Vec::new(), Vec::new());
+        for text in &texts {
+            let steps = pipeline::steps(&model, base.as_ref(), text);
+            context.ui.stage(&format!("evaluating {}", text.corpus.name), steps);
+            match pipeline::measure(&model, base.as_ref(), text, context.ui)? {
+                Quality::Likelihood(model, base) => measured.push(Measured { model, base }),
+                Quality::Embeddings(fidelity) => fidelities.push(fidelity),
+            }
+        }
         context.ui.finish();
         let evaluations: Vec<Evaluation> = measured.iter().map(|m| m.model.clone()).collect();
         let baselines: Vec<Evaluation> = measured.iter().filter_map(|m| m.base.clone()).collect();
         if self.json {
-            print_result(&report::eval_json(&self.model, &evaluations, &baselines).to_string())?;
+            let mut json = report::eval_json(&self.model, &evaluations, &baselines);
+            if !fidelities.is_empty() {
+                json["fidelity"] = json!(fidelities);
+            }
+            if !glue.is_empty() {
+                json["glue"] = json!(glue);
+            }
+            print_result(&json.to_string())?;
         } else {
+            let (width, color) = (page_width(), stdout_color());
             let original = base.as_ref().map(|base| (base.source().label(), baselines.as_slice()));
-            let text = report::evaluation_table(&self.model, &evaluations, original, page_width(), stdout_color());
+            let mut text = report::evaluation_table(&self.model, &evaluations, original, width, color);
+            if !fidelities.is_empty() {
+                text += &report::fidelity_table(&fidelities, width, color);
+            }
+            if !glue.is_empty() {
+                text += &report::glue_table(&glue, width, color);
+            }
             print_result(&text)?;
         }
         Ok(self.check(&measured, context))
+    }
+
+    /// A check that nothing is measured for would always hold.
+    fn refuse_idle_checks(&self, model: &Model, no_corpus: bool) -> Result<()> {
+        let checks = self.max_ppl.is_some() || self.max_ppl_increase.is_some() || self.min_top1.is_some();
+        let no_tokens = matches!(model.output(), Output::Classes(_) | Output::States);
+        if checks && (no_corpus || no_tokens) {
+            user_bail!(
+                "--max-ppl, --max-ppl-increase and --min-top1 check perplexities, and none is measured";
+                "{}", if no_tokens { "this model predicts no tokens: leave them out" } else { "add --ppl sample" }
+            );
+        }
+        Ok(())
+    }
+
+    fn measure_glue(&self, model: &Model, base: Option<&Model>, context: &Context) -> Result<Vec<GlueResult>> {
+        pipeline::glue_tasks(model, base, &self.glue, self.max_length, &context.hub, context.ui)
     }
 
     /// The original to compare with. An output is never shown without the model it was made from.
@@ -138,12 +190,4 @@ impl Eval {
         }
         outcome
     }
-}
-
-fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &dyn Progress) -> Result<Measured> {
-    let name = &text.corpus.name;
-    let models = 1 + usize::from(base.is_some());
-    progress.stage(&format!("evaluating {name}"), (models * text.windows.len() * model.blocks()) as u64);
-    let (model, base) = evaluate(model, base, name, &text.windows, progress)?;
-    Ok(Measured { model, base })
 }

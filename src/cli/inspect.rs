@@ -128,6 +128,9 @@ fn describe(source: &Source, context: &Context) -> Result<Value> {
         facts["linears"] = json!(model.linears().len());
         facts["vocabulary"] = json!(model.vocab());
         facts["context"] = json!(model.context());
+        if model.is_encoder() {
+            facts["encoder"] = json!(model.output());
+        }
     }
     facts["tensors"] = json!(tensors);
     Ok(facts)

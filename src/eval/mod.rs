@@ -2,7 +2,17 @@
 
 mod score;
 mod perplexity;
+mod encode;
+mod pseudo;
+mod fidelity;
+mod metrics;
+mod glue;
 mod sensitivity;
 
+pub use encode::Pooling;
+pub use fidelity::{Fidelity, fidelity};
+pub use glue::{GlueProtocol, GlueResult, glue};
+pub use metrics::{accuracy, f1, pearson, spearman};
 pub use perplexity::{Divergence, Evaluation, Perplexity, evaluate};
+pub use pseudo::evaluate_masked;
 pub use sensitivity::{Variant, sensitivities};

@@ -22,6 +22,9 @@ pub struct Perplexity {
     pub tokens: usize,
     /// Whether each window begins with the tokenizer's BOS.
     pub bos: bool,
+    /// Whether it is a pseudo-perplexity: each target masked alone and guessed from both sides.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub masked: bool,
     /// Type the model computed in.
     pub dtype: String,
     /// exp(nll).
@@ -65,18 +68,28 @@ pub fn evaluate(
     progress: &dyn Progress,
 ) -> Result<(Evaluation, Option<Evaluation>)> {
     let scores = score(model, base, windows, progress)?;
+    Ok(summarise(base, corpus, windows, &scores))
+}
+
+/// What the scores of a model's windows, and of its base's where there is one, come to.
+pub(super) fn summarise(
+    base: Option<&Model>,
+    corpus: &str,
+    windows: &Windows,
+    scores: &[WindowScore],
+) -> (Evaluation, Option<Evaluation>) {
     let targets: usize = scores.iter().map(|s| s.targets).sum();
     let divergence = base.map(|base| Divergence {
         corpus: corpus.to_string(),
         base: base.source().label().to_string(),
-        kl: mean(&scores, targets, |s| s.kl),
-        kl_stderr: standard_error(&scores, |s| s.kl),
+        kl: mean(scores, targets, |s| s.kl),
+        kl_stderr: standard_error(scores, |s| s.kl),
         top1: scores.iter().map(|s| s.agree).sum::<usize>() as f64 / targets as f64,
     });
-    let own = Evaluation { perplexity: perplexity(corpus, windows, &scores, |s| s.nll), divergence };
+    let own = Evaluation { perplexity: perplexity(corpus, windows, scores, |s| s.nll), divergence };
     let other =
-        base.map(|_| Evaluation { perplexity: perplexity(corpus, windows, &scores, |s| s.base_nll), divergence: None });
-    Ok((own, other))
+        base.map(|_| Evaluation { perplexity: perplexity(corpus, windows, scores, |s| s.base_nll), divergence: None });
+    (own, other)
 }
 
 fn perplexity(
@@ -95,11 +108,16 @@ fn perplexity(
         windows: scores.len(),
         tokens: targets,
         bos: windows.bos,
+        masked: false,
         dtype: "f32".to_string(),
         ppl,
         stderr: standard_error(scores, nll_of).map(|e| e * ppl),
         nll,
     }
+}
+
+fn is_false(x: &bool) -> bool {
+    !x
 }
 
 fn mean(scores: &[WindowScore], targets: usize, value: impl Fn(&WindowScore) -> f64) -> f64 {

@@ -82,18 +82,32 @@ fn score_window(
     window: &Window,
     vocab: usize,
 ) -> Result<WindowScore> {
+    // The state at position p predicts token p + 1.
+    let part = |states: &Tensor| states.narrow(0, window.first_target - 1, window.targets());
+    let own = part(states)?;
+    let base = base.map(|(head, states)| Ok::<_, anyhow::Error>((head, part(states)?))).transpose()?;
+    let base = base.as_ref().map(|(head, states)| (*head, states));
+    score_rows(head, &own, base, &window.ids[window.first_target..], vocab)
+}
+
+/// Scores `targets`, each predicted from its row of `states` (targets, hidden).
+pub(super) fn score_rows(
+    head: &Head,
+    states: &Tensor,
+    base: Option<(&Head, &Tensor)>,
+    targets: &[u32],
+    vocab: usize,
+) -> Result<WindowScore> {
     let mut total = WindowScore::default();
     let chunk = (LOGIT_ELEMENTS / vocab.max(1)).max(1);
-    // The state at position p predicts token p + 1.
-    let positions: Vec<usize> = (window.first_target - 1..window.ids.len() - 1).collect();
-    for part in positions.chunks(chunk) {
-        let (start, len) = (part[0], part.len());
+    for (i, targets) in targets.chunks(chunk).enumerate() {
+        let (start, len) = (i * chunk, targets.len());
         let logits = logits(head, states, start, len)?;
         let base_logits = base.map(|(head, states)| self::logits(head, states, start, len)).transpose()?;
         let score = |p: &[f32], base: Option<&[f32]>| -> Vec<WindowScore> {
             let row = |(i, row)| {
                 let base = base.map(|base| &base[i * vocab..(i + 1) * vocab]);
-                score_row(row, base, window.ids[start + i + 1] as usize)
+                score_row(row, base, targets[i] as usize)
             };
             p.par_chunks_exact(vocab).enumerate().with_min_len(ROWS).map(row).collect()
         };

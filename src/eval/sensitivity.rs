@@ -1,12 +1,14 @@
-//! What the model's predictions lose when one single linear is changed: KL(original ‖ changed), measured.
+//! What the model's predictions lose when one single linear is changed: KL(original ‖ changed), measured. Of an encoder
+//! that predicts no tokens: 1 − the cosine between its final states and the original's.
 //!
 //! All variants share the original's states up to their own block. They go through the model in groups, so that each
 //! block is read once per group and memory stays bounded whatever the depth.
 
+use super::encode::cosine;
 use super::score::logits;
 use crate::calibrate::States;
 use crate::model::simd::{divergence, log_sum_exp};
-use crate::model::{Linear, LinearId, Model, with_numbers};
+use crate::model::{Linear, LinearId, Model, Output, with_numbers};
 use crate::progress::Progress;
 use crate::text::Windows;
 use anyhow::Result;
@@ -28,7 +30,7 @@ pub struct Variant<'a> {
     pub load: Box<dyn Fn() -> Result<Linear> + 'a>,
 }
 
-/// Mean KL(original ‖ variant) per token, nats, for each variant. Variants must be in block order.
+/// Mean KL(original ‖ variant) per token in nats, or mean 1 − cosine per token, for each variant. Variants must be in block order.
 pub fn sensitivities(
     model: &Model,
     variants: &[Variant],
@@ -38,7 +40,10 @@ pub fn sensitivities(
     let tokens = windows.rows.len() * windows.window;
     let group = (GROUP_ELEMENTS / (tokens * model.hidden()).max(1)).max(1);
     let ids: Vec<&[u32]> = windows.rows.iter().map(|w| w.ids.as_slice()).collect();
-    let head = model.head()?;
+    let head = match model.output() {
+        Output::NextToken | Output::MaskedToken => Some(model.head()?),
+        Output::Classes(_) | Output::States => None,
+    };
     let mut result = Vec::with_capacity(variants.len());
     for group in variants.chunks(group) {
         let mut original = States::embed(model, &ids)?;
@@ -59,7 +64,10 @@ pub fn sensitivities(
             original.advance(&block)?;
             progress.step(group.len() as u64)?;
         }
-        result.extend(compare(&head, &original, &changed, model.vocab())?);
+        result.extend(match &head {
+            Some(head) => compare(head, &original, &changed, model.vocab())?,
+            None => changed.iter().map(|changed| turned(&original, changed)).collect::<Result<Vec<_>>>()?,
+        });
     }
     Ok(result)
 }
@@ -90,6 +98,17 @@ fn compare(head: &crate::model::Head, original: &States, changed: &[States], voc
     }
     // Rounding can leave a KL of two equal distributions just below zero.
     Ok(sums.iter().map(|sum| (sum / tokens.max(1) as f64).max(0.0)).collect())
+}
+
+/// Mean 1 − cosine per token.
+fn turned(original: &States, changed: &States) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for (a, b) in original.batches().iter().zip(changed.batches()) {
+        let (a, b): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (flat(a)?.to_vec2()?, flat(b)?.to_vec2()?);
+        sum += a.iter().zip(&b).map(|(a, b)| 1.0 - cosine(a, b)).sum::<f64>();
+        tokens += a.len();
+    }
+    Ok((sum / tokens.max(1) as f64).max(0.0))
 }
 
 fn flat(batch: &Tensor) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! Causal attention with grouped key/value heads.
+//! Attention with grouped key/value heads, looking back or both ways.
 
 use super::simd;
 use crate::linalg::{Rows, nn_product, nt_product};
@@ -6,6 +6,7 @@ use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Queries of one head handled at once on the CPU: their scores stay in cache, and keys behind the last of them are
 /// never looked at.
@@ -34,16 +35,6 @@ impl Scores {
         self.window.map_or(0, |window| (i + 1).saturating_sub(window))
     }
 
-    /// What is added to the scores of `len` queries from position `start` on against the keys `from..start + len`:
-    /// 0 where a key is in sight, −∞ where it is not. (len, start + len − from)
-    pub(super) fn mask(&self, start: usize, len: usize, from: usize, device: &Device) -> Result<Tensor> {
-        let seen = |i: usize, j: usize| (self.first_seen(start + i)..=start + i).contains(&j);
-        let mask: Vec<f32> = (0..len)
-            .flat_map(|i| (from..start + len).map(move |j| if seen(i, j) { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        Ok(Tensor::from_vec(mask, (len, start + len - from), device)?)
-    }
-
     /// cap(scores), by operations that carry gradients.
     pub(super) fn cap(&self, scores: Tensor) -> Result<Tensor> {
         match self.soft_cap {
@@ -53,17 +44,77 @@ impl Scores {
     }
 }
 
-/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
-/// h reads key/value head h / (heads / kv_heads). Position i sees the keys up to i that are within its window.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
-    if q.device().is_cpu() {
-        return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention(scores))?);
-    }
-    by_tensors(q, k, v, scores)
+/// Which way a query looks for keys.
+#[derive(Debug, Clone, Default)]
+pub enum Reach {
+    /// Back: keys up to its own, within the window.
+    #[default]
+    Back,
+    /// Both ways: all keys of its sequence. Where lengths are given, sequence b has `lengths[b]` of them, at least one; what
+    /// follows is padding.
+    BothWays(Option<Arc<[usize]>>),
 }
 
-/// [`causal_attention`] by whole-tensor operations, for any device.
-fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor> {
+/// Which keys are in sight, and how they become weights.
+#[derive(Debug, Clone, Default)]
+pub struct Sight {
+    pub scores: Scores,
+    pub reach: Reach,
+}
+
+impl Sight {
+    /// The keys that the query at position `i` of sequence `b` sees, of `t`.
+    pub(super) fn visible(&self, b: usize, i: usize, t: usize) -> Range<usize> {
+        match &self.reach {
+            Reach::Back => self.scores.first_seen(i)..i + 1,
+            Reach::BothWays(None) => 0..t,
+            Reach::BothWays(Some(lengths)) => 0..lengths[b],
+        }
+    }
+
+    /// The keys that any of `len` queries from position `start` on may see, of `t`.
+    pub(super) fn span(&self, start: usize, len: usize, t: usize) -> Range<usize> {
+        match self.reach {
+            Reach::Back => self.scores.first_seen(start)..start + len,
+            Reach::BothWays(_) => 0..t,
+        }
+    }
+
+    /// What is added to the scores (batch · kv, group, len, span) of `len` queries from position `start` on: 0 where a key
+    /// is in sight, −∞ where it is not. `None` where all are.
+    pub(super) fn mask(
+        &self,
+        (batch, kv): (usize, usize),
+        (start, len, t): (usize, usize, usize),
+        device: &Device,
+    ) -> Result<Option<Tensor>> {
+        let sequences = match &self.reach {
+            Reach::BothWays(None) => return Ok(None),
+            Reach::BothWays(Some(_)) => batch * kv,
+            Reach::Back => 1,
+        };
+        let span = self.span(start, len, t);
+        let mut mask = Vec::with_capacity(sequences * len * span.len());
+        for row in 0..sequences * len {
+            let visible = self.visible(row / len / kv, start + row % len, t);
+            mask.extend(span.clone().map(|j| if visible.contains(&j) { 0.0 } else { f32::NEG_INFINITY }));
+        }
+        Ok(Some(Tensor::from_vec(mask, (sequences, 1, len, span.len()), device)?))
+    }
+}
+
+/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
+/// h reads key/value head h / (heads / kv_heads).
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
+    if q.device().is_cpu() {
+        return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention(sight))?);
+    }
+    by_tensors(q, k, v, &sight)
+}
+
+/// [`attention`] by whole-tensor operations, for any device.
+fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
+    let kind = sight.scores;
     let (batch, t, heads, d) = q.dims4()?;
     let kv = k.dim(2)?;
     let group = heads / kv;
@@ -74,13 +125,15 @@ fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor
     let mut parts = Vec::new();
     for start in (0..t).step_by(QUERY_CHUNK) {
         let len = QUERY_CHUNK.min(t - start);
-        let first = kind.first_seen(start);
-        let seen = start + len - first;
+        let span = sight.span(start, len, t);
+        let (first, seen) = (span.start, span.len());
         let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
         let keys = k.narrow(1, first, seen)?.transpose(1, 2)?.contiguous()?;
-        let scores = kind.cap(rows.matmul(&keys)?)?.reshape((batch * kv, group, len, seen))?;
-        let mask = kind.mask(start, len, first, scores.device())?;
-        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
+        let mut scores = kind.cap(rows.matmul(&keys)?)?.reshape((batch * kv, group, len, seen))?;
+        if let Some(mask) = sight.mask((batch, kv), (start, len, t), scores.device())? {
+            scores = scores.broadcast_add(&mask)?;
+        }
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
         let values = v.narrow(1, first, seen)?.contiguous()?;
         let mixed = weights.reshape((batch * kv, group * len, seen))?.matmul(&values)?;
         parts.push(mixed.reshape((batch, kv * group, len, d))?);
@@ -89,8 +142,8 @@ fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor
     Ok(mixed.transpose(1, 2)?.reshape((batch, t, heads * d))?)
 }
 
-/// [`causal_attention`] tile by tile. Each tile is worked by one thread, so the result does not depend on their number.
-struct CpuAttention(Scores);
+/// [`attention`] tile by tile. Each tile is worked by one thread, so the result does not depend on their number.
+struct CpuAttention(Sight);
 
 impl CpuAttention {
     /// Turns the scores of a query into weights: keys `visible` of the row are in sight. The row is padded with keys that
@@ -99,7 +152,7 @@ impl CpuAttention {
         let lanes = visible.end.next_multiple_of(simd::LANES);
         row[lanes..].fill(0.0);
         let mut scale = scale;
-        if let Some(cap) = self.0.soft_cap {
+        if let Some(cap) = self.0.scores.soft_cap {
             simd::soft_cap(&mut row[visible.clone()], scale, cap as f32);
             scale = 1.0;
         }
@@ -111,7 +164,7 @@ impl CpuAttention {
 
 impl CustomOp3 for CpuAttention {
     fn name(&self) -> &'static str {
-        "causal-attention"
+        "attention"
     }
 
     fn cpu_fwd(
@@ -127,15 +180,15 @@ impl CustomOp3 for CpuAttention {
         let kv = k_layout.shape().dims4()?.2;
         let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
         let (width, kv_width) = (heads * d, kv * d);
-        let scale = self.0.scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32);
+        let scale = self.0.scores.scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32);
         let mut out = vec![0f32; batch * t * width];
         let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
-            rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b * t, i * CPU_TILE, rows))
+            rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b, i * CPU_TILE, rows))
         });
-        tiles.for_each_init(Vec::new, |scores, (first, start, out)| {
-            let len = out.len() / width;
-            let from = self.0.first_seen(start);
-            let seen = start + len - from;
+        tiles.for_each_init(Vec::new, |scores, (b, start, out)| {
+            let (first, len) = (b * t, out.len() / width);
+            let span = self.0.span(start, len, t);
+            let (from, seen) = (span.start, span.len());
             // Whole lanes only: rows are padded with keys that nobody sees.
             let stride = seen.next_multiple_of(simd::LANES);
             scores.resize(len * stride, 0.0);
@@ -147,8 +200,8 @@ impl CustomOp3 for CpuAttention {
                 let keys = Rows { data: &k[begin..], rows: seen, cols: d, stride: kv_width };
                 nt_product(scores, stride, queries, keys);
                 for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
-                    let visible = self.0.first_seen(start + i) - from..start + i + 1 - from;
-                    self.weigh(row, visible, scale);
+                    let visible = self.0.visible(b, start + i, t);
+                    self.weigh(row, visible.start - from..visible.end - from, scale);
                 }
                 let weights = Rows { data: scores, rows: len, cols: seen, stride };
                 let values = Rows { data: &v[begin..], rows: seen, cols: d, stride: kv_width };
@@ -184,13 +237,36 @@ mod tests {
         for (batch, t, heads, kv, d) in sizes {
             let random = |heads| Tensor::randn(0f32, 1.5, (batch, t, heads, d), &Device::Cpu).unwrap();
             let (q, k, v) = (random(heads), random(kv), random(kv));
-            for kind in KINDS {
-                let tiles = causal_attention(&q, &k, &v, kind).unwrap();
-                let whole = by_tensors(&q, &k, &v, kind).unwrap();
+            let lengths: Vec<usize> = (0..batch).map(|b| t - b * t / 4).collect();
+            let both = [None, Some(lengths.into())].map(|lengths| (KINDS[0], Reach::BothWays(lengths)));
+            let back = KINDS.map(|scores| (scores, Reach::Back));
+            for (scores, reach) in back.into_iter().chain(both) {
+                let sight = Sight { scores, reach };
+                let tiles = attention(&q, &k, &v, sight.clone()).unwrap();
+                let whole = by_tensors(&q, &k, &v, &sight).unwrap();
                 assert_eq!(tiles.dims(), [batch, t, heads * d]);
                 let error = (tiles - whole).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-                assert!(error < 1e-5, "{batch} {t} {heads} {kv} {d} {kind:?}: {error}");
+                assert!(error < 1e-5, "{batch} {t} {heads} {kv} {d} {sight:?}: {error}");
             }
+        }
+    }
+
+    fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
+        attention(q, k, v, Sight { scores, reach: Reach::Back })
+    }
+
+    #[test]
+    fn padding_changes_nothing() {
+        let random = |heads| Tensor::randn(0f32, 1.0, (2, 70, heads, 4), &Device::Cpu).unwrap();
+        let (q, k, v) = (random(4), random(2), random(2));
+        let sight =
+            |lengths: Option<Vec<usize>>| Sight { reach: Reach::BothWays(lengths.map(Into::into)), ..Sight::default() };
+        let padded = attention(&q, &k, &v, sight(Some(vec![70, 31]))).unwrap();
+        for (b, length) in [(0, 70), (1, 31)] {
+            let own = |x: &Tensor| x.narrow(0, b, 1).unwrap().narrow(1, 0, length).unwrap();
+            let alone = attention(&own(&q), &own(&k), &own(&v), sight(None)).unwrap();
+            let error = (own(&padded) - alone).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(error.to_scalar::<f32>().unwrap() < 1e-6, "{b}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Does the checkpoint hold what the config promises? Answered from headers, before any weight is read.
 
-use super::layout::Layout;
+use super::layout::{DenseLayout, Layout, Readout};
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
 use crate::user_bail;
@@ -8,8 +8,10 @@ use anyhow::Result;
 
 /// Checks presence and shape of the embedding, the head and every linear, dense or factorised.
 pub(super) fn check(source: &Source, layout: &Layout) -> Result<()> {
-    for name in [&layout.embedding.tokens, &layout.head.weight] {
-        expect(source, name, &[Some(layout.vocab), Some(layout.hidden)])?;
+    expect(source, &layout.embedding.tokens, &[Some(layout.vocab), Some(layout.hidden)])?;
+    check_head(source, layout)?;
+    if let Some(types) = &layout.embedding.types {
+        expect(source, &types.name, &[Some(types.count), Some(layout.hidden)])?;
     }
     if let Some(positions) = &layout.embedding.positions {
         expect(source, &positions.name, &[Some(layout.context + positions.offset), Some(layout.hidden)])?;
@@ -18,6 +20,23 @@ pub(super) fn check(source: &Source, layout: &Layout) -> Result<()> {
         expect(source, &tensor.name, &tensor.shape.iter().copied().map(Some).collect::<Vec<_>>())?;
     }
     layout.linears.iter().try_for_each(|spec| check_linear(source, spec))
+}
+
+fn check_head(source: &Source, layout: &Layout) -> Result<()> {
+    let hidden = Some(layout.hidden);
+    let square = |dense: &DenseLayout| expect(source, &format!("{}.weight", dense.name), &[hidden, hidden]);
+    match &layout.head {
+        Readout::Next(head) | Readout::Masked(head) => {
+            expect(source, &head.weight, &[Some(layout.vocab), hidden])?;
+            head.dense.as_ref().map(square).transpose()?;
+        }
+        Readout::Classes(head) => {
+            square(&head.pooler)?;
+            expect(source, &format!("{}.weight", head.name), &[Some(head.classes), hidden])?;
+        }
+        Readout::States => {}
+    }
+    Ok(())
 }
 
 fn check_linear(source: &Source, spec: &LinearSpec) -> Result<()> {

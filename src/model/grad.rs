@@ -3,7 +3,7 @@
 //! Fused kernels have no backward: behind one of them a gradient is silently zero, and through a residual connection it
 //! is silently wrong. A block that is being differentiated uses these instead; the numbers agree to rounding.
 
-use super::attention::Scores;
+use super::attention::Sight;
 use super::ops::{Activation, Norm};
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
@@ -20,6 +20,7 @@ pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Gelu => x.gelu_erf()?,
         Activation::GeluTanh => x.gelu()?,
         Activation::Relu => x.relu()?,
+        Activation::Tanh => x.tanh()?,
     })
 }
 
@@ -49,16 +50,17 @@ pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Ok(Tensor::cat(&[left, right], D::Minus1)?)
 }
 
-/// Causal attention with grouped key/value heads.
+/// Attention with grouped key/value heads.
 ///
 /// `q` is (batch, heads, t, d), `k` and `v` are (batch, kv_heads, t, d); the result is (batch, t, heads · d). Query
 /// head h reads key/value head h / (heads / kv_heads).
-pub(super) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor> {
-    in_chunks(q, k, v, kind, QUERY_CHUNK)
+pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
+    in_chunks(q, k, v, sight, QUERY_CHUNK)
 }
 
-/// [`causal_attention`] for so many queries at once.
-fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores, chunk: usize) -> Result<Tensor> {
+/// [`attention`] for so many queries at once.
+fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight, chunk: usize) -> Result<Tensor> {
+    let kind = sight.scores;
     let (batch, heads, t, d) = q.dims4()?;
     let kv = k.dim(1)?;
     let group = heads / kv;
@@ -68,12 +70,13 @@ fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores, chunk: usize) -> 
     let mut parts = Vec::new();
     for start in (0..t).step_by(chunk) {
         let len = chunk.min(t - start);
-        let first = kind.first_seen(start);
-        let seen = start + len - first;
+        let span = sight.span(start, len, t);
+        let (first, seen) = (span.start, span.len());
         let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
         let scores = kind.cap(rows.matmul(&keys.narrow(2, first, seen)?.contiguous()?)?)?;
         let scores = scores.reshape((batch * kv, group, len, seen))?;
-        let weights = CausalSoftmax { kind, start, first }.of(&scores)?.reshape((batch * kv, group * len, seen))?;
+        let softmax = MaskedSoftmax { sight: sight.clone(), start, first, t, heads: (heads, kv) };
+        let weights = softmax.of(&scores)?.reshape((batch * kv, group * len, seen))?;
         let mixed = weights.matmul(&values.narrow(1, first, seen)?.contiguous()?)?;
         parts.push(mixed.reshape((batch, heads, len, d))?);
     }
@@ -81,33 +84,42 @@ fn in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores, chunk: usize) -> 
     Ok(mixed.transpose(1, 2)?.reshape((batch, t, heads * d))?)
 }
 
-/// Softmax over the keys that each query may look at: query i of the scores (…, len, seen) stands at position start + i,
-/// key j at first + j. On the CPU forward and backward touch no masked key.
-struct CausalSoftmax {
-    kind: Scores,
+/// Softmax over the keys that each query may look at: query i of the scores (batch · kv, group, len, seen) stands at
+/// position start + i of t, key j at first + j. On the CPU forward and backward touch no masked key.
+struct MaskedSoftmax {
+    sight: Sight,
     start: usize,
     first: usize,
+    t: usize,
+    /// Of queries, of keys and values.
+    heads: (usize, usize),
 }
 
-impl CausalSoftmax {
+impl MaskedSoftmax {
     fn of(self, scores: &Tensor) -> Result<Tensor> {
         if scores.device().is_cpu() {
             return Ok(scores.contiguous()?.apply_op1(self)?);
         }
-        let mask = self.kind.mask(self.start, scores.dim(D::Minus2)?, self.first, scores.device())?;
-        Ok(candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?)
+        let (sequences, _, len, _) = scores.dims4()?;
+        let kv = self.heads.1;
+        let mask = self.sight.mask((sequences / kv, kv), (self.start, len, self.t), scores.device())?;
+        let scores = match mask {
+            Some(mask) => scores.broadcast_add(&mask)?,
+            None => scores.clone(),
+        };
+        Ok(candle_nn::ops::softmax(&scores, D::Minus1)?)
     }
 
-    /// Keys that row number `row` of scores with `len` queries and `seen` keys may look at.
-    fn visible(&self, row: usize, len: usize, seen: usize) -> Range<usize> {
-        let position = self.start + row % len;
-        self.kind.first_seen(position) - self.first..(position + 1 - self.first).min(seen)
+    /// Keys that row number `row` of scores with `len` queries may look at.
+    fn visible(&self, row: usize, len: usize) -> Range<usize> {
+        let visible = self.sight.visible(row / (len * self.heads.0), self.start + row % len, self.t);
+        visible.start - self.first..visible.end - self.first
     }
 }
 
-impl CustomOp1 for CausalSoftmax {
+impl CustomOp1 for MaskedSoftmax {
     fn name(&self) -> &'static str {
-        "differentiable-causal-softmax"
+        "differentiable-masked-softmax"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
@@ -117,7 +129,7 @@ impl CustomOp1 for CausalSoftmax {
         let mut out = vec![0f32; scores.len()];
         out.par_chunks_exact_mut(seen).zip(scores.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
             |(row, (out, scores))| {
-                let visible = self.visible(row, len, seen);
+                let visible = self.visible(row, len);
                 softmax(&scores[visible.clone()], &mut out[visible]);
             },
         );
@@ -131,7 +143,7 @@ impl CustomOp1 for CausalSoftmax {
         let (p, mut g): (Vec<f32>, Vec<f32>) = (p.flatten_all()?.to_vec1()?, g.flatten_all()?.to_vec1()?);
         g.par_chunks_exact_mut(seen).zip(p.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
             |(row, (g, p))| {
-                let visible = self.visible(row, len, seen);
+                let visible = self.visible(row, len);
                 g[..visible.start].fill(0.0);
                 g[visible.end..].fill(0.0);
                 let (inner, p) = (&mut g[visible.clone()], &p[visible]);
@@ -161,6 +173,7 @@ fn softmax(x: &[f32], out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::attention::{Reach, Scores};
     use super::*;
     use candle_core::{Device, Var};
 
@@ -172,18 +185,21 @@ mod tests {
         };
         let vars = [var(4, 0.0), var(2, 1.0), var(2, 2.0)];
         let weights = var(4, 3.0).transpose(1, 2).unwrap().reshape((2, 13, 24)).unwrap().detach();
-        let run = |kind, chunk| {
-            let y = in_chunks(&vars[0], &vars[1], &vars[2], kind, chunk).unwrap();
+        let run = |sight: &Sight, chunk| {
+            let y = in_chunks(&vars[0], &vars[1], &vars[2], sight, chunk).unwrap();
             let graph = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
             let gradients = vars.iter().map(|var| graph.get(var).unwrap().clone());
             std::iter::once(y.detach()).chain(gradients).collect::<Vec<_>>()
         };
         let windowed = Scores { scale: Some(0.8), soft_cap: Some(2.0), window: Some(4) };
-        for kind in [Scores::default(), windowed] {
-            for (whole, parts) in run(kind, 512).iter().zip(run(kind, 5)) {
+        let back = |scores| Sight { scores, reach: Reach::Back };
+        let both = |lengths: Option<Vec<usize>>| Reach::BothWays(lengths.map(Into::into));
+        let both = [None, Some(vec![13, 6])].map(|lengths| Sight { reach: both(lengths), ..Sight::default() });
+        for sight in [back(Scores::default()), back(windowed)].iter().chain(&both) {
+            for (whole, parts) in run(sight, 512).iter().zip(run(sight, 5)) {
                 let apart = (whole - parts).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 let size = whole.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-                assert!(size > 0.1 && apart < 1e-5, "{kind:?}: {apart:e} of {size}");
+                assert!(size > 0.1 && apart < 1e-5, "{sight:?}: {apart:e} of {size}");
             }
         }
     }

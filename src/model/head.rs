@@ -1,27 +1,55 @@
-//! From the last block's output to logits: z = cap(norm(h) Wᵀ + bias), cap(z) = c tanh(z / c).
+//! From the last block's output to logits: of tokens, z = cap(norm(act(D h + d)) Wᵀ + bias) with cap(z) = c tanh(z / c), or
+//! of classes, z = C act(P h₀ + p) + c.
 
 use super::grad;
-use super::layout::Layout;
-use super::ops::Norm;
+use super::layout::{ClassLayout, DenseLayout, HeadLayout, Layout};
+use super::linear::Linear;
+use super::ops::{Activation, Norm};
 use crate::checkpoint::Source;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// Final norm and output projection.
+/// What turns final states into logits of tokens: final norm and output projection, and what else is in front of that.
 pub struct Head {
+    dense: Option<Dense>,
     norm: Option<Norm>,
     weight: Tensor,
     bias: Option<Tensor>,
     soft_cap: Option<f64>,
 }
 
+/// act(D h + d)
+struct Dense {
+    linear: Linear,
+    activation: Activation,
+}
+
+impl Dense {
+    fn load(source: &Source, layout: &DenseLayout, width: usize, device: &Device) -> Result<Self> {
+        let linear = dense(source, &layout.name, width, width, device)?;
+        Ok(Self { linear, activation: layout.activation })
+    }
+
+    /// h (rows, hidden) to (rows, hidden), by operations that carry gradients.
+    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+        grad::activation(self.activation, &self.linear.forward(h)?)
+    }
+}
+
+/// The layer `name`, which is never factorised.
+fn dense(source: &Source, name: &str, out: usize, input: usize, device: &Device) -> Result<Linear> {
+    let read = |part: &str, shape: &[usize]| source.tensor(&format!("{name}.{part}"), shape, DType::F32, device);
+    Ok(Linear::Dense { weight: read("weight", &[out, input])?, bias: Some(read("bias", &[out])?) })
+}
+
 impl Head {
-    pub(super) fn load(source: &Source, layout: &Layout, device: &Device) -> Result<Self> {
-        let (head, vocab) = (&layout.head, layout.vocab);
+    pub(super) fn load(source: &Source, layout: &Layout, head: &HeadLayout, device: &Device) -> Result<Self> {
+        let (hidden, vocab) = (layout.hidden, layout.vocab);
         let read = |name: &str, shape: &[usize]| source.tensor(name, shape, DType::F32, device);
         Ok(Self {
+            dense: head.dense.as_ref().map(|dense| Dense::load(source, dense, hidden, device)).transpose()?,
             norm: head.norm.as_ref().map(|norm| Norm::load(source, norm, device)).transpose()?,
-            weight: read(&head.weight, &[vocab, layout.hidden])?,
+            weight: read(&head.weight, &[vocab, hidden])?,
             bias: head.bias.as_ref().map(|name| read(name, &[vocab])).transpose()?,
             soft_cap: head.soft_cap,
         })
@@ -29,9 +57,10 @@ impl Head {
 
     /// h (rows, hidden) to logits (rows, vocab).
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
+        let h = self.transformed(h)?;
         match &self.norm {
-            Some(norm) => self.project(&norm.forward(h)?),
-            None => self.project(h),
+            Some(norm) => self.project(&norm.forward(&h)?),
+            None => self.project(&h),
         }
     }
 
@@ -40,12 +69,17 @@ impl Head {
         self.weight.dims()[0]
     }
 
-    /// The final norm of h (rows, hidden), by operations that carry gradients.
+    /// What is in front of the projection, on h (rows, hidden), by operations that carry gradients.
     pub fn normalise(&self, h: &Tensor) -> Result<Tensor> {
+        let h = self.transformed(h)?;
         match &self.norm {
-            Some(norm) => grad::norm(norm, h),
-            None => Ok(h.clone()),
+            Some(norm) => grad::norm(norm, &h),
+            None => Ok(h),
         }
+    }
+
+    fn transformed(&self, h: &Tensor) -> Result<Tensor> {
+        self.dense.as_ref().map_or_else(|| Ok(h.clone()), |dense| dense.forward(h))
     }
 
     /// Normalised states (rows, hidden) to logits (rows, vocab).
@@ -71,5 +105,34 @@ impl Head {
             }
             None => Ok(gradient.matmul(&self.weight)?),
         }
+    }
+}
+
+/// What turns final states into logits of classes.
+pub struct Classifier {
+    pooler: Dense,
+    linear: Linear,
+    classes: usize,
+}
+
+impl Classifier {
+    pub(super) fn load(source: &Source, hidden: usize, layout: &ClassLayout, device: &Device) -> Result<Self> {
+        Ok(Self {
+            pooler: Dense::load(source, &layout.pooler, hidden, device)?,
+            linear: dense(source, &layout.name, layout.classes, hidden, device)?,
+            classes: layout.classes,
+        })
+    }
+
+    /// Final states (sequences, t, hidden) to logits (sequences, classes), by operations that carry gradients: with the
+    /// states in a variable, backward() gives the gradient on them. Nothing but the first position is looked at.
+    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        let first = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        self.linear.forward(&self.pooler.forward(&first)?)
+    }
+
+    /// Number of classes; 1 if the logit is a score.
+    pub fn classes(&self) -> usize {
+        self.classes
     }
 }

@@ -3,6 +3,7 @@
 
 use super::block::Shape;
 use super::ids::Site;
+use super::ops::Activation;
 use super::spec::LinearSpec;
 
 /// A whole model.
@@ -17,7 +18,7 @@ pub(super) struct Layout {
     pub linears: Vec<LinearSpec>,
     pub blocks: Vec<BlockLayout>,
     pub embedding: Embedding,
-    pub head: HeadLayout,
+    pub head: Readout,
     pub width_keys: WidthKeys,
 }
 
@@ -73,13 +74,22 @@ pub(super) struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// From ids to what enters block 0: x = tokens[id] · scale + positions[offset + i].
-#[derive(Debug)]
+/// From ids to what enters block 0: x = norm(tokens[id] · scale + types[type] + positions[offset + i]).
+#[derive(Debug, Default)]
 pub(super) struct Embedding {
     /// (vocab, hidden)
     pub tokens: String,
     pub scale: Option<f64>,
     pub positions: Option<Positions>,
+    pub types: Option<TokenTypes>,
+    pub norm: Option<NormSpec>,
+}
+
+/// A table of what is added to tell the texts of a pair apart, (count, hidden).
+#[derive(Debug)]
+pub(super) struct TokenTypes {
+    pub name: String,
+    pub count: usize,
 }
 
 /// A table of learned positions, (context + offset, hidden).
@@ -90,9 +100,24 @@ pub(super) struct Positions {
     pub offset: usize,
 }
 
-/// From what leaves the last block to logits: z = cap(norm(h) Wᵀ + bias), cap(z) = c tanh(z / c).
+/// What is made of that which leaves the last block.
 #[derive(Debug)]
+pub(super) enum Readout {
+    /// At each position logits of the next token.
+    Next(HeadLayout),
+    /// At each position logits of the token that belongs there, for those that are masked.
+    Masked(HeadLayout),
+    /// Logits of a few classes for the sequence as a whole.
+    Classes(ClassLayout),
+    /// Nothing: the states are the result.
+    States,
+}
+
+/// From what leaves the last block to logits: z = cap(norm(act(D h + d)) Wᵀ + bias), cap(z) = c tanh(z / c).
+#[derive(Debug, Default)]
 pub(super) struct HeadLayout {
+    /// D; most families have none.
+    pub dense: Option<DenseLayout>,
     pub norm: Option<NormSpec>,
     /// W (vocab, hidden); the embedding's name when tied.
     pub weight: String,
@@ -102,7 +127,33 @@ pub(super) struct HeadLayout {
     pub soft_cap: Option<f64>,
 }
 
+/// A square layer outside the blocks, with a bias: act(D h + d).
+#[derive(Debug)]
+pub(super) struct DenseLayout {
+    /// Base of its tensor names.
+    pub name: String,
+    pub activation: Activation,
+}
+
+/// From the state at the first position to the logits of classes: z = C act(P h + p) + c.
+#[derive(Debug)]
+pub(super) struct ClassLayout {
+    /// P
+    pub pooler: DenseLayout,
+    /// Base of the names of C (classes, hidden) and c.
+    pub name: String,
+    pub classes: usize,
+}
+
 impl Layout {
+    /// What makes logits of tokens, if anything does.
+    pub fn token_head(&self) -> Option<&HeadLayout> {
+        match &self.head {
+            Readout::Next(head) | Readout::Masked(head) => Some(head),
+            Readout::Classes(_) | Readout::States => None,
+        }
+    }
+
     /// The sites of block `index` in the order in which activations reach them.
     pub fn sites(&self, index: usize) -> Vec<Site> {
         let mut sites = Vec::new();

@@ -22,9 +22,9 @@ mod family;
 
 pub use block::{Block, Flow, Tap};
 pub use family::known_families;
-pub use head::Head;
+pub use head::{Classifier, Head};
 pub use ids::{FfnPart, LinearId, Role, Site};
 pub use linear::Linear;
-pub use opened::Model;
+pub use opened::{Model, Output};
 pub use ops::with_numbers;
 pub use spec::{LinearSpec, Rows, Stored};

@@ -1,16 +1,31 @@
 //! A model over its checkpoint: names and sizes; weights are read when asked for.
 
 use super::block::Block;
-use super::head::Head;
+use super::head::{Classifier, Head};
 use super::ids::{LinearId, Site};
-use super::layout::Layout;
+use super::layout::{Layout, Readout};
 use super::linear::load_bias;
+use super::ops::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
+
+/// What a model says about a text, beside its final states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// At each position, which token comes next: a decoder.
+    NextToken,
+    /// At each masked position, which token belongs there: an encoder.
+    MaskedToken,
+    /// Which of so many classes the text belongs to, or with one class a score: an encoder.
+    Classes(usize),
+    /// Nothing: an encoder whose states are what it is used for.
+    States,
+}
 
 /// A language model over a checkpoint. Holds names and sizes; weights are read when asked for.
 pub struct Model {
@@ -101,8 +116,29 @@ impl Model {
         load_bias(&self.source, spec, DType::F32, &self.device).map(Some)
     }
 
-    /// Looks up the embeddings of `rows`, equally long sequences: (rows, t, hidden).
+    /// What it says about a text.
+    pub fn output(&self) -> Output {
+        match &self.layout.head {
+            Readout::Next(_) => Output::NextToken,
+            Readout::Masked(_) => Output::MaskedToken,
+            Readout::Classes(head) => Output::Classes(head.classes),
+            Readout::States => Output::States,
+        }
+    }
+
+    /// Whether every position sees the whole text.
+    pub fn is_encoder(&self) -> bool {
+        self.output() != Output::NextToken
+    }
+
+    /// Looks up the embeddings of `rows`, equally long sequences of one text each: (rows, t, hidden).
     pub fn embed(&self, rows: &[&[u32]]) -> Result<Tensor> {
+        self.embed_typed(rows, None)
+    }
+
+    /// [`Model::embed`] of sequences whose tokens have types, such as 0 in the first and 1 in the second text of a pair; by
+    /// default all are 0. A model without types takes none.
+    pub fn embed_typed(&self, rows: &[&[u32]], types: Option<&[&[u32]]>) -> Result<Tensor> {
         let t = rows.first().map_or(0, |r| r.len());
         if t > self.layout.context {
             user_bail!(
@@ -130,10 +166,30 @@ impl Model {
         if let Some(scale) = embedding.scale {
             x = (x * scale)?;
         }
-        let Some(positions) = &embedding.positions else { return Ok(x) };
-        let order: Vec<u32> = (positions.offset..positions.offset + t).map(|i| i as u32).collect();
-        let positions = self.source.rows(&positions.name, &order, hidden, DType::F32, &self.device)?;
-        Ok(x.broadcast_add(&positions)?)
+        if let Some(known) = &embedding.types {
+            let types = match types {
+                Some(types) => types.iter().flat_map(|row| row.iter().copied()).collect(),
+                None => vec![0; ids.len()],
+            };
+            let table = self.source.tensor(&known.name, &[known.count, hidden], DType::F32, &self.device)?;
+            if let Some(kind) = types.iter().find(|&&kind| kind as usize >= known.count) {
+                user_bail!(
+                    "token type {kind} is outside `{}`, which has {} rows", known.name, known.count;
+                    "the tokenizer does not belong to this model"
+                );
+            }
+            let types = Tensor::from_vec(types, ids.len(), &self.device)?;
+            x = (x + table.index_select(&types, 0)?.reshape((rows.len(), t, hidden))?)?;
+        }
+        if let Some(positions) = &embedding.positions {
+            let order: Vec<u32> = (positions.offset..positions.offset + t).map(|i| i as u32).collect();
+            let positions = self.source.rows(&positions.name, &order, hidden, DType::F32, &self.device)?;
+            x = x.broadcast_add(&positions)?;
+        }
+        match &embedding.norm {
+            Some(norm) => Norm::load(&self.source, norm, &self.device)?.forward(&x),
+            None => Ok(x),
+        }
     }
 
     /// Loads block `index`.
@@ -143,8 +199,19 @@ impl Model {
             .with_context(|| format!("loading block {index}"))
     }
 
-    /// Loads the final norm and the output head.
+    /// Loads what makes logits of tokens. Only for models whose [`Model::output`] is a token.
     pub fn head(&self) -> Result<Head> {
-        Head::load(&self.source, &self.layout, &self.device)
+        let Some(head) = self.layout.token_head() else {
+            user_bail!("{} has no head that predicts tokens", self.source.label(); "it is an encoder; see `softlm eval --help`")
+        };
+        Head::load(&self.source, &self.layout, head, &self.device)
+    }
+
+    /// Loads what makes logits of classes, if the model has that.
+    pub fn classifier(&self) -> Result<Option<Classifier>> {
+        match &self.layout.head {
+            Readout::Classes(head) => Classifier::load(&self.source, self.layout.hidden, head, &self.device).map(Some),
+            _ => Ok(None),
+        }
     }
 }

@@ -24,6 +24,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// tanh x, of poolers
+    Tanh,
 }
 
 impl Activation {
@@ -48,10 +50,14 @@ impl Activation {
             Activation::GeluTanh if x.device().is_cpu() => {
                 x.contiguous()?.apply_op1_no_bwd(&Elementwise(simd::gelu_tanh))?
             }
+            Activation::Gelu if x.device().is_cpu() => {
+                x.contiguous()?.apply_op1_no_bwd(&Elementwise(simd::gelu_erf))?
+            }
             Activation::Silu => x.silu()?,
             Activation::Gelu => x.gelu_erf()?,
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
+            Activation::Tanh => x.tanh()?,
         })
     }
 
@@ -124,12 +130,16 @@ pub enum Norm {
 impl Norm {
     /// Reads the norm that `spec` describes.
     pub(super) fn load(source: &Source, spec: &NormSpec, device: &Device) -> Result<Self> {
-        let read = |part: &str| source.tensor(&format!("{}.{part}", spec.name), &[spec.width], DType::F32, device);
-        let weight = read("weight")?;
+        let name = |part: &str| format!("{}.{part}", spec.name);
+        // The oldest checkpoints have other names for weight and bias.
+        let old = source.info(&name("weight")).is_none() && source.info(&name("gamma")).is_some();
+        let (weight, bias) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let read = |part: &str| source.tensor(&name(part), &[spec.width], DType::F32, device);
+        let weight = read(weight)?;
         Ok(match spec.kind {
             NormKind::Rms(eps) => Norm::Rms { weight, eps },
             NormKind::RmsPlusOne(eps) => Norm::Rms { weight: (weight + 1.0)?, eps },
-            NormKind::Layer(eps) => Norm::Layer { weight, bias: read("bias")?, eps },
+            NormKind::Layer(eps) => Norm::Layer { weight, bias: read(bias)?, eps },
         })
     }
 

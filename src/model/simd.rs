@@ -251,6 +251,22 @@ for_each_width! {
 }
 
 for_each_width! {
+    /// Exact GELU, x Φ(x), with Φ to 1e-7: Abramowitz and Stegun 7.1.26, erfc(z) = (a₁ t + … + a₅ t⁵) exp(−z²) for z ≥ 0,
+    /// t = 1 / (1 + p z).
+    pub fn gelu_erf(x: &[f32], y: &mut [f32]) {
+        const P: f32 = 0.327_591_1;
+        const A: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
+        for (&x, y) in x.iter().zip(y) {
+            let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+            let t = 1.0 / (1.0 + P * z);
+            let series = t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4]))));
+            let half = 0.5 * series * exp32(-z * z);
+            *y = x * if x < 0.0 { half } else { 1.0 - half };
+        }
+    }
+}
+
+for_each_width! {
     /// y ← x / √(mean x² + eps) · weight
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
         let (chunks, rest) = x.as_chunks::<LANES>();
@@ -360,6 +376,30 @@ mod tests {
             assert!((f64::from(gelu[i]) - 0.5 * v * (1.0 + inner.tanh())).abs() <= 3e-6 * v.abs(), "gelu({v})");
             assert!(close(norm[i], v / rms * w), "{i}");
         }
+    }
+
+    #[test]
+    fn exact_gelu_agrees_with_f64() {
+        // erf by its series, which converges everywhere.
+        let erf = |z: f64| {
+            let (mut term, mut sum) = (z, z);
+            for n in 1..200 {
+                term *= -z * z / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            sum * 2.0 / std::f64::consts::PI.sqrt()
+        };
+        let x = values(1003, 5.0);
+        let mut y = x.clone();
+        gelu_erf(&x, &mut y);
+        for (&x, &y) in x.iter().zip(&y) {
+            let v = f64::from(x);
+            let wanted = 0.5 * v * (1.0 + erf(v / std::f64::consts::SQRT_2));
+            assert!((f64::from(y) - wanted).abs() <= 3e-7 * v.abs(), "gelu({v}): {y} for {wanted}");
+        }
+        let mut bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -30.0];
+        gelu_erf(&bad.clone(), &mut bad);
+        assert!(bad[0].is_nan() && bad[1] == f32::INFINITY && bad[3] == 0.0);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
 use super::{Run, Shrunk, allocate};
 use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
+use crate::eval::Fidelity;
 use crate::learn::HealReport;
 use crate::method::Needs;
 use crate::model::LinearSpec;
@@ -122,7 +123,7 @@ pub fn report(
     shrunk: Shrunk,
     healing: Option<HealReport>,
     output: &Source,
-    evaluation: Vec<BeforeAfter>,
+    (evaluation, fidelity): (Vec<BeforeAfter>, Vec<Fidelity>),
     cost: Cost,
 ) -> Result<Report> {
     let Shrunk { plan, weights, learning } = shrunk;
@@ -145,6 +146,7 @@ pub fn report(
         model: ModelInfo {
             name: run.recipe.model.clone(),
             family: run.model.family().to_string(),
+            encoder: run.model.is_encoder().then(|| run.model.output()),
             revision: source.revision().map(str::to_string),
             weights: hashes,
         },
@@ -164,6 +166,7 @@ pub fn report(
         learning,
         healing,
         evaluation,
+        fidelity,
         machine: crate::machine::describe(&device_name(run.model.device())),
         cost,
         recipe: serde_json::to_value(run.recipe.to_options())?,

@@ -8,6 +8,7 @@
 //! lies below break-even on disk, and the plan is made from that.
 
 mod texts;
+mod encoders;
 mod stored;
 mod block;
 mod waves;
@@ -19,12 +20,13 @@ mod allocate;
 mod assemble;
 mod sizes;
 
+pub use encoders::{Quality, glue_tasks, measure, steps};
 pub use sizes::checkpoint_sizes;
 pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, calibration, evaluation};
 
 use crate::calibrate::{Origin, StatsStore};
 use crate::checkpoint::Source;
-use crate::eval::evaluate;
+use crate::eval::Fidelity;
 use crate::hub::HubOptions;
 use crate::job::Job;
 use crate::learn::SpectralReport;
@@ -123,7 +125,7 @@ pub fn compress_windows(
     let dir = assemble::weights(&run, &shrunk.plan)?;
     let output = Source::open(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.device())?;
-    let evaluation = run.evaluate(&compressed, eval_texts, &mut clock)?;
+    let (evaluation, fidelity) = run.evaluate(&compressed, eval_texts, &mut clock)?;
     clock.stage("verifying", 1);
     let verification = crate::checkpoint::verify(compressed.source(), Some(run.model.source()))?;
     if let Some(problem) = verification.problems.first() {
@@ -131,7 +133,7 @@ pub fn compress_windows(
     }
     let resumed = run.job.resumed();
     let cost = clock.finish(resumed);
-    let report = assemble::report(&run, shrunk, healing, compressed.source(), evaluation, cost)?;
+    let report = assemble::report(&run, shrunk, healing, compressed.source(), (evaluation, fidelity), cost)?;
     assemble::documents(&run, &dir, &report)?;
     run.job.publish()?;
     Ok(report)
@@ -258,14 +260,24 @@ impl Run<'_> {
     }
 
     /// The compressed model and the original on every corpus, by the same protocol.
-    fn evaluate(&self, compressed: &Model, texts: &[EvalText], clock: &mut StageClock) -> Result<Vec<BeforeAfter>> {
-        let steps = |text: &EvalText| 2 * text.windows.len() * self.model.blocks();
-        clock.stage("evaluating", texts.iter().map(steps).sum::<usize>() as u64);
-        let measure = |text: &EvalText| -> Result<BeforeAfter> {
-            let (windows, name) = (&text.windows, &text.corpus.name);
-            let (after, before) = evaluate(compressed, Some(&self.model), name, windows, self.progress)?;
-            Ok(BeforeAfter { before: before.context("the original was not measured")?, after })
-        };
-        texts.iter().map(measure).collect::<Result<_>>().context("evaluating the result")
+    fn evaluate(
+        &self,
+        compressed: &Model,
+        texts: &[EvalText],
+        clock: &mut StageClock,
+    ) -> Result<(Vec<BeforeAfter>, Vec<Fidelity>)> {
+        clock.stage("evaluating", texts.iter().map(|text| steps(compressed, Some(&self.model), text)).sum());
+        let (mut pairs, mut fidelities) = (Vec::new(), Vec::new());
+        for text in texts {
+            let quality =
+                measure(compressed, Some(&self.model), text, self.progress).context("evaluating the result")?;
+            match quality {
+                Quality::Likelihood(after, before) => {
+                    pairs.push(BeforeAfter { before: before.context("the original was not measured")?, after });
+                }
+                Quality::Embeddings(fidelity) => fidelities.push(fidelity),
+            }
+        }
+        Ok((pairs, fidelities))
     }
 }

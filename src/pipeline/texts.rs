@@ -1,7 +1,8 @@
 //! From corpus names to windows.
 
+use crate::eval::Pooling;
 use crate::hub::HubOptions;
-use crate::model::Model;
+use crate::model::{Model, Output};
 use crate::recipe::Recipe;
 use crate::report::{CalibrationInfo, CorpusInfo};
 use crate::text::{self, Corpus, Sampling, Split, Tokenizer, Windows};
@@ -10,6 +11,10 @@ use anyhow::{Context, Result};
 
 /// The field's usual window.
 const USUAL_WINDOW: usize = 2048;
+/// The usual window of an encoder: its texts are sentences and passages.
+const ENCODER_WINDOW: usize = 128;
+/// Of a pseudo-perplexity, where every token costs a window: its usual window, and how many there are at most.
+const MASKED: (usize, usize) = (64, 16);
 /// Tokens kept apart from calibration to measure output errors on.
 const HELDOUT_TOKENS: usize = 1024;
 
@@ -82,10 +87,11 @@ pub fn calibration(
         wish.specs.iter().map(|spec| text::load(spec, Split::Calibration, hub)).collect::<Result<_>>()?;
     let tokens: Vec<Vec<u32>> = loaded.iter().map(|c| tokenizer.encode(&c.text())).collect::<Result<_>>()?;
     // One length for all windows: that of the corpus that allows the least.
-    let lengths = loaded.iter().zip(&tokens).map(|(c, t)| window_length(model, c, t.len(), wish.window));
+    let usual = if model.is_encoder() { ENCODER_WINDOW } else { USUAL_WINDOW };
+    let lengths = loaded.iter().zip(&tokens).map(|(c, t)| window_length(model, c, t.len(), wish.window, usual));
     let length = lengths.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(USUAL_WINDOW);
     for (i, (corpus, tokens)) in loaded.iter().zip(&tokens).enumerate() {
-        let all = text::cut(tokens, length, length, None)
+        let all = cut(model, tokenizer, tokens, length, length, None)
             .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
         let share = wish.windows / loaded.len() + usize::from(i < wish.windows % loaded.len());
         let heldout = (HELDOUT_TOKENS / length / loaded.len()).max(1);
@@ -109,6 +115,17 @@ pub struct EvalText {
     pub corpus: CorpusInfo,
     /// Its windows.
     pub windows: Windows,
+    /// The id that stands in for a token to be guessed; only of encoders that guess.
+    pub mask: Option<u32>,
+    /// How an encoder's states become embeddings.
+    pub pooling: Pooling,
+}
+
+impl EvalText {
+    /// A text for a decoder.
+    pub fn new(corpus: CorpusInfo, windows: Windows) -> Self {
+        Self { corpus, windows, mask: None, pooling: Pooling::default() }
+    }
 }
 
 /// How evaluation text is cut.
@@ -142,24 +159,57 @@ pub fn evaluation(
         (true, bos) => bos,
         (false, _) => None,
     };
+    let masked = model.output() == Output::MaskedToken;
+    let mask = if masked { Some(mask_of(model, tokenizer)?) } else { None };
+    let usual = match (masked, model.is_encoder()) {
+        (true, _) => MASKED.0,
+        (false, true) => ENCODER_WINDOW,
+        (false, false) => USUAL_WINDOW,
+    };
+    let pooling = super::encoders::pooling(model.source())?;
     let read = |spec: &String| -> Result<EvalText> {
         let corpus = text::load(spec, Split::Evaluation, hub)?;
         let tokens = tokenizer.encode(&corpus.text())?;
-        let window = window_length(model, &corpus, tokens.len(), protocol.window)?;
-        let windows = text::cut(&tokens, window, protocol.stride.unwrap_or(window), bos)
+        let window = window_length(model, &corpus, tokens.len(), protocol.window, usual)?;
+        let windows = cut(model, tokenizer, &tokens, window, protocol.stride.unwrap_or(window), bos)
             .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
-        let windows = match protocol.max_windows {
+        let windows = match protocol.max_windows.or(masked.then_some(MASKED.1)) {
             Some(n) => text::choose(&windows, n, Sampling::First),
             None => windows,
         };
-        Ok(EvalText { corpus: info(&corpus), windows })
+        Ok(EvalText { corpus: info(&corpus), windows, mask, pooling })
     };
     specs.iter().map(read).collect()
 }
 
+fn mask_of(model: &Model, tokenizer: &Tokenizer) -> Result<u32> {
+    match tokenizer.mask() {
+        Some(mask) => Ok(mask),
+        None => user_bail!(
+            "the tokenizer of {} names no mask token", model.source().label();
+            "its tokenizer_config.json should have a mask_token"
+        ),
+    }
+}
+
+/// Windows as the model takes texts: those of an encoder are framed by its special tokens.
+fn cut(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    tokens: &[u32],
+    window: usize,
+    stride: usize,
+    bos: Option<u32>,
+) -> Result<Windows> {
+    match tokenizer.frame().filter(|_| model.is_encoder()) {
+        Some(frame) => text::cut_framed(tokens, window, stride, frame),
+        None => text::cut(tokens, window, stride, bos),
+    }
+}
+
 /// The window asked for, or the usual one where the model allows it. The built-in sample is short: it is cut into at
 /// least four windows.
-fn window_length(model: &Model, corpus: &Corpus, tokens: usize, asked: Option<usize>) -> Result<usize> {
+fn window_length(model: &Model, corpus: &Corpus, tokens: usize, asked: Option<usize>, usual: usize) -> Result<usize> {
     if let Some(window) = asked {
         if window > model.context() {
             user_bail!(
@@ -169,7 +219,7 @@ fn window_length(model: &Model, corpus: &Corpus, tokens: usize, asked: Option<us
         }
         return Ok(window);
     }
-    let usual = USUAL_WINDOW.min(model.context());
+    let usual = usual.min(model.context());
     if corpus.origin == text::BUILT_IN && tokens < 4 * usual {
         let quarter = (tokens / 4).max(2);
         return Ok(1 << quarter.ilog2());

@@ -1,5 +1,6 @@
 //! The output's README.md: a model card for people and for the hub.
 
+use super::encoders::{self, cosine};
 use super::evaluation::{Pair, comparable, ppl, protocol};
 use super::format::{change, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
@@ -7,10 +8,16 @@ use super::layout::plain;
 use super::table::{calibration, healing, learning, machine, pairs, size_cells};
 use super::{Report, format};
 use crate::eval::Perplexity;
+use crate::model::Output;
 use std::fmt::Write;
 
 /// Corpora whose names mean the same everywhere; others are files of whoever made the output.
 const KNOWN_CORPORA: [&str; 4] = ["sample", "wikitext2", "ptb", "c4"];
+
+/// What the table of perplexities shows.
+const PERPLEXITY: &str = "Perplexity ± standard error, lower is better; the dense model was measured the same way. KL is the mean \
+     divergence of the next-token distribution from the dense model's, in nats per token; *same top* is how often both \
+     models' most likely token is the same.\n\n";
 
 /// The model card, Markdown with YAML front matter.
 pub fn card(report: &Report) -> String {
@@ -39,11 +46,22 @@ fn front_matter(report: &Report) -> String {
     if report.model.revision.is_some() && is_hub_id(&report.model.name) {
         let _ = writeln!(out, "base_model: {}", yaml(&report.model.name));
     }
-    out.push_str("library_name: softlm\npipeline_tag: text-generation\ntags:\n");
+    out.push_str("library_name: softlm\n");
+    let _ = writeln!(out, "pipeline_tag: {}\ntags:", pipeline_tag(report));
     for tag in ["softlm", "low-rank", "compressed", &report.method, &report.model.family] {
         let _ = writeln!(out, "- {}", yaml(tag));
     }
     out + "---\n"
+}
+
+/// What the hub calls such models.
+fn pipeline_tag(report: &Report) -> &'static str {
+    match report.model.encoder {
+        None | Some(Output::NextToken) => "text-generation",
+        Some(Output::MaskedToken) => "fill-mask",
+        Some(Output::Classes(_)) => "text-classification",
+        Some(Output::States) => "sentence-similarity",
+    }
 }
 
 fn summary(report: &Report) -> String {
@@ -84,15 +102,22 @@ fn calibration_names(report: &Report) -> String {
 
 fn quality(report: &Report) -> String {
     let mut out = String::from("## Quality\n\n");
+    if !report.fidelity.is_empty() {
+        return out + &embeddings(report);
+    }
     if report.evaluation.is_empty() {
         return out + "Not measured. `softlm eval . --ppl sample` does it.\n";
     }
     let calibrated = calibration_names(report);
-    out.push_str(
-        "Perplexity ± standard error, lower is better; the dense model was measured the same way. KL is the mean \
-         divergence of the next-token distribution from the dense model's, in nats per token; *same top* is how often both \
-         models' most likely token is the same.\n\n",
-    );
+    if report.model.encoder.is_some() {
+        out.push_str(
+            "Pseudo-perplexity ± standard error, lower is better: each token is masked alone and guessed from both sides; the \
+             dense model was measured the same way. KL is the mean divergence of that guess from the dense model's, in nats \
+             per token; *same top* is how often both models' first guess is the same.\n\n",
+        );
+    } else {
+        out.push_str(PERPLEXITY);
+    }
     let title = ["corpus", "dense", "this model", "change", "KL", "same top", "calibrated on", "protocol"];
     let mut rows = vec![title.map(String::from).to_vec()];
     for pair in pairs(report) {
@@ -106,6 +131,20 @@ fn quality(report: &Report) -> String {
         );
     }
     out
+}
+
+/// Of an encoder that predicts no tokens.
+fn embeddings(report: &Report) -> String {
+    let mut rows = vec![["corpus", "cosine", "least", "calibrated on", "protocol"].map(String::from).to_vec()];
+    for f in &report.fidelity {
+        let (how, least) = (escape(&encoders::protocol(f)), format!("{:.4}", f.least));
+        rows.push(vec![escape(&f.corpus), cosine(f), least, calibration_names(report), how]);
+    }
+    format!(
+        "Mean cosine ± standard error between this model's embeddings and the dense model's, 1 is best, and the least of any \
+         window. How well it does its task is for `softlm eval . --glue` to say.\n\n{}",
+        markdown(&rows, &[0, 3, 4])
+    )
 }
 
 fn quality_row(pair: &Pair, calibrated: &str) -> Vec<String> {
@@ -158,7 +197,19 @@ fn usage(report: &Report) -> String {
             out.push_str(&eval_command(report, &same.collect::<Vec<_>>()));
         }
     }
-    if report.evaluation.is_empty() {
+    for f in &report.fidelity {
+        let corpus =
+            if KNOWN_CORPORA.contains(&f.corpus.as_str()) { f.corpus.clone() } else { format!("{}=FILE", f.corpus) };
+        let _ = writeln!(
+            out,
+            "softlm eval . --ppl {} --window {} --max-windows {} --against {}",
+            shell(&corpus),
+            f.window,
+            f.windows,
+            shell(&report.model.name)
+        );
+    }
+    if report.evaluation.is_empty() && report.fidelity.is_empty() {
         out.push_str("softlm eval . --ppl sample\n");
     }
     out.push_str("```\n\n");
@@ -185,7 +236,7 @@ fn eval_command(report: &Report, of: &[&Perplexity]) -> String {
     if first.stride != first.window {
         let _ = write!(command, " --stride {}", first.stride);
     }
-    if first.bos {
+    if first.bos && !first.masked {
         command.push_str(" --bos");
     }
     let _ = writeln!(command, " --max-windows {windows} --against {}", shell(&report.model.name));
@@ -257,11 +308,15 @@ fn recipe(report: &Report) -> (&'static str, String) {
 }
 
 fn limits(report: &Report) -> String {
-    let mut points: Vec<String> = vec![
+    let mut points: Vec<String> = vec![if report.fidelity.is_empty() {
         "Perplexities compare only with others of the same protocol and tokenizer. They say little about reasoning, facts \
          or safety: test what you need before you rely on it."
-            .into(),
-    ];
+            .into()
+    } else {
+        "Embeddings close to the dense model's on one kind of text may be further from it on another: measure the task that \
+         you need before you rely on it."
+            .into()
+    }];
     if report.calibration.is_some() {
         let names = calibration_names(report);
         points.push(format!(

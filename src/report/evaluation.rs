@@ -20,7 +20,12 @@ pub fn protocol(p: &Perplexity) -> String {
         grouped(p.windows as u64),
         if p.windows == 1 { "" } else { "s" },
         grouped(p.tokens as u64),
-        if p.bos { "BOS" } else { "no BOS" },
+        match (p.masked, p.bos) {
+            (true, true) => "each masked alone between special tokens",
+            (true, false) => "each masked alone",
+            (false, true) => "BOS",
+            (false, false) => "no BOS",
+        },
         plain(&p.dtype)
     )
 }
@@ -32,7 +37,7 @@ pub(super) fn ppl(p: &Perplexity) -> String {
 
 /// Whether two perplexities may be compared.
 pub(super) fn comparable(a: &Perplexity, b: &Perplexity) -> bool {
-    let key = |p: &Perplexity| (p.corpus.clone(), p.window, p.stride, p.windows, p.tokens, p.bos);
+    let key = |p: &Perplexity| (p.corpus.clone(), p.window, p.stride, p.windows, p.tokens, p.bos, p.masked);
     key(a) == key(b)
 }
 
@@ -91,8 +96,14 @@ fn name(pair: &Pair) -> String {
     format!("{}{}", plain(&pair.model.perplexity.corpus), if pair.calibrated { " *" } else { "" })
 }
 
+/// What the numbers are.
+fn measure(pairs: &[Pair]) -> &'static str {
+    let masked = |pair: &Pair| pair.model.perplexity.masked;
+    if pairs.iter().any(masked) { "pseudo-perplexity" } else { "perplexity" }
+}
+
 fn single_cells(pairs: &[Pair]) -> Vec<Vec<String>> {
-    let mut rows = vec![["corpus", "perplexity", "nats/token"].map(String::from).to_vec()];
+    let mut rows = vec![["corpus", measure(pairs), "nats/token"].map(String::from).to_vec()];
     for pair in pairs {
         let p = &pair.model.perplexity;
         rows.push(vec![name(pair), ppl(p), format!("{:.4}", p.nll)]);
@@ -101,7 +112,7 @@ fn single_cells(pairs: &[Pair]) -> Vec<Vec<String>> {
 }
 
 fn comparison_cells(pairs: &[Pair], sides: &Sides) -> Vec<Vec<String>> {
-    let mut rows = vec![["perplexity", sides.base, sides.model, "change"].map(String::from).to_vec()];
+    let mut rows = vec![[measure(pairs), sides.base, sides.model, "change"].map(String::from).to_vec()];
     for pair in pairs {
         let p = &pair.model.perplexity;
         let base = pair.base.map(|base| &base.perplexity);
@@ -165,6 +176,9 @@ pub fn evaluation_table(
         out.extend(wrap("against  ", &plain(base), limit));
     }
     out.push(String::new());
+    if pairs.is_empty() {
+        return out.join("\n") + "\n";
+    }
     out.extend(lines(&pairs, &Sides { base: "base", model: "model" }, limit, style));
     out.join("\n") + "\n"
 }

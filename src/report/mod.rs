@@ -4,17 +4,20 @@ mod format;
 mod layout;
 mod grid;
 mod evaluation;
+mod encoders;
 mod table;
 mod card;
 
 pub use card::card;
+pub use encoders::{fidelity_table, glue_table};
 pub use evaluation::{eval_json, evaluation_table, protocol};
 pub use format::{bytes, count, grouped, percent, seconds, significant, with_error};
 pub use grid::details;
 pub use table::table;
 
-use crate::eval::Evaluation;
+use crate::eval::{Evaluation, Fidelity};
 use crate::learn::{HealReport, SpectralReport};
+use crate::model::Output;
 use serde::{Deserialize, Serialize};
 
 /// Version of `report.json`.
@@ -49,6 +52,9 @@ pub struct Report {
     pub healing: Option<HealReport>,
     /// One entry per corpus.
     pub evaluation: Vec<BeforeAfter>,
+    /// The same for encoders that predict no tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fidelity: Vec<Fidelity>,
     /// Time and memory.
     pub cost: Cost,
     /// What ran it.
@@ -66,6 +72,9 @@ pub struct ModelInfo {
     pub name: String,
     /// `model_type`.
     pub family: String,
+    /// What it says about a text, if it is an encoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<Output>,
     /// Commit on the hub, if it came from there.
     pub revision: Option<String>,
     /// Name and sha256 of each weight file.

@@ -1,5 +1,6 @@
 //! The report on a terminal.
 
+use super::encoders::fidelity_lines;
 use super::evaluation::{Pair, Sides, lines as evaluation_lines};
 use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
 use super::grid::{Grid, shapes};
@@ -129,6 +130,9 @@ pub(super) fn pairs(report: &Report) -> Vec<Pair<'_>> {
 }
 
 fn quality(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    if !report.fidelity.is_empty() {
+        return fidelity_lines(&report.fidelity, limit, style);
+    }
     if report.evaluation.is_empty() {
         return vec![format!("{}  not measured", style.bold("perplexity"))];
     }
@@ -195,7 +199,7 @@ fn notes(report: &Report, limit: usize, style: Style) -> Vec<String> {
     out
 }
 
-fn titled(rows: &[Vec<String>], style: Style) -> Vec<String> {
+pub(super) fn titled(rows: &[Vec<String>], style: Style) -> Vec<String> {
     let mut lines = columns(rows);
     if let Some(title) = lines.first_mut() {
         *title = style.bold(title);

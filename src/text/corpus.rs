@@ -121,7 +121,7 @@ pub fn load(spec: &str, split: Split, hub: &HubOptions) -> Result<Corpus> {
 }
 
 /// `NAME=PATH`, if that is what it is. A name has no separators, so that a path with `=` in a folder stays a path.
-fn named(spec: &str) -> Option<(&str, &str)> {
+pub(super) fn named(spec: &str) -> Option<(&str, &str)> {
     let (name, path) = spec.split_once('=')?;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+');
     (!name.is_empty() && name.chars().all(plain) && !path.is_empty()).then_some((name, path))
@@ -152,6 +152,14 @@ fn local(name: &str, path: &str) -> Result<Corpus> {
         let bytes = input.clone().unwrap_or_default();
         return Corpus::new(name, "stdin".into(), vec![decode("standard input", bytes)?]);
     }
+    let (file, text) = (Path::new(path), read_text(path)?);
+    let lines = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
+    let documents = if lines { json_lines(path, &text)? } else { vec![text] };
+    Corpus::new(name, path.to_owned(), documents)
+}
+
+/// The text of the file `path`.
+pub(super) fn read_text(path: &str) -> Result<String> {
     let file = Path::new(path);
     if file.is_dir() {
         user_bail!("{path} is a folder, not a text"; "name one text file in it, or pipe several through cat and name -");
@@ -166,10 +174,7 @@ fn local(name: &str, path: &str) -> Result<Corpus> {
         }
         Err(error) => user_bail!("cannot read {path}: {error}"; "check that you may read it"),
     };
-    let text = decode(path, bytes)?;
-    let lines = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
-    let documents = if lines { json_lines(path, &text)? } else { vec![text] };
-    Corpus::new(name, path.to_owned(), documents)
+    decode(path, bytes)
 }
 
 fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {

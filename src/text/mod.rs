@@ -3,12 +3,16 @@
 //! [`load`] finds a [`Corpus`] by the name a user gave it, a [`Tokenizer`] turns its text into ids, [`cut`] cuts the ids
 //! into [`Windows`], [`choose`] and [`split_heldout`] pick some of them. Every step is deterministic, so a corpus hash, a
 //! tokenizer, a window length and a seed say exactly what a model was shown.
+//!
+//! Labelled examples for encoders are loaded by [`examples()`] and become [`Sequence`]s by an [`Encoder`].
 
 mod corpus;
+mod examples;
 mod hubset;
 mod tokenizer;
 mod windows;
 
 pub use corpus::{BUILT_IN, Corpus, Split, load};
-pub use tokenizer::{SideFile, Tokenizer};
-pub use windows::{Sampling, Window, Windows, choose, cut, shuffle, split_heldout};
+pub use examples::{Example, Examples, Task, examples};
+pub use tokenizer::{Encoder, Sequence, SideFile, Tokenizer};
+pub use windows::{Sampling, Window, Windows, choose, cut, cut_framed, shuffle, split_heldout};

@@ -7,6 +7,7 @@
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{EncodeInput, TruncationParams};
 
 use crate::user_bail;
 
@@ -18,7 +19,33 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos: Option<u32>,
     eos: Option<u32>,
+    frame: Option<(u32, u32)>,
+    mask: Option<u32>,
     vocab_size: usize,
+}
+
+/// A text or a pair of texts as an encoder takes it: special tokens in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// 0 in the first text, 1 in the second, as far as the tokenizer tells them apart.
+    pub types: Vec<u32>,
+}
+
+/// Makes [`Sequence`]s of at most some length.
+pub struct Encoder(tokenizers::Tokenizer);
+
+impl Encoder {
+    /// Of a text, or of a pair: the longer one loses tokens at its end until both fit.
+    pub fn encode(&self, first: &str, second: Option<&str>) -> Result<Sequence> {
+        let input = match second {
+            Some(second) => EncodeInput::from((first, second)),
+            None => EncodeInput::from(first),
+        };
+        let encoding = self.0.encode_fast(input, true).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
+        Ok(Sequence { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
+    }
 }
 
 impl Tokenizer {
@@ -54,8 +81,9 @@ impl Tokenizer {
             text.and_then(|text| inner.token_to_id(text)).or_else(|| configured_id(config, &format!("{name}_token_id")))
         };
         let (bos, eos) = (special("bos"), special("eos"));
+        let (frame, mask) = (special("cls").zip(special("sep")), special("mask"));
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Ok(Self { inner, bos, eos, vocab_size })
+        Ok(Self { inner, bos, eos, frame, mask, vocab_size })
     }
 
     /// The ids of a text as a whole, no special tokens added. Special tokens spelt out in the text become their ids.
@@ -79,6 +107,30 @@ impl Tokenizer {
     /// The id that ends a text, if the model has one. Of several the first.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The ids that stand in front of and behind a text in an encoder, if it is the tokenizer of one.
+    pub fn frame(&self) -> Option<(u32, u32)> {
+        self.frame
+    }
+
+    /// The id that stands in for a token that is to be guessed, if the model has one.
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// Makes sequences of at most `length` tokens, special tokens included, as the model was trained to take them.
+    ///
+    /// # Errors
+    /// If so few tokens leave no room for text.
+    pub fn encoder(&self, length: usize) -> Result<Encoder> {
+        let mut inner = self.inner.clone();
+        let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
+        let framed = inner.encode_fast(("", ""), true).map_err(|error| anyhow!(error))?.len();
+        if length <= framed || inner.with_truncation(Some(truncation)).is_err() {
+            user_bail!("a length of {length} tokens leaves no room for text"; "use --max-length {} or more", framed + 1);
+        }
+        Ok(Encoder(inner))
     }
 
     /// One more than the largest id this tokenizer can produce: an embedding with fewer rows does not fit it.

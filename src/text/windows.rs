@@ -116,6 +116,30 @@ pub fn cut(tokens: &[u32], window: usize, stride: usize, bos: Option<u32>) -> Re
     Ok(Windows { rows, window, stride: step, bos: bos.is_some(), text_tokens: tokens.len() })
 }
 
+/// [`cut`] for an encoder: every window of `window` ids begins with the first id of `frame` and ends with the second, as a
+/// text of its own does. The last id is a target like the others.
+///
+/// # Errors
+/// As [`cut`].
+pub fn cut_framed(tokens: &[u32], window: usize, stride: usize, (front, behind): (u32, u32)) -> Result<Windows> {
+    if window < 3 {
+        user_bail!("a window of {window} tokens holds no text"; "use --window 3 or more; 128 is usual");
+    }
+    if (1..window - 2).contains(&tokens.len()) {
+        let count = tokens.len();
+        user_bail!(
+            "the text has {count} tokens, fewer than one window of {window}";
+            "give a longer text, or use --window {} or less", count + 2
+        );
+    }
+    // One place less for the id behind the text.
+    let stride = if stride == window { window - 1 } else { stride };
+    let mut windows = cut(tokens, window - 1, stride, Some(front))?;
+    windows.rows.iter_mut().for_each(|row| row.ids.push(behind));
+    windows.window = window;
+    Ok(windows)
+}
+
 /// Which windows to take when there are more than wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sampling {
@@ -217,6 +241,19 @@ mod tests {
         assert_eq!(cut.rows.len(), 3);
         assert_eq!(cut.rows[2], Window { ids: vec![99, 6, 7, 8], first_target: 1 });
         assert_eq!((cut.stride, cut.bos, cut.targets()), (3, true, 9));
+    }
+
+    #[test]
+    fn frames_stand_around_every_window() {
+        let cut = cut_framed(&ids(11), 5, 5, (98, 99)).unwrap();
+        let rows: Vec<&[u32]> = cut.ids();
+        assert_eq!(rows, [[98, 0, 1, 2, 99], [98, 3, 4, 5, 99], [98, 6, 7, 8, 99]]);
+        assert_eq!((cut.window, cut.stride, cut.tokens()), (5, 3, 15));
+        let overlapping = cut_framed(&ids(9), 6, 2, (98, 99)).unwrap();
+        assert_eq!(overlapping.rows[1], Window { ids: vec![98, 2, 3, 4, 5, 99], first_target: 3 });
+        let message = cut_framed(&ids(2), 5, 5, (98, 99)).unwrap_err().to_string();
+        assert!(message.contains("2 tokens") && message.contains("window of 5"), "{message}");
+        assert!(cut_framed(&ids(9), 2, 2, (98, 99)).is_err() && cut_framed(&[], 5, 5, (98, 99)).is_err());
     }
 
     #[test]

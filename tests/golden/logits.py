@@ -9,7 +9,7 @@ For gpt2-tiny also the token ids of a few texts, from transformers' own pure Pyt
 """
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Tokenizer
 
 from common import arguments, digits, model_folder, versions, write_json
 
@@ -34,6 +34,8 @@ MODELS = {
     "gpt-neox-tiny": (60, [0, 1, 13, 30, 59]),
     "gpt-neox-tiny-serial": (60, [0, 1, 13, 30, 59]),
     "opt-tiny": (60, [0, 1, 13, 30, 59]),
+    "bert-tiny": (60, [0, 1, 13, 30, 59]),
+    "distilbert-tiny": (60, [0, 1, 13, 30, 59]),
     "mixtral-tiny": (60, [0, 1, 13, 30, 59]),
     "qwen2-moe-tiny": (60, [0, 1, 13, 30, 59]),
     "qwen3-moe-tiny": (60, [0, 1, 13, 30, 59]),
@@ -55,7 +57,9 @@ def inputs(vocabulary, length):
 
 @torch.no_grad()
 def golden(folder, length, positions):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    encoder = AutoConfig.from_pretrained(folder).model_type in ("bert", "distilbert")
+    kind = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     ids = inputs(model.config.vocab_size, length)
     kept = model(torch.tensor(ids)).logits[:, positions]
     wide = kept.double()

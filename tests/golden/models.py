@@ -25,6 +25,8 @@ phi3-tiny-short, phi3-tiny-long  longrope, once with rows shorter and once with 
 gpt-neox-tiny   parallel residual, q, k, v fused head by head, biases, a quarter of each head rotated, own head
 gpt-neox-tiny-serial  the same one after the other, without attention biases
 opt-tiny        learned positions from row 2 on, ReLU, biases, tied
+bert-tiny       encoder with token types, exact GELU and a masked-token head, with a WordPiece tokenizer
+distilbert-tiny the same without token types, under DistilBERT's names
 mixtral-tiny    4 experts, 2 per token
 qwen2-moe-tiny  6 experts, 2 per token, whose weights do not sum to 1, and a shared one
 qwen3-moe-tiny  5 experts, 3 per token, in the second block alone; norms on queries and keys
@@ -36,7 +38,7 @@ import json
 
 import torch
 from transformers import (
-    Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
+    BertConfig, BertForMaskedLM, BertTokenizerFast, DistilBertConfig, DistilBertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
     GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM,
     MixtralConfig, MixtralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig,
     Qwen3MoeForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
@@ -55,13 +57,13 @@ def randomise(model, seed, scale, centre=1):
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=generator)
-            norm = any(part in name for part in ("norm", "ln_"))
+            norm = any(part in name for part in ("norm", "ln_", "LayerNorm"))
             p.copy_(noise * 0.1 if name.endswith("bias") else centre + 0.2 * noise if norm else noise * scale)
     return model
 
 
-def save(model, name, dtype):
-    folder = HERE / "models" / name
+def save(model, name, dtype, place="models"):
+    folder = HERE / place / name
     model.to(dtype).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
@@ -173,6 +175,30 @@ def opt():
     save(randomise(OPTForCausalLM(config), 37, 0.3), "opt-tiny", torch.float16)
 
 
+# A lower-case WordPiece vocabulary of 96.
+PIECES = (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + list("abcdefghijklmnopqrstuvwxyz0123456789.,'!?-")
+          + [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+          + "the and of to in it is was he she they good bad not film ##ing ##ed ##er ##ly ##th ##es ##en ##al".split())
+BERT = dict(vocab_size=96, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64)
+DISTILBERT = dict(vocab_size=96, dim=24, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=64)
+
+
+def wordpiece(folder):
+    assert len(PIECES) == len(set(PIECES)) == 96, len(PIECES)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("".join(f"{piece}\n" for piece in PIECES), encoding="utf-8")
+    BertTokenizerFast(vocabulary, model_max_length=64).save_pretrained(folder)
+    for name in ("vocab.txt", "special_tokens_map.json"):
+        (folder / name).unlink()
+
+
+def bert():
+    wordpiece(save(randomise(BertForMaskedLM(BertConfig(**BERT)), 41, 0.3), "bert-tiny", torch.float16))
+    model = randomise(DistilBertForMaskedLM(DistilBertConfig(**DISTILBERT)), 43, 0.3)
+    wordpiece(save(model, "distilbert-tiny", torch.float16))
+
+
 def mixtures():
     config = MixtralConfig(**SMALL | dict(intermediate_size=20, num_local_experts=4, num_experts_per_tok=2,
                                           rope_theta=800.0))
@@ -198,4 +224,5 @@ if __name__ == "__main__":
     phi3()
     gpt_neox()
     opt()
+    bert()
     mixtures()

@@ -180,7 +180,7 @@ impl<'a> Run<'a> {
             corpora: vec![corpus("calibration")],
             sampling: Sampling::First,
         };
-        let texts = [EvalText { corpus: corpus("evaluation"), windows: golden.windows(&format!("{name}/evaluation")) }];
+        let texts = [EvalText::new(corpus("evaluation"), golden.windows(&format!("{name}/evaluation")))];
         let recipe = options.resolve().expect("a recipe");
         let model = open().expect(name);
         let report = compress_windows(&recipe, false, model, calibration, &texts, StageClock::start(&()), &())

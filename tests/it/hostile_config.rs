@@ -41,7 +41,7 @@ fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) 
 fn what_cannot_be_run_is_refused_by_name() {
     let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
     let old_style = json!({ "type": "su", "factor": 4.0 });
-    let cases: [(&str, &str, Value, &[&str]); 40] = [
+    let cases: [(&str, &str, Value, &[&str]); 47] = [
         (LLAMA, "model_type", json!("mamba"), &["mamba"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
@@ -82,6 +82,13 @@ fn what_cannot_be_run_is_refused_by_name() {
         ("opt-tiny", "do_layer_norm_before", json!(false), &["do_layer_norm_before", "false"]),
         ("opt-tiny", "word_embed_proj_dim", json!(12), &["word_embed_proj_dim", "12", "hidden_size", "24"]),
         ("opt-tiny", "layer_norm_elementwise_affine", json!(false), &["layer_norm_elementwise_affine", "false"]),
+        ("bert-tiny", "position_embedding_type", json!("relative_key"), &["position_embedding_type", "relative_key"]),
+        ("bert-tiny", "position_embedding_type", json!("relative_key_query"), &["relative_key_query"]),
+        ("bert-tiny", "is_decoder", json!(true), &["is_decoder", "true", "bert"]),
+        ("bert-tiny", "num_attention_heads", json!(5), &["hidden_size", "24", "num_attention_heads", "5"]),
+        ("bert-tiny", "hidden_act", json!("mish"), &["hidden_act", "mish"]),
+        ("distilbert-tiny", "n_heads", json!(5), &["dim", "24", "n_heads", "5"]),
+        ("distilbert-tiny", "activation", json!(1), &["activation", "1"]),
     ];
     for (model, key, value, named) in cases {
         let case = format!("{model} with {key} = {value}");
@@ -114,6 +121,8 @@ fn a_missing_key_is_named() {
     let both =
         both.chain(experts).chain([("qwen3-moe-tiny", "moe_intermediate_size"), ("qwen3-moe-tiny", "num_experts")]);
     let both = both.chain(opt.map(|key| ("opt-tiny", key)));
+    let distil = ["dim", "hidden_dim", "n_layers", "n_heads", "vocab_size"];
+    let both = both.chain(llama.map(|key| ("bert-tiny", key))).chain(distil.map(|key| ("distilbert-tiny", key)));
     for (model, key) in both.chain([(LLAMA, "model_type"), (GPT2, "model_type")]) {
         let case = format!("{model} without {key}");
         let (message, hint) = refusal(copy(model, key, Value::Null).1, &case);
@@ -134,7 +143,7 @@ fn ids_beyond_the_vocabulary_are_named() {
 
 #[test]
 fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
-    let cases: [(&str, &str, usize, &[&str]); 14] = [
+    let cases: [(&str, &str, usize, &[&str]); 17] = [
         (LLAMA, "vocab_size", 100, &["model.embed_tokens.weight", "96", "100"]),
         (LLAMA, "hidden_size", 48, &["model.embed_tokens.weight", "24", "48"]),
         (LLAMA, "intermediate_size", 41, &["model.layers.0.mlp.gate_proj.weight", "40", "41"]),
@@ -153,6 +162,9 @@ fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
         ("phi3-tiny", "intermediate_size", 41, &["model.layers.0.mlp.gate_up_proj.weight", "80", "82"]),
         ("gpt-neox-tiny", "intermediate_size", 41, &["gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "40", "41"]),
         ("opt-tiny", "max_position_embeddings", 65, &["model.decoder.embed_positions.weight", "66", "67"]),
+        ("bert-tiny", "type_vocab_size", 3, &["bert.embeddings.token_type_embeddings.weight", "2", "3"]),
+        ("bert-tiny", "intermediate_size", 41, &["bert.encoder.layer.0.intermediate.dense.weight", "40", "41"]),
+        ("distilbert-tiny", "n_layers", 3, &["distilbert.transformer.layer.2.", "missing"]),
         ("gemma2-tiny", "head_dim", 10, &["model.layers.0.self_attn.q_proj.weight", "32", "40"]),
     ];
     for (model, key, size, named) in cases {

@@ -7,14 +7,14 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::data_type::{ByteArray, ByteArrayType, FloatType, Int32Type, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::json;
 use softlm::error::UserError;
 use softlm::hub::{HubOptions, dataset_file, model};
-use softlm::text::{Split, load};
+use softlm::text::{Example, Split, examples, load};
 
 use self::server::{COMMIT, Fault, Hub, demo};
 
@@ -241,6 +241,63 @@ fn data_sets_are_read_from_parquet_and_cached() {
     assert_eq!(hub.state.lock().unwrap().seen.len(), before);
     let gone = HubOptions { endpoint: Some("http://127.0.0.1:1".into()), ..options };
     assert_eq!(load("ptb", Split::Evaluation, &gone).unwrap().sha256, sentences.sha256);
+}
+
+/// Rows of a GLUE task of pairs as the hub stores them: scores are 32-bit floats, classes whole numbers.
+fn glue_file(rows: &[(&str, &str, f32)], scores: bool) -> Vec<u8> {
+    let texts = "optional binary sentence1 (UTF8); optional binary sentence2 (UTF8);";
+    let kind = if scores { "float" } else { "int64" };
+    let schema = format!("message schema {{ {texts} optional {kind} label; optional int32 idx; }}");
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let mut file = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut file, schema, Arc::new(WriterProperties::default())).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let there = Some(vec![1; rows.len()]);
+    for second in [false, true] {
+        let mut column = group.next_column().unwrap().unwrap();
+        let text = |row: &(&str, &str, f32)| ByteArray::from(if second { row.1 } else { row.0 });
+        let values: Vec<ByteArray> = rows.iter().map(text).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, there.as_deref(), None).unwrap();
+        column.close().unwrap();
+    }
+    let mut column = group.next_column().unwrap().unwrap();
+    if scores {
+        let values: Vec<f32> = rows.iter().map(|row| row.2).collect();
+        column.typed::<FloatType>().write_batch(&values, there.as_deref(), None).unwrap();
+    } else {
+        let values: Vec<i64> = rows.iter().map(|row| row.2 as i64).collect();
+        column.typed::<Int64Type>().write_batch(&values, there.as_deref(), None).unwrap();
+    }
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let numbers: Vec<i32> = (0..rows.len() as i32).collect();
+    column.typed::<Int32Type>().write_batch(&numbers, there.as_deref(), None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    file
+}
+
+#[test]
+fn labelled_tasks_are_read_by_name_and_cached() {
+    let hub = Hub::start();
+    let glue = "datasets/nyu-mll/glue";
+    let scored = [("A man sings.", "Someone sings, \u{201c}well\u{201d}.", 3.2), ("No.", "Yes.", 0.0)];
+    hub.put(glue, "stsb/validation-00000-of-00001.parquet", &glue_file(&scored, true));
+    hub.put(glue, "stsb/train-00000-of-00001.parquet", &glue_file(&scored[1..], true));
+    hub.put(glue, "mrpc/validation-00000-of-00001.parquet", &glue_file(&[("a", "b", 1.0)], false));
+    hub.put(glue, "mrpc/train-00000-of-00001.parquet", &glue_file(&[("a", "b", -1.0)], false));
+    let options = hub.options();
+    let found = examples("stsb", Split::Evaluation, &options).unwrap();
+    let row = |row: &(&str, &str, f32), label| Example { first: row.0.into(), second: Some(row.1.into()), label };
+    assert_eq!(found.rows, [row(&scored[0], 3.2), row(&scored[1], 0.0)]);
+    assert!(found.origin.contains("nyu-mll/glue") && found.origin.contains(COMMIT), "{}", found.origin);
+    assert_eq!(examples("stsb", Split::Calibration, &options).unwrap().rows.len(), 1);
+    assert_eq!(examples("mrpc", Split::Evaluation, &options).unwrap().rows, [row(&("a", "b", 1.0), 1.0)]);
+    assert!(message(examples("mrpc", Split::Calibration, &options)).contains("secret"));
+    let offline = HubOptions { offline: true, ..options };
+    assert_eq!(examples("stsb", Split::Evaluation, &offline).unwrap().sha256, found.sha256);
+    assert!(message(examples("sst2", Split::Evaluation, &offline)).contains("not in the cache"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod parity; // logits and perplexities of other implementations
 mod second_parity; // logits of candle-transformers for every family it has
 mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
+mod encoders; // encoders on padded batches, and what is measured of them
 mod families; // every method on every family
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
 mod learn; // healing: better, deterministic, resumable
@@ -23,5 +24,6 @@ mod hub; // fetching models and data sets, against a hub of our own that also mi
 mod program; // runs the program itself, for the modules below
 mod cli; // streams, exit codes, JSON, gates, settings and corpora
 mod cli_methods; // every method through the program, on models of every kind
+mod cli_encoders; // encoders compressed, proven whole and measured as encoders
 mod cli_hostile; // input that cannot work is refused with a reason
 mod resume; // killed, interrupted and colliding runs

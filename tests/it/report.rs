@@ -51,6 +51,7 @@ fn evaluation(corpus: &str, ppl: f64, kl: Option<f64>) -> Evaluation {
         windows: 200,
         tokens: 51_000,
         bos: false,
+        masked: false,
         dtype: "f32".into(),
         ppl,
         stderr: Some(ppl * 0.012),
@@ -89,6 +90,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
         model: ModelInfo {
             name: "TinyLlama/TinyLlama_v1.1".into(),
             family: "llama".into(),
+            encoder: None,
             revision: Some("ff3c701f2424c7625fdefb9dd470f45ef18b02d6".into()),
             weights: vec![FileHash { file: "model.safetensors".into(), sha256: "a".repeat(64) }],
         },
@@ -114,6 +116,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
         learning: None,
         healing: None,
         evaluation: vec![pair("sample", 19.902, 21.1), pair("wikitext2", 50.52619, 57.1)],
+        fidelity: Vec::new(),
         cost: Cost {
             stages: vec![stage("decomposing", 83.2), stage("compressing", 12.3), stage("writing", 0.042)],
             seconds: 95.6,

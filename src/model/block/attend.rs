@@ -6,7 +6,7 @@
 //! The norms, per head, are `q_norm` and `k_norm`, where the block has them. Sites, in order: `attn_in` sees a,
 //! `attn_out` what enters O.
 
-use super::super::attention::{Scores, causal_attention};
+use super::super::attention::{Reach, Scores, Sight, attention};
 use super::super::grad;
 use super::super::ids::{Role, Site};
 use super::super::rope::Rope;
@@ -26,12 +26,21 @@ pub(in crate::model) struct Attend {
 }
 
 impl Attend {
-    /// a (batch, t, hidden) to (batch, t, hidden); `None` when the tap stopped it.
+    /// a (batch, t, hidden) to (batch, t, hidden), each position looking back; `None` when the tap stopped it.
     pub(super) fn forward(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Option<Tensor>> {
+        self.run(block, a, Reach::Back, pass)
+    }
+
+    /// The same with each position looking at the whole sequence but its padding.
+    pub(super) fn forward_both_ways(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Option<Tensor>> {
+        self.run(block, a, Reach::BothWays(pass.lengths.map(Into::into)), pass)
+    }
+
+    fn run(&self, block: &Block, a: &Tensor, reach: Reach, pass: &mut Pass) -> Result<Option<Tensor>> {
         if pass.stops_at(Site::AttnIn, a)? {
             return Ok(None);
         }
-        let mixed = self.mix(block, a)?;
+        let mixed = self.mix(block, a, Sight { scores: self.scores, reach })?;
         if pass.stops_at(Site::AttnOut, &mixed)? {
             return Ok(None);
         }
@@ -39,7 +48,7 @@ impl Attend {
     }
 
     /// (batch, t, hidden) to (batch, t, heads · head_dim).
-    fn mix(&self, block: &Block, a: &Tensor) -> Result<Tensor> {
+    fn mix(&self, block: &Block, a: &Tensor, sight: Sight) -> Result<Tensor> {
         let (batch, t, _) = a.dims3()?;
         let split =
             |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, self.head_dim))?) };
@@ -53,11 +62,11 @@ impl Attend {
                 q = rope.apply_differentiable(&q)?;
                 k = rope.apply_differentiable(&k)?;
             }
-            return grad::causal_attention(&q, &k, &v, self.scores);
+            return grad::attention(&q, &k, &v, &sight);
         }
         match &self.rope {
-            Some(rope) => causal_attention(&rope.apply(&q)?, &rope.apply(&k)?, &v, self.scores),
-            None => causal_attention(&q, &k, &v, self.scores),
+            Some(rope) => attention(&rope.apply(&q)?, &rope.apply(&k)?, &v, sight),
+            None => attention(&q, &k, &v, sight),
         }
     }
 }

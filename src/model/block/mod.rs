@@ -4,12 +4,14 @@ mod attend;
 mod experts;
 mod feed_forward;
 mod parallel;
+mod post_norm;
 mod pre_norm;
 
 pub(super) use attend::Attend;
 pub(super) use experts::Experts;
 pub(super) use feed_forward::FeedForward;
 pub(super) use parallel::Parallel;
+pub(super) use post_norm::PostNorm;
 pub(super) use pre_norm::{Inner, PreNorm};
 
 use super::grad;
@@ -20,7 +22,7 @@ use super::ops::{Activation, Norm, add, is_finite};
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -59,13 +61,14 @@ pub(super) enum Shape {
     PreNorm(PreNorm),
     /// Norms in front of attention and feed-forward layer, side by side.
     Parallel(Parallel),
+    /// Norms behind attention and feed-forward layer; positions see both ways.
+    PostNorm(PostNorm),
 }
 
 /// What a forward pass has beside the states.
 pub(super) struct Pass<'a> {
     /// Where each sequence of the batch ends when not all fill it: positions from there on are padding. A causal block
     /// need not look: nothing sees what comes behind it.
-    #[allow(dead_code, reason = "no shape looks both ways yet")]
     pub lengths: Option<&'a [usize]>,
     tap: &'a mut dyn Tap,
 }
@@ -144,10 +147,16 @@ impl Block<'_> {
 
     /// [`Block::forward`] of sequences that need not fill the batch: row i ends at `lengths[i]`, what follows is padding.
     pub fn forward_padded(&self, x: &Tensor, lengths: Option<&[usize]>, tap: &mut dyn Tap) -> Result<Option<Tensor>> {
+        let (batch, t, _) = x.dims3()?;
+        ensure!(
+            lengths.is_none_or(|l| l.len() == batch && l.iter().all(|l| (1..=t).contains(l))),
+            "{lengths:?} are no lengths of {batch} sequences in {t} positions"
+        );
         let mut pass = Pass { lengths, tap };
         let y = match self.shape {
             Shape::PreNorm(shape) => shape.forward(self, x, &mut pass)?,
             Shape::Parallel(shape) => shape.forward(self, x, &mut pass)?,
+            Shape::PostNorm(shape) => shape.forward(self, x, &mut pass)?,
         };
         if let Some(y) = &y
             && !self.differentiable

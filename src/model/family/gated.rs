@@ -5,7 +5,9 @@ use super::super::attention::Scores;
 use super::super::block::{Attend, Experts, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{FfnPart, LinearId, Role, Site};
-use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, TensorSpec, WidthKeys};
+use super::super::layout::{
+    BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, TensorSpec, WidthKeys,
+};
 use super::super::ops::Activation;
 use super::super::rope::Rope;
 use super::super::spec::{LinearSpec, Rows, Stored};
@@ -171,8 +173,13 @@ impl Gated {
             context,
             linears: (0..blocks).flat_map(|block| self.linears(block)).collect(),
             blocks: self.sight.iter().enumerate().map(|(i, sight)| self.block(i, sight, kind, activation)).collect(),
-            embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, positions: None },
-            head: HeadLayout { norm: Some(final_norm), weight: head, bias: None, soft_cap: self.logit_cap },
+            embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, ..Embedding::default() },
+            head: Readout::Next(HeadLayout {
+                norm: Some(final_norm),
+                weight: head,
+                soft_cap: self.logit_cap,
+                ..HeadLayout::default()
+            }),
             width_keys: WidthKeys {
                 dense: "intermediate_size",
                 expert: self.mixture.as_ref().map_or("intermediate_size", |mixture| mixture.width_key),

@@ -4,7 +4,9 @@ use super::super::attention::Scores;
 use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
-use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, WidthKeys};
+use super::super::layout::{
+    BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, Readout, WidthKeys,
+};
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Rows, Stored};
 use super::{must_divide, resolve_head};
@@ -71,13 +73,12 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
         context,
         linears,
         blocks: (0..blocks).map(block).collect(),
-        embedding: Embedding { tokens: embedding, scale: None, positions: Some(positions) },
-        head: HeadLayout {
+        embedding: Embedding { tokens: embedding, positions: Some(positions), ..Embedding::default() },
+        head: Readout::Next(HeadLayout {
             norm: Some(norm("norm", format!("{prefix}ln_f"))),
             weight: head,
-            bias: None,
-            soft_cap: None,
-        },
+            ..HeadLayout::default()
+        }),
         width_keys: WidthKeys { dense: "n_inner", expert: "n_inner" },
     })
 }

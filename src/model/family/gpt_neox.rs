@@ -5,7 +5,7 @@ use super::super::attention::Scores;
 use super::super::block::{Attend, FeedForward, Inner, Parallel, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
-use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, WidthKeys};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, WidthKeys};
 use super::super::ops::Activation;
 use super::super::rope::{Rope, Rotation};
 use super::super::spec::{LinearSpec, Rows, Stored};
@@ -73,13 +73,12 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
         context,
         linears: (0..blocks).flat_map(|index| table.map(|row| spec(index, row))).collect(),
         blocks: (0..blocks).map(block).collect(),
-        embedding: Embedding { tokens: embedding.to_string(), scale: None, positions: None },
-        head: HeadLayout {
+        embedding: Embedding { tokens: embedding.to_string(), ..Embedding::default() },
+        head: Readout::Next(HeadLayout {
             norm: Some(norm("norm", "gpt_neox.final_layer_norm".into())),
             weight: head,
-            bias: None,
-            soft_cap: None,
-        },
+            ..HeadLayout::default()
+        }),
         width_keys: WidthKeys { dense: "intermediate_size", expert: "intermediate_size" },
     })
 }

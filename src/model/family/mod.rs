@@ -1,5 +1,6 @@
 //! One file per family: its tensor names and how its `config.json` maps onto a [`Layout`] over the shared block shapes.
 
+mod bert;
 mod gated;
 mod gemma;
 mod gpt2;
@@ -21,7 +22,7 @@ use candle_core::Device;
 type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 
 /// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 13] = [
+const FAMILIES: [(&str, Describe); 15] = [
     ("llama", llama::layout),
     ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("mistral", mistral::layout),
@@ -35,6 +36,8 @@ const FAMILIES: [(&str, Describe); 13] = [
     ("phi3", phi3::layout),
     ("gpt_neox", gpt_neox::layout),
     ("opt", |source, config, _| opt::layout(source, config)),
+    ("bert", |source, config, _| bert::layout(source, config)),
+    ("distilbert", |source, config, _| bert::layout_distil(source, config)),
 ];
 
 /// Values of `model_type` that softlm runs.

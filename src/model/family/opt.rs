@@ -4,7 +4,9 @@ use super::super::attention::Scores;
 use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
-use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, WidthKeys};
+use super::super::layout::{
+    BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, Readout, WidthKeys,
+};
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
 use super::{must_divide, resolve_head};
@@ -77,8 +79,8 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
         context: config.usize_or("max_position_embeddings", 2048)?,
         linears: linears.collect(),
         blocks: (0..blocks).map(block).collect(),
-        embedding: Embedding { tokens: embedding, scale: None, positions: Some(positions) },
-        head: HeadLayout { norm: final_norm, weight: head, bias: None, soft_cap: None },
+        embedding: Embedding { tokens: embedding, positions: Some(positions), ..Embedding::default() },
+        head: Readout::Next(HeadLayout { norm: final_norm, weight: head, ..HeadLayout::default() }),
         width_keys: WidthKeys { dense: "ffn_dim", expert: "ffn_dim" },
     })
 }

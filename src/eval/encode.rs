@@ -1,0 +1,138 @@
+//! Sequences of any length through an encoder, in batches padded to their longest.
+
+use crate::calibrate::BATCH_TOKENS;
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::text::{Sequence, Windows};
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Hidden states kept at once, in numbers (f32): 256 MiB.
+const GROUP_ELEMENTS: usize = 64 << 20;
+
+/// How the states of a text become its embedding.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// The mean over all its tokens, special ones included.
+    #[default]
+    Mean,
+    /// The state at its first token.
+    First,
+}
+
+impl Pooling {
+    /// `mean`, `first`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pooling::Mean => "mean",
+            Pooling::First => "first",
+        }
+    }
+
+    /// The embedding, (hidden), of states (t, hidden).
+    fn of(self, states: &Tensor) -> Result<Vec<f32>> {
+        let pooled = match self {
+            Pooling::Mean => states.mean(0)?,
+            Pooling::First => states.get(0)?,
+        };
+        Ok(pooled.to_vec1()?)
+    }
+}
+
+/// A batch behind the last block.
+pub(super) struct Batch<'a> {
+    /// Which sequences it holds.
+    pub indices: &'a [usize],
+    /// (sequences, t, hidden); what lies behind a sequence's length means nothing.
+    pub states: &'a Tensor,
+    pub lengths: &'a [usize],
+}
+
+/// Calls `see` with the final states of all sequences, batch by batch, the short ones first. Weights are read once per
+/// group of batches. Steps once per sequence and block.
+pub(super) fn each_batch(
+    model: &Model,
+    sequences: &[Sequence],
+    progress: &dyn Progress,
+    see: &mut dyn FnMut(Batch) -> Result<()>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|&i| sequences[i].ids.len());
+    let length = |i: &usize| sequences[*i].ids.len();
+    if let Some(longest) = order.last().map(length).filter(|&t| t > model.context()) {
+        user_bail!(
+            "a text of {longest} tokens is longer than the model's context of {}", model.context();
+            "use a smaller --max-length or --window"
+        );
+    }
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for i in order {
+        match batches.last_mut().filter(|batch| (batch.len() + 1) * length(&i) <= BATCH_TOKENS) {
+            Some(batch) => batch.push(i),
+            None => batches.push(vec![i]),
+        }
+    }
+    let per_group = (GROUP_ELEMENTS / (BATCH_TOKENS * model.hidden()).max(1)).max(1);
+    for group in batches.chunks(per_group) {
+        let mut states: Vec<Tensor> =
+            group.iter().map(|batch| embed(model, sequences, batch)).collect::<Result<_>>()?;
+        let lengths: Vec<Vec<usize>> = group.iter().map(|batch| batch.iter().map(length).collect()).collect();
+        for index in 0..model.blocks() {
+            let block = model.block(index)?;
+            for (states, lengths) in states.iter_mut().zip(&lengths) {
+                let next = block.forward_padded(states, Some(lengths), &mut ())?;
+                *states = next.context("a forward pass without a tap was stopped")?;
+                progress.step(lengths.len() as u64)?;
+            }
+        }
+        for ((indices, states), lengths) in group.iter().zip(&states).zip(&lengths) {
+            see(Batch { indices, states, lengths })?;
+        }
+    }
+    Ok(())
+}
+
+fn embed(model: &Model, sequences: &[Sequence], batch: &[usize]) -> Result<Tensor> {
+    let longest = batch.iter().map(|&i| sequences[i].ids.len()).max().unwrap_or(0);
+    // Any id will do as padding: nobody sees it.
+    let padded = |row: &[u32]| [row, &vec![0; longest - row.len()]].concat();
+    let ids: Vec<Vec<u32>> = batch.iter().map(|&i| padded(&sequences[i].ids)).collect();
+    let types: Vec<Vec<u32>> = batch.iter().map(|&i| padded(&sequences[i].types)).collect();
+    model.embed_typed(&slices(&ids), Some(&slices(&types)))
+}
+
+fn slices(rows: &[Vec<u32>]) -> Vec<&[u32]> {
+    rows.iter().map(Vec::as_slice).collect()
+}
+
+/// The embedding of every sequence.
+pub(super) fn embeddings(
+    model: &Model,
+    sequences: &[Sequence],
+    pooling: Pooling,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<f32>>> {
+    let mut found = vec![Vec::new(); sequences.len()];
+    each_batch(model, sequences, progress, &mut |batch| {
+        for (i, (&index, &length)) in batch.indices.iter().zip(batch.lengths).enumerate() {
+            found[index] = pooling.of(&batch.states.get(i)?.narrow(0, 0, length)?)?;
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// The cosine of the angle between two embeddings; 0 where one is zero.
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let size = (dot(a, a) * dot(b, b)).sqrt();
+    if size > 0.0 { dot(a, b) / size } else { 0.0 }
+}
+
+/// Windows as sequences of one text.
+pub(super) fn of_windows(windows: &Windows) -> Vec<Sequence> {
+    windows.rows.iter().map(|row| Sequence { ids: row.ids.clone(), types: vec![0; row.ids.len()] }).collect()
+}

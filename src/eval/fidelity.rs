@@ -1,0 +1,68 @@
+//! How far an encoder's embeddings are from those of the model it was made from: what is asked of an encoder that predicts
+//! no tokens.
+
+use super::encode::{Pooling, cosine, embeddings, of_windows};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::text::Windows;
+use crate::user_bail;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+/// The mean cosine between two models' embeddings of the same windows, with its protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fidelity {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// The reference model.
+    pub base: String,
+    /// Tokens per window, special ones included.
+    pub window: usize,
+    /// Windows embedded.
+    pub windows: usize,
+    /// How states become an embedding.
+    pub pooling: Pooling,
+    /// Type the models computed in.
+    pub dtype: String,
+    /// Mean cosine.
+    pub cosine: f64,
+    /// Standard error of the mean; absent for a single window.
+    pub stderr: Option<f64>,
+    /// The least cosine of a window.
+    pub least: f64,
+}
+
+/// Embeds `windows` with `model` and with `base`.
+pub fn fidelity(
+    model: &Model,
+    base: &Model,
+    corpus: &str,
+    windows: &Windows,
+    pooling: Pooling,
+    progress: &dyn Progress,
+) -> Result<Fidelity> {
+    let sequences = of_windows(windows);
+    let (ours, theirs) =
+        (embeddings(model, &sequences, pooling, progress)?, embeddings(base, &sequences, pooling, progress)?);
+    if model.hidden() != base.hidden() {
+        user_bail!(
+            "{} has embeddings of {} numbers, {} of {}", model.source().label(), model.hidden(), base.source().label(), base.hidden();
+            "--against must name the model that it was made from"
+        );
+    }
+    let cosines: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| cosine(a, b)).collect();
+    let n = cosines.len() as f64;
+    let mean = cosines.iter().sum::<f64>() / n;
+    let variance = cosines.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    Ok(Fidelity {
+        corpus: corpus.to_string(),
+        base: base.source().label().to_string(),
+        window: windows.window,
+        windows: windows.len(),
+        pooling,
+        dtype: "f32".into(),
+        cosine: mean,
+        stderr: (cosines.len() > 1).then(|| (variance / n).sqrt()),
+        least: cosines.iter().copied().fold(1.0, f64::min),
+    })
+}

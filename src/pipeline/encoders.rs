@@ -1,0 +1,121 @@
+//! Encoders: which measure fits a model, and what its folder says about how its states are used.
+
+use super::texts::EvalText;
+use crate::checkpoint::Source;
+use crate::eval::{Evaluation, Fidelity, GlueProtocol, GlueResult, Pooling, evaluate, evaluate_masked, fidelity, glue};
+use crate::hub::HubOptions;
+use crate::model::{Model, Output};
+use crate::progress::Progress;
+use crate::text::{self, Split};
+use crate::user_bail;
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// Tokens of a text or pair where the model's folder does not say how many it takes.
+const MAX_LENGTH: usize = 128;
+
+/// What a corpus says of a model.
+#[allow(clippy::large_enum_variant, reason = "there is one per corpus")]
+pub enum Quality {
+    /// Of a model that predicts tokens, and of the original if there is one.
+    Likelihood(Evaluation, Option<Evaluation>),
+    /// Of an encoder that predicts none, compared with the original.
+    Embeddings(Fidelity),
+}
+
+/// Measures `model` on one corpus: perplexity of decoders, pseudo-perplexity of encoders that guess masked tokens, and of
+/// other encoders how close their embeddings are to the original's.
+pub fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &dyn Progress) -> Result<Quality> {
+    let (windows, name) = (&text.windows, &text.corpus.name);
+    match (model.output(), base) {
+        (Output::NextToken, _) => {
+            let (own, other) = evaluate(model, base, name, windows, progress)?;
+            Ok(Quality::Likelihood(own, other))
+        }
+        (Output::MaskedToken, _) => {
+            let mask = text.mask.context("a model that guesses masked tokens needs the mask's id")?;
+            let (own, other) = evaluate_masked(model, base, name, windows, mask, progress)?;
+            Ok(Quality::Likelihood(own, other))
+        }
+        (Output::Classes(_) | Output::States, Some(base)) => {
+            Ok(Quality::Embeddings(fidelity(model, base, name, windows, text.pooling, progress)?))
+        }
+        (Output::Classes(_) | Output::States, None) => user_bail!(
+            "{} predicts no tokens: a text alone says nothing of its quality", model.source().label();
+            "compare its embeddings with --against MODEL, or measure a task with --glue"
+        ),
+    }
+}
+
+/// Steps of progress that [`measure`] takes.
+pub fn steps(model: &Model, base: Option<&Model>, text: &EvalText) -> u64 {
+    let passes = match model.output() {
+        // Every token between the special ones is masked once.
+        Output::MaskedToken => text.windows.targets() - text.windows.len(),
+        _ => text.windows.len(),
+    };
+    ((1 + usize::from(base.is_some())) * passes * model.blocks()) as u64
+}
+
+/// Measures `model`, and the base if there is one, on labelled tasks: `sst2`, `mrpc`, `stsb`, or TASK=PATH.
+pub fn glue_tasks(
+    model: &Model,
+    base: Option<&Model>,
+    specs: &[String],
+    max_length: Option<usize>,
+    hub: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<GlueResult>> {
+    if !model.is_encoder() {
+        user_bail!("{} is a decoder, which --glue does not measure", model.source().label(); "use --ppl for decoders");
+    }
+    let source = model.source();
+    let max_length = match max_length {
+        Some(length) if length > model.context() => user_bail!(
+            "--max-length {length} is longer than the model's context of {}", model.context();
+            "use {} or less", model.context()
+        ),
+        Some(length) => length,
+        None => usual_length(source)?.min(model.context()),
+    };
+    let encoder = super::tokenizer(source)?.encoder(max_length)?;
+    let protocol = GlueProtocol { encoder: &encoder, max_length, pooling: pooling(source)? };
+    let mut results = Vec::new();
+    for spec in specs {
+        let examples = text::examples(spec, Split::Evaluation, hub)?;
+        let name = examples.task.name();
+        let texts = if examples.task.has_classes() || model.output() == Output::Classes(1) { 1 } else { 2 };
+        let passes = texts * (1 + usize::from(base.is_some())) * examples.rows.len();
+        progress.stage(&format!("evaluating {name}"), (passes * model.blocks()) as u64);
+        results.extend(glue(model, base, &examples, &protocol, progress)?);
+    }
+    Ok(results)
+}
+
+/// How the folder says that states become embeddings, in the form of sentence-transformers; the mean where it says nothing.
+pub(super) fn pooling(source: &Source) -> Result<Pooling> {
+    let Some(settings) = json(source, "1_Pooling/config.json")? else { return Ok(Pooling::Mean) };
+    let on = |key: &str| settings[key].as_bool().unwrap_or(false);
+    let others = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"];
+    if let Some(other) = others.into_iter().find(|key| on(key)) {
+        user_bail!("1_Pooling/config.json asks for `{other}`, which is not supported"; "mean and first-token pooling are");
+    }
+    match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
+        (true, true) => {
+            user_bail!("1_Pooling/config.json asks for two poolings at once"; "mean or first-token pooling alone is supported")
+        }
+        (false, true) => Ok(Pooling::First),
+        _ => Ok(Pooling::Mean),
+    }
+}
+
+fn usual_length(source: &Source) -> Result<usize> {
+    let settings = json(source, "sentence_bert_config.json")?;
+    let length = settings.and_then(|settings| settings["max_seq_length"].as_u64());
+    Ok(length.map_or(MAX_LENGTH, |length| length as usize))
+}
+
+fn json(source: &Source, name: &str) -> Result<Option<Value>> {
+    let Some(bytes) = source.side_file(name)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{name} of {} is damaged", source.label()))
+}
