@@ -53,8 +53,9 @@ impl Scores {
     }
 }
 
-/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
-/// h reads key/value head h / (heads / kv_heads). Position i sees the keys up to i that are within its window.
+/// `q` is (batch, t, heads, d), `k` and `v` are (batch, keys, kv_heads, d) with keys ≥ t: the queries stand at the last t
+/// positions. The result is (batch, t, heads · d). Query head h reads key/value head h / (heads / kv_heads). Position i
+/// sees the keys up to i that are within its window.
 pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
     if q.device().is_cpu() {
         return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention(scores))?);
@@ -65,18 +66,18 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> R
 /// [`causal_attention`] by whole-tensor operations, for any device.
 fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, kind: Scores) -> Result<Tensor> {
     let (batch, t, heads, d) = q.dims4()?;
-    let kv = k.dim(2)?;
-    let group = heads / kv;
+    let (keys, kv) = (k.dim(1)?, k.dim(2)?);
+    let (group, before) = (heads / kv, keys - t);
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let q = (heads_first(q)? * kind.scale(d))?.reshape((batch * kv, group, t, d))?;
-    let k = heads_first(k)?.reshape((batch * kv, t, d))?;
-    let v = heads_first(v)?.reshape((batch * kv, t, d))?;
+    let k = heads_first(k)?.reshape((batch * kv, keys, d))?;
+    let v = heads_first(v)?.reshape((batch * kv, keys, d))?;
     let mut parts = Vec::new();
-    for start in (0..t).step_by(QUERY_CHUNK) {
-        let len = QUERY_CHUNK.min(t - start);
+    for query in (0..t).step_by(QUERY_CHUNK) {
+        let (len, start) = (QUERY_CHUNK.min(t - query), before + query);
         let first = kind.first_seen(start);
         let seen = start + len - first;
-        let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
+        let rows = q.narrow(2, query, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
         let keys = k.narrow(1, first, seen)?.transpose(1, 2)?.contiguous()?;
         let scores = kind.cap(rows.matmul(&keys)?)?.reshape((batch * kv, group, len, seen))?;
         let mask = kind.mask(start, len, first, scores.device())?;
@@ -124,16 +125,17 @@ impl CustomOp3 for CpuAttention {
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (batch, t, heads, d) = q_layout.shape().dims4()?;
-        let kv = k_layout.shape().dims4()?.2;
+        let (_, all_keys, kv, _) = k_layout.shape().dims4()?;
+        let before = all_keys - t;
         let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
         let (width, kv_width) = (heads * d, kv * d);
         let scale = self.0.scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32);
         let mut out = vec![0f32; batch * t * width];
         let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
-            rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b * t, i * CPU_TILE, rows))
+            rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b, i * CPU_TILE, rows))
         });
-        tiles.for_each_init(Vec::new, |scores, (first, start, out)| {
-            let len = out.len() / width;
+        tiles.for_each_init(Vec::new, |scores, (b, query, out)| {
+            let (len, start) = (out.len() / width, before + query);
             let from = self.0.first_seen(start);
             let seen = start + len - from;
             // Whole lanes only: rows are padded with keys that nobody sees.
@@ -141,9 +143,9 @@ impl CustomOp3 for CpuAttention {
             scores.resize(len * stride, 0.0);
             for head in 0..heads {
                 let shared = head / (heads / kv) * d;
-                let queries = &q[(first + start) * width + head * d..];
+                let queries = &q[(b * t + query) * width + head * d..];
                 let queries = Rows { data: queries, rows: len, cols: d, stride: width };
-                let begin = (first + from) * kv_width + shared;
+                let begin = (b * all_keys + from) * kv_width + shared;
                 let keys = Rows { data: &k[begin..], rows: seen, cols: d, stride: kv_width };
                 nt_product(scores, stride, queries, keys);
                 for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
@@ -190,6 +192,24 @@ mod tests {
                 assert_eq!(tiles.dims(), [batch, t, heads * d]);
                 let error = (tiles - whole).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 assert!(error < 1e-5, "{batch} {t} {heads} {kv} {d} {kind:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_queries_alone_are_those_of_all() {
+        let (batch, t, heads, kv, d) = (2, 150, 4, 2, 8);
+        let random = |heads| Tensor::randn(0f32, 1.5, (batch, t, heads, d), &Device::Cpu).unwrap();
+        let (q, k, v) = (random(heads), random(kv), random(kv));
+        for kind in KINDS {
+            let all = causal_attention(&q, &k, &v, kind).unwrap();
+            for last in [1, 67, 149] {
+                let expected = all.narrow(1, t - last, last).unwrap();
+                let q = q.narrow(1, t - last, last).unwrap();
+                for found in [causal_attention(&q, &k, &v, kind), by_tensors(&q, &k, &v, kind)] {
+                    let error = (found.unwrap() - &expected).unwrap().abs().unwrap().max_all().unwrap();
+                    assert!(error.to_scalar::<f32>().unwrap() < 1e-5, "{last} {kind:?}");
+                }
             }
         }
     }

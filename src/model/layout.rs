@@ -2,8 +2,10 @@
 //! module runs what they describe.
 
 use super::block::Shape;
-use super::ids::Site;
 use super::spec::LinearSpec;
+
+/// The context of a model that has no longest sequence.
+pub const UNBOUNDED: usize = usize::MAX;
 
 /// A whole model.
 #[derive(Debug)]
@@ -11,7 +13,7 @@ pub(super) struct Layout {
     pub family: &'static str,
     pub hidden: usize,
     pub vocab: usize,
-    /// Longest sequence.
+    /// Longest sequence; [`UNBOUNDED`] where there is no such thing.
     pub context: usize,
     /// Every linear of every block: in block order, and within a block in the order in which activations reach them.
     pub linears: Vec<LinearSpec>,
@@ -100,17 +102,4 @@ pub(super) struct HeadLayout {
     pub bias: Option<String>,
     /// c
     pub soft_cap: Option<f64>,
-}
-
-impl Layout {
-    /// The sites of block `index` in the order in which activations reach them.
-    pub fn sites(&self, index: usize) -> Vec<Site> {
-        let mut sites = Vec::new();
-        for spec in self.linears.iter().filter(|spec| spec.id.block == index) {
-            if !sites.contains(&spec.site) {
-                sites.push(spec.site);
-            }
-        }
-        sites
-    }
 }

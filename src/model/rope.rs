@@ -62,10 +62,10 @@ impl Rope {
         Ok(Self { cos: angles(f64::cos)?, sin: angles(f64::sin)? })
     }
 
-    /// Rotates `x` (batch, t, heads, d), whose first row stands at position 0.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    /// Rotates `x` (batch, t, heads, d), whose first row stands at position `start`.
+    pub fn apply(&self, x: &Tensor, start: usize) -> Result<Tensor> {
         let (t, d) = (x.dim(1)?, x.dim(3)?);
-        let (cos, sin) = (self.cos.narrow(0, 0, t)?, self.sin.narrow(0, 0, t)?);
+        let (cos, sin) = (self.cos.narrow(0, start, t)?, self.sin.narrow(0, start, t)?);
         if x.device().is_cpu() {
             return Ok(x.contiguous()?.apply_op3_no_bwd(&cos, &sin, &Rotate)?);
         }

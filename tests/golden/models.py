@@ -25,6 +25,11 @@ gpt-neox-tiny   parallel residual, q, k, v fused head by head, biases, a quarter
 gpt-neox-tiny-serial  the same one after the other, without attention biases
 opt-tiny        learned positions from row 2 on, ReLU, biases, tied
 
+Without attention, longer than several of the chunks that the second one is computed in:
+
+mamba-tiny      f32, biases on the input and output projections, state of 6, tied
+mamba2-tiny     f32, 6 heads of 8 in 2 groups, state of 7, time steps clamped on both sides, own head
+
 Every bias and every norm weight is random, so that one that is forgotten or swapped changes the logits.
 """
 
@@ -33,8 +38,9 @@ import json
 import torch
 from transformers import (
     Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
-    GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM,
-    Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM,
+    MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
+    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
@@ -161,6 +167,15 @@ def opt():
     save(randomise(OPTForCausalLM(config), 37, 0.3), "opt-tiny", torch.float16)
 
 
+def mamba():
+    small = dict(vocab_size=96, hidden_size=24, num_hidden_layers=2, conv_kernel=4, bos_token_id=1, eos_token_id=2)
+    config = MambaConfig(**small, state_size=6, time_step_rank=3, use_bias=True)
+    save(randomise(MambaForCausalLM(config), 41, 0.3), "mamba-tiny", torch.float32)
+    config = Mamba2Config(**small, num_heads=6, head_dim=8, n_groups=2, state_size=7, chunk_size=16,
+                          time_step_limit=(0.2, 1.5), tie_word_embeddings=False)
+    save(randomise(Mamba2ForCausalLM(config), 43, 0.3), "mamba2-tiny", torch.float32)
+
+
 if __name__ == "__main__":
     arguments(__doc__.splitlines()[0])
     gpt2()
@@ -174,3 +189,4 @@ if __name__ == "__main__":
     phi3()
     gpt_neox()
     opt()
+    mamba()

@@ -31,7 +31,7 @@ impl Attend {
         if pass.stops_at(Site::AttnIn, a)? {
             return Ok(None);
         }
-        let mixed = self.mix(block, a)?;
+        let mixed = self.mix(block, a, pass)?;
         if pass.stops_at(Site::AttnOut, &mixed)? {
             return Ok(None);
         }
@@ -39,13 +39,13 @@ impl Attend {
     }
 
     /// (batch, t, hidden) to (batch, t, heads · head_dim).
-    fn mix(&self, block: &Block, a: &Tensor) -> Result<Tensor> {
+    fn mix(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (batch, t, _) = a.dims3()?;
         let split =
             |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, self.head_dim))?) };
-        let q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
-        let k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
-        let v = split(Role::V, self.kv_heads)?;
+        let mut q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
+        let mut k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
+        let mut v = split(Role::V, self.kv_heads)?;
         if block.differentiable {
             let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
             let (mut q, mut k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
@@ -55,9 +55,12 @@ impl Attend {
             }
             return grad::causal_attention(&q, &k, &v, self.scores);
         }
-        match &self.rope {
-            Some(rope) => causal_attention(&rope.apply(&q)?, &rope.apply(&k)?, &v, self.scores),
-            None => causal_attention(&q, &k, &v, self.scores),
+        if let Some(rope) = &self.rope {
+            (q, k) = (rope.apply(&q, pass.start())?, rope.apply(&k, pass.start())?);
         }
+        if let Some(memory) = &mut pass.memory {
+            (k, v) = memory.attend(&k, &v)?;
+        }
+        causal_attention(&q, &k, &v, self.scores)
     }
 }

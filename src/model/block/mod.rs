@@ -2,13 +2,17 @@
 
 mod attend;
 mod feed_forward;
+mod memory;
 mod parallel;
 mod pre_norm;
+mod state_space;
 
 pub(super) use attend::Attend;
 pub(super) use feed_forward::FeedForward;
+pub use memory::Memory;
 pub(super) use parallel::Parallel;
 pub(super) use pre_norm::PreNorm;
+pub(super) use state_space::{Selection, StateSpace};
 
 use super::grad;
 use super::ids::{Role, Site};
@@ -18,7 +22,7 @@ use super::ops::{Activation, Norm, add, is_finite};
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -51,6 +55,8 @@ pub(super) enum Shape {
     PreNorm(PreNorm),
     /// Norms in front of attention and feed-forward layer, side by side.
     Parallel(Parallel),
+    /// A gated recurrence.
+    StateSpace(StateSpace),
 }
 
 /// What a forward pass has beside the states.
@@ -59,10 +65,17 @@ pub(super) struct Pass<'a> {
     /// need not look: nothing sees what comes behind it.
     #[allow(dead_code, reason = "no shape looks both ways yet")]
     pub lengths: Option<&'a [usize]>,
+    /// What the block has seen before, when positions come in pieces.
+    pub memory: Option<&'a mut Memory>,
     tap: &'a mut dyn Tap,
 }
 
 impl Pass<'_> {
+    /// Position of the first of the states.
+    fn start(&self) -> usize {
+        self.memory.as_ref().map_or(0, |memory| memory.seen())
+    }
+
     /// Shows `x` to the tap; `true` when that is all it wants to see.
     fn stops_at(&mut self, site: Site, x: &Tensor) -> Result<bool> {
         Ok(self.tap.see(site, x)? == Flow::Stop)
@@ -126,10 +139,23 @@ impl Block<'_> {
 
     /// [`Block::forward`] of sequences that need not fill the batch: row i ends at `lengths[i]`, what follows is padding.
     pub fn forward_padded(&self, x: &Tensor, lengths: Option<&[usize]>, tap: &mut dyn Tap) -> Result<Option<Tensor>> {
-        let mut pass = Pass { lengths, tap };
+        self.run(x, Pass { lengths, memory: None, tap })
+    }
+
+    /// Runs x (batch, t, hidden) through the block as what follows the positions in `memory`, and adds it to them. Not for
+    /// differentiable blocks.
+    pub fn forward_onward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        ensure!(!self.differentiable, "a differentiable block remembers nothing");
+        let y = self.run(x, Pass { lengths: None, memory: Some(&mut *memory), tap: &mut () })?;
+        memory.advance(x.dim(1)?);
+        y.context("a forward pass without a tap was stopped")
+    }
+
+    fn run(&self, x: &Tensor, mut pass: Pass) -> Result<Option<Tensor>> {
         let y = match self.shape {
             Shape::PreNorm(shape) => shape.forward(self, x, &mut pass)?,
             Shape::Parallel(shape) => shape.forward(self, x, &mut pass)?,
+            Shape::StateSpace(shape) => shape.forward(self, x, &mut pass)?,
         };
         if let Some(y) = &y
             && !self.differentiable

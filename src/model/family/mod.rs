@@ -5,6 +5,7 @@ mod gemma;
 mod gpt2;
 mod gpt_neox;
 mod llama;
+mod mamba;
 mod mistral;
 mod opt;
 mod phi3;
@@ -20,7 +21,7 @@ use candle_core::Device;
 type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 
 /// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 10] = [
+const FAMILIES: [(&str, Describe); 12] = [
     ("llama", llama::layout),
     ("mistral", mistral::layout),
     ("qwen2", qwen::layout2),
@@ -30,6 +31,8 @@ const FAMILIES: [(&str, Describe); 10] = [
     ("phi3", phi3::layout),
     ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("gpt_neox", gpt_neox::layout),
+    ("mamba", |source, config, _| mamba::layout1(source, config)),
+    ("mamba2", |source, config, _| mamba::layout2(source, config)),
     ("opt", |source, config, _| opt::layout(source, config)),
 ];
 
