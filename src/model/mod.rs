@@ -19,9 +19,11 @@ mod linear;
 mod block;
 mod head;
 mod opened;
+mod decoder;
 mod family;
 
 pub use block::{Block, Flow, Memory, Tap};
+pub use decoder::Decoder;
 pub use family::known_families;
 pub use head::Head;
 pub use ids::{FfnPart, LinearId, Role, Site};

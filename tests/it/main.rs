@@ -7,6 +7,7 @@ mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
 mod families; // every method on every family
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
+mod generate; // what is written, remembered or computed again; greedy ids of transformers; the command
 mod state_space; // what only state-space blocks have: small linears, infinite limits, pruning that does not apply
 mod learn; // healing: better, deterministic, resumable
 mod checkpoint; // reading, writing and proving whole checkpoints

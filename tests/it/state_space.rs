@@ -67,6 +67,10 @@ fn every_method_runs_through_the_program() {
             let reloaded = eval["perplexity"][0]["ppl"].as_f64().expect("a perplexity");
             assert!((reloaded / after - 1.0).abs() < 1e-9, "{out}: {reloaded} {after}");
 
+            let said = place.run(&format!("generate {out} --max-tokens 8 --prompt the --json")).fine();
+            let json: Value = serde_json::from_str(&said.stdout).expect("one JSON object");
+            assert!(json["ids"].as_array().is_some_and(|ids| ids.len() <= 8), "{out}: {json}");
+
             let pruned: Vec<&String> =
                 report.notes.iter().filter(|note| note.contains("state-space blocks do not have")).collect();
             assert_eq!(pruned.len(), usize::from(method == "lorap"), "{out}: {:?}", report.notes);
