@@ -15,13 +15,10 @@ pub(super) use conv::{causal_conv, causal_conv_differentiable, softplus, softplu
 pub(super) use grad::scan_differentiable;
 
 use super::ops::with_numbers;
-use super::simd::{self, LANES, exp32, fold};
+use super::simd::{self, LANES, exp32};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-
-/// Channels that one thread takes through all positions at once: what it reads of a row then lies together.
-const CHANNELS: usize = 16;
 
 /// Sizes of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +64,12 @@ impl Scan {
         let mut y = vec![0f32; batch * t * channels];
         with_numbers(rows, |rows| {
             let of_batch = |b: usize| &rows[b * t * width..(b + 1) * t * width];
+            let in_group = channels / self.groups;
             let pieces = states.par_chunks_mut(channels * state).enumerate().flat_map(|(b, states)| {
-                states.par_chunks_mut(CHANNELS * state).enumerate().map(move |(i, states)| (b, i * CHANNELS, states))
+                states.par_chunks_mut(in_group * state).enumerate().flat_map(move |(group, states)| {
+                    let pieces = states.par_chunks_mut(LANES * state).enumerate();
+                    pieces.map(move |(i, states)| (b, group * in_group + i * LANES, states))
+                })
             });
             // Channel by channel first, as each thread works; then in the order in which they are wanted.
             let done: Vec<(usize, usize, Vec<f32>)> = pieces
@@ -94,7 +95,10 @@ impl Scan {
     }
 }
 
-/// Some channels of one sequence.
+/// A number of each of some channels that are worked on at once.
+type Lanes = [f32; LANES];
+
+/// At most [`LANES`] channels of one sequence, all of one group.
 pub struct Piece<'a> {
     scan: Scan,
     /// (t, width)
@@ -113,62 +117,68 @@ simd::for_each_width! {
     pub fn advance(piece: &Piece, states: &mut [f32], y: &mut [f32]) {
         let Piece { scan, rows, a, per_head, skip, first, count } = *piece;
         let (channels, n) = (scan.channels(), scan.state);
+        // Channels side by side, so that nothing has to be summed across them; those that are too many stay zero.
+        let mut heads = [0; LANES];
+        let mut h: Vec<Lanes> = vec![[0f32; LANES]; n];
+        let mut wide_a: Vec<Lanes> = vec![[0f32; LANES]; per_head];
+        for (i, state) in states.chunks_exact(n).enumerate() {
+            heads[i] = (first + i) / scan.per_head;
+            for (h, x) in h.iter_mut().zip(state) {
+                h[i] = *x;
+            }
+            for (wide, a) in wide_a.iter_mut().zip(&a[heads[i] * per_head..]) {
+                wide[i] = *a;
+            }
+        }
+        let mut decay = wide_a.clone();
+        let b_of = scan.b_of(heads[0]);
+        let (mut c, mut dt) = ([0f32; LANES], [0f32; LANES]);
         for (row, y) in rows.chunks_exact(scan.width()).zip(y.chunks_exact_mut(count)) {
-            for ((i, y), h) in y.iter_mut().enumerate().zip(states.chunks_exact_mut(n)) {
-                let channel = first + i;
-                let head = channel / scan.per_head;
-                let (c, dt) = (row[channel], row[channels + head]);
-                let b = &row[scan.b_of(head)..][..n];
-                let out = &row[scan.b_of(head) + scan.groups * n..][..n];
-                let a = &a[head * per_head..(head + 1) * per_head];
-                let sum = if a.len() == n {
-                    step(h, b, out, dt * c, a, dt)
-                } else {
-                    step_evenly(h, b, out, dt * c, exp32(dt * a[0]))
-                };
-                *y = sum + skip[head] * c;
+            c[..count].copy_from_slice(&row[first..first + count]);
+            for (dt, head) in dt.iter_mut().zip(&heads[..count]) {
+                *dt = row[channels + head];
+            }
+            let mut u = [0f32; LANES];
+            for i in 0..LANES {
+                u[i] = dt[i] * c[i];
+            }
+            for (decay, a) in decay.iter_mut().zip(&wide_a) {
+                for i in 0..LANES {
+                    decay[i] = exp32(dt[i] * a[i]);
+                }
+            }
+            let (b, out) = (&row[b_of..][..n], &row[b_of + scan.groups * n..][..n]);
+            let sum = match decay.len() == n {
+                true => mix::<true>(&mut h, &decay, b, out, &u),
+                false => mix::<false>(&mut h, &decay, b, out, &u),
+            };
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = sum[i] + skip[heads[i]] * c[i];
+            }
+        }
+        for (i, state) in states.chunks_exact_mut(n).enumerate() {
+            for (h, x) in h.iter().zip(state) {
+                *x = h[i];
             }
         }
     }
 }
 
-/// h ← exp(dt · a) ∘ h + u b; ⟨out, h⟩.
+/// h ← decay ∘ h + b u for each entry of the state; Σ out h. `EACH` entry has its own decay, or all share one.
 #[inline(always)]
-fn step(h: &mut [f32], b: &[f32], out: &[f32], u: f32, a: &[f32], dt: f32) -> f32 {
-    let (h, h_rest) = h.as_chunks_mut::<LANES>();
-    let ((a, a_rest), (b, b_rest), (out, out_rest)) =
-        (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), out.as_chunks::<LANES>());
-    let mut lanes = [0f32; LANES];
-    for (((h, a), b), out) in h.iter_mut().zip(a).zip(b).zip(out) {
+fn mix<const EACH: bool>(h: &mut [Lanes], decay: &[Lanes], b: &[f32], out: &[f32], u: &Lanes) -> Lanes {
+    // Values, not places: only then do compilers keep them in registers.
+    let (mut sum, u, one) = ([0f32; LANES], *u, decay[0]);
+    for (k, ((h, b), out)) in h.iter_mut().zip(b).zip(out).enumerate() {
+        let decay = if EACH { decay[k] } else { one };
+        let mut next = *h;
         for i in 0..LANES {
-            h[i] = exp32(dt * a[i]) * h[i] + u * b[i];
-            lanes[i] += h[i] * out[i];
+            next[i] = decay[i] * next[i] + u[i] * b;
         }
-    }
-    let mut sum = fold(lanes, |x, y| x + y);
-    for (((h, a), b), out) in h_rest.iter_mut().zip(a_rest).zip(b_rest).zip(out_rest) {
-        *h = exp32(dt * a) * *h + u * b;
-        sum += *h * out;
-    }
-    sum
-}
-
-/// h ← decay · h + u b; ⟨out, h⟩.
-#[inline(always)]
-fn step_evenly(h: &mut [f32], b: &[f32], out: &[f32], u: f32, decay: f32) -> f32 {
-    let (h, h_rest) = h.as_chunks_mut::<LANES>();
-    let ((b, b_rest), (out, out_rest)) = (b.as_chunks::<LANES>(), out.as_chunks::<LANES>());
-    let mut lanes = [0f32; LANES];
-    for ((h, b), out) in h.iter_mut().zip(b).zip(out) {
         for i in 0..LANES {
-            h[i] = decay * h[i] + u * b[i];
-            lanes[i] += h[i] * out[i];
+            sum[i] += next[i] * out;
         }
-    }
-    let mut sum = fold(lanes, |x, y| x + y);
-    for ((h, b), out) in h_rest.iter_mut().zip(b_rest).zip(out_rest) {
-        *h = decay * *h + u * b;
-        sum += *h * out;
+        *h = next;
     }
     sum
 }
