@@ -16,16 +16,20 @@ pub type BlockStats = BTreeMap<Site, SiteStats>;
 ///
 /// The forward pass stops behind the last of the sites, so early sites are cheap. `heldout` states never enter the
 /// sums.
+///
+/// An expert to which fewer tokens were routed than a site of it has channels has too little to be calibrated with: that
+/// site then sees every token of the block, as if all of them had been routed there.
 pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site]) -> Result<BlockStats> {
-    let mut collector = Collector { sites, keep: false, stats: BTreeMap::new() };
-    for batch in states.batches() {
-        block.forward(batch, &mut collector)?;
+    let mut stats = gather(block, states, heldout, sites, false)?;
+    let few = |site: &Site| {
+        let starved = |stats: &SiteStats| stats.tokens < stats.width() as u64;
+        expert(*site).is_some() && stats.get(site).is_some_and(starved)
+    };
+    let starved: Vec<Site> = sites.iter().copied().filter(few).collect();
+    if !starved.is_empty() {
+        stats.extend(gather(block, states, heldout, &starved, true)?);
     }
-    collector.keep = true;
-    for batch in heldout.batches() {
-        block.forward(batch, &mut collector)?;
-    }
-    for (site, stats) in &mut collector.stats {
+    for (site, stats) in &mut stats {
         stats.gram.mirror_lower();
         if !stats.sum.iter().all(|x| x.is_finite()) {
             user_bail!(
@@ -34,11 +38,33 @@ pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site])
             );
         }
     }
+    Ok(stats)
+}
+
+/// The expert that a site belongs to.
+fn expert(site: Site) -> Option<u16> {
+    match site {
+        Site::ExpertIn(expert) | Site::ExpertOut(expert) => Some(expert),
+        _ => None,
+    }
+}
+
+/// One pass over both kinds of states; with `every_token`, the experts among `sites` see what is routed to others too.
+fn gather(block: &Block, states: &States, heldout: &States, sites: &[Site], every_token: bool) -> Result<BlockStats> {
+    let mut collector = Collector { sites, every_token, keep: false, stats: BTreeMap::new() };
+    for batch in states.batches() {
+        block.forward(batch, &mut collector)?;
+    }
+    collector.keep = true;
+    for batch in heldout.batches() {
+        block.forward(batch, &mut collector)?;
+    }
     Ok(collector.stats)
 }
 
 struct Collector<'a> {
     sites: &'a [Site],
+    every_token: bool,
     /// Keep rows as held-out inputs instead of adding them to the sums.
     keep: bool,
     stats: BlockStats,
@@ -53,6 +79,10 @@ impl Tap for Collector<'_> {
             with_numbers(x, |rows| if keep { stats.heldout.extend_from_slice(rows) } else { stats.add(rows) })?;
         }
         Ok(if self.sites.last() == Some(&site) { Flow::Stop } else { Flow::Continue })
+    }
+
+    fn wants_every_token(&self, expert: u16) -> bool {
+        self.every_token && self.sites.iter().any(|site| self::expert(*site) == Some(expert))
     }
 }
 

@@ -29,6 +29,7 @@ const FUSED: &[(&str, &[&str])] = &[
 const FEED_FORWARD: &[(&[(&str, usize)], &str)] = &[
     (&[("gate_proj", 1), ("up_proj", 1), ("gate_up_proj", 2)], "down_proj"),
     (&[("gate_up_proj.gate", 1), ("gate_up_proj.up", 1)], "down_proj"),
+    (&[("w1", 1), ("w3", 1)], "w2"),
     (&[("c_fc", 1)], "c_proj"),
     (&[("fc1", 1)], "fc2"),
     (&[("dense_h_to_4h", 1)], "dense_4h_to_h"),

@@ -14,6 +14,7 @@ const TIED: &[&str] = &[
     "lm_head.weight",
     "gpt_neox.embed_in.weight",
     "embed_out.weight",
+    "backbone.embeddings.weight",
 ];
 
 /// Adds a problem for every tensor of the base that the output lacks or has in another shape, and for every tensor of

@@ -70,6 +70,12 @@ impl Linear {
         Ok(y.reshape(shape)?)
     }
 
+    /// Number of inputs.
+    pub fn width(&self) -> usize {
+        let (Linear::Dense { weight: last, .. } | Linear::LowRank { a: last, .. }) = self;
+        last.dims().get(1).copied().unwrap_or(0)
+    }
+
     /// The bias, (out), if there is one.
     pub fn bias(&self) -> Option<&Tensor> {
         match self {

@@ -2,7 +2,7 @@
 
 use super::block::Block;
 use super::head::Head;
-use super::ids::{Role, Site};
+use super::ids::{LinearId, Site};
 use super::layout::Layout;
 use super::linear::load_bias;
 use super::spec::LinearSpec;
@@ -93,9 +93,13 @@ impl Model {
     }
 
     /// Key of config.json that holds the width of the feed-forward layer that a linear belongs to.
-    pub fn width_key(&self, role: Role) -> &'static str {
+    pub fn width_key(&self, id: LinearId) -> &'static str {
         let keys = self.layout.width_keys;
-        if role.expert().is_some() { keys.expert } else { keys.dense }
+        if id.role.expert().is_some() {
+            return keys.expert;
+        }
+        let shared = self.layout.blocks.get(id.block).and_then(|block| block.shape.shared_width_key());
+        shared.unwrap_or(keys.dense)
     }
 
     /// The bias (out) of a linear, if it has one.

@@ -92,7 +92,7 @@ fn config(run: &Run, plan: &Plan) -> Result<Map<String, Value>> {
             }
             Some(Choice::Width(width)) => {
                 linears.insert(spec.name.clone(), json!({ "width": width }));
-                config.insert(run.model.width_key(spec.id.role).to_string(), json!(width));
+                config.insert(run.model.width_key(spec.id).to_string(), json!(width));
             }
             Some(Choice::Dense) | None => {}
         }

@@ -96,17 +96,12 @@ impl Run<'_> {
         let narrowed =
             self.model.block_linears(index).filter(|spec| matches!(plan.choice(spec.id), Some(Choice::Width(_))));
         let narrowed: Vec<Site> = narrowed.map(|spec| spec.site).collect();
-        let mut groups: Vec<Vec<Site>> = Vec::new();
-        for site in sites {
-            match groups.last_mut() {
-                // Channels are chosen by looking at both ends of the feed-forward layer.
-                Some(last) if narrowed.contains(&site) && last.iter().any(|other| narrowed.contains(other)) => {
-                    last.push(site);
-                }
-                _ => groups.push(vec![site]),
-            }
-        }
-        groups
+        // Channels are chosen by looking at both ends of the feed-forward layer, and experts stand side by side.
+        let together = |a: &Site, b: &Site| match (a, b) {
+            (Site::ExpertIn(_), Site::ExpertIn(_)) | (Site::ExpertOut(_), Site::ExpertOut(_)) => true,
+            (a, b) => narrowed.contains(a) && narrowed.contains(b),
+        };
+        sites.chunk_by(together).map(<[Site]>::to_vec).collect()
     }
 
     /// Statistics of a block: from the user's folder when it has them, else collected now (and put there).
@@ -153,6 +148,7 @@ impl Run<'_> {
             done.tensors.extend(tensors);
             done.linears.push(report);
         }
+        narrowed.sort_by_key(|(spec, _)| spec.id.role.expert());
         for layer in narrowed.chunk_by(|(a, _), (b, _)| a.id.role.expert() == b.id.role.expert()) {
             let specs: Vec<&LinearSpec> = layer.iter().map(|(spec, _)| *spec).collect();
             self.narrow(block, &specs, stats, layer[0].1, done)?;

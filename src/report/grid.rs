@@ -7,6 +7,9 @@ use super::{LinearReport, Report};
 /// Order of columns; roles not listed come after in the order in which they occur.
 const ROLES: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 
+/// In front of the role of an expert's linear.
+const EXPERT: &str = "e.";
+
 /// Blocks that were treated alike, and how.
 pub(super) struct Row {
     /// `3`, or `0-7` for a run of equal blocks.
@@ -31,15 +34,17 @@ impl Grid {
     pub fn new(linears: &[LinearReport]) -> Self {
         let mut roles: Vec<String> = Vec::new();
         for linear in linears {
-            if !roles.iter().any(|role| role == short_role(linear)) {
-                roles.push(short_role(linear).to_string());
+            let role = short_role(linear);
+            if !roles.contains(&role) {
+                roles.push(role);
             }
         }
         roles.sort_by_key(|role| role_order(role));
         let mut rows: Vec<(Run, Vec<String>)> = Vec::new();
         for linears in linears.chunk_by(|a, b| block(a) == block(b)) {
-            let of_role = |role: &String| linears.iter().find(|linear| short_role(linear) == role);
-            let cells = roles.iter().map(|role| of_role(role).map(cell).unwrap_or_default()).collect();
+            let of_role =
+                |role: &String| linears.iter().filter(|linear| short_role(linear) == *role).map(cell).collect();
+            let cells = roles.iter().map(|role| range(of_role(role))).collect();
             let run = Run::new(linears);
             match rows.last_mut() {
                 Some((last, same)) if *same == cells => last.extend(run),
@@ -77,6 +82,9 @@ impl Grid {
         let mut parts = Vec::new();
         if any(&|cell| cell.starts_with(|c: char| c.is_ascii_digit())) {
             parts.push("number: rank of the two factors");
+        }
+        if self.roles.iter().any(|role| role.starts_with(EXPERT)) {
+            parts.push("e.: least and most among the experts");
         }
         if any(&|cell| cell == "dense") {
             parts.push("dense: unchanged");
@@ -129,8 +137,21 @@ fn block(linear: &LinearReport) -> &str {
     linear.id.split_once('.').map_or(linear.id.as_str(), |(block, _)| block)
 }
 
-fn short_role(linear: &LinearReport) -> &str {
-    linear.id.rsplit_once('.').map_or(linear.id.as_str(), |(_, role)| role)
+/// `q`, `down`; the experts of a block share `e.gate`, `e.up` and `e.down`.
+fn short_role(linear: &LinearReport) -> String {
+    let role = linear.id.rsplit_once('.').map_or(linear.id.as_str(), |(_, role)| role);
+    if linear.id.contains(".moe.") { format!("{EXPERT}{role}") } else { role.to_string() }
+}
+
+/// The least and the most of several cells, which is the same for one.
+fn range(mut cells: Vec<String>) -> String {
+    // Numbers in their order, dense behind them.
+    cells.sort_by_key(|cell| (cell.parse().unwrap_or(usize::MAX), cell.clone()));
+    match (cells.first(), cells.last()) {
+        (Some(least), Some(most)) if least != most => format!("{least}-{most}"),
+        (Some(all), _) => all.clone(),
+        (None, _) => String::new(),
+    }
 }
 
 fn role_order(role: &str) -> usize {
@@ -155,7 +176,7 @@ pub(super) fn shapes(report: &Report) -> Option<String> {
     let grid = Grid::new(&report.linears);
     let mut groups: Vec<([usize; 2], Vec<&str>)> = Vec::new();
     for role in &grid.roles {
-        let mut of_role = report.linears.iter().filter(|linear| short_role(linear) == role).map(|linear| linear.shape);
+        let mut of_role = report.linears.iter().filter(|linear| short_role(linear) == *role).map(|linear| linear.shape);
         let shape = of_role.next()?;
         if of_role.any(|other| other != shape) {
             return None;

@@ -24,10 +24,14 @@ phi3-tiny       q, k, v and gate, up fused, half of each head rotated, sliding w
 gpt-neox-tiny   parallel residual, q, k, v fused head by head, biases, a quarter of each head rotated, own head
 gpt-neox-tiny-serial  the same one after the other, without attention biases
 opt-tiny        learned positions from row 2 on, ReLU, biases, tied
+mixtral-tiny    4 experts, 2 per token
+qwen2-moe-tiny  6 experts, 2 per token, whose weights do not sum to 1, and a shared one
+qwen3-moe-tiny  5 experts, 3 per token, in the second block alone; norms on queries and keys
 
 Without attention, longer than several of the chunks that the second one is computed in:
 
 mamba-tiny      f32, biases on the input and output projections, state of 6, tied
+mamba-tiny-16   f32, no biases on the projections, state of 16, rank 2, as large models have it
 mamba2-tiny     f32, 6 heads of 8 in 2 groups, state of 7, time steps clamped on both sides, own head
 
 Every bias and every norm weight is random, so that one that is forgotten or swapped changes the logits.
@@ -39,8 +43,9 @@ import torch
 from transformers import (
     Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
     GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM,
-    MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
-    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config,
+    Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3Config,
+    Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
 )
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
@@ -171,9 +176,23 @@ def mamba():
     small = dict(vocab_size=96, hidden_size=24, num_hidden_layers=2, conv_kernel=4, bos_token_id=1, eos_token_id=2)
     config = MambaConfig(**small, state_size=6, time_step_rank=3, use_bias=True)
     save(randomise(MambaForCausalLM(config), 41, 0.3), "mamba-tiny", torch.float32)
+    config = MambaConfig(**small, state_size=16)
+    save(randomise(MambaForCausalLM(config), 53, 0.3), "mamba-tiny-16", torch.float32)
     config = Mamba2Config(**small, num_heads=6, head_dim=8, n_groups=2, state_size=7, chunk_size=16,
                           time_step_limit=(0.2, 1.5), tie_word_embeddings=False)
     save(randomise(Mamba2ForCausalLM(config), 43, 0.3), "mamba2-tiny", torch.float32)
+
+
+def mixtures():
+    config = MixtralConfig(**SMALL | dict(intermediate_size=20, num_local_experts=4, num_experts_per_tok=2,
+                                          rope_theta=800.0))
+    save(randomise(MixtralForCausalLM(config), 41, 0.3), "mixtral-tiny", torch.float16)
+    config = Qwen2MoeConfig(**SMALL | dict(moe_intermediate_size=16, shared_expert_intermediate_size=20, num_experts=6,
+                                           num_experts_per_tok=2, rope_theta=800.0))
+    save(randomise(Qwen2MoeForCausalLM(config), 43, 0.3), "qwen2-moe-tiny", torch.float16)
+    config = Qwen3MoeConfig(**SMALL | dict(moe_intermediate_size=16, num_experts=5, num_experts_per_tok=3, head_dim=8,
+                                           norm_topk_prob=True, mlp_only_layers=[0], rope_theta=800.0))
+    save(randomise(Qwen3MoeForCausalLM(config), 47, 0.3), "qwen3-moe-tiny", torch.float16)
 
 
 if __name__ == "__main__":
@@ -190,3 +209,4 @@ if __name__ == "__main__":
     gpt_neox()
     opt()
     mamba()
+    mixtures()

@@ -1,11 +1,12 @@
 //! Every method on every family: each generated model under `tests/golden/models`, compressed through the pipeline.
 //! A family is here as soon as its model is.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use softlm::calibrate::{States, collect};
 use softlm::checkpoint::{Source, verify};
 use softlm::machine::StageClock;
 use softlm::method::METHODS;
-use softlm::model::{Linear, Model};
+use softlm::model::{Block, FfnPart, Flow, Linear, Model, Role, Site, Tap};
 use softlm::pipeline::{Calibration, EvalText, compress_windows};
 use softlm::plan::largest_saving_rank;
 use softlm::recipe::Options;
@@ -82,12 +83,78 @@ fn every_method_works_on_every_family() {
 
             let (before, after) = (&report.evaluation[0].before.perplexity, &report.evaluation[0].after.perplexity);
             assert!(after.nll.is_finite() && after.nll != before.nll, "{case}: {} {}", before.nll, after.nll);
+            let table = softlm::report::table(&report, 120, false);
+            assert_eq!(
+                table.contains("e.down"),
+                report.linears.iter().any(|l| l.id.contains(".moe.")),
+                "{case}: {table}"
+            );
             let compressed = open(&output);
             check_linears(&compressed, &report, &case);
             let kl = report.evaluation[0].after.divergence.as_ref().expect("a divergence").kl;
             assert!(kl > 0.0 && kl.is_finite(), "{case}: {kl}");
         }
     }
+}
+
+#[test]
+fn experts_with_few_tokens_are_calibrated_with_all() {
+    let model = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen2-moe-tiny"));
+    let sites = model.block_sites(0);
+    let block = model.block(0).expect("a block");
+    let nothing = States::embed::<&[u32]>(&model, &[]).expect("nothing");
+    // 40 tokens: enough for every token's channels (24), and for no expert's share of a third.
+    let few: Vec<u32> = (0..40u32).map(|i| (7 + 31 * i) % 96).collect();
+    let states = States::embed(&model, &[few]).expect("embedded");
+    let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
+    let every = &stats[&Site::MlpIn];
+    assert_eq!(every.tokens, 40);
+    let mut starved = 0;
+    for expert in 0..6 {
+        let (entering, inner) = (&stats[&Site::ExpertIn(expert)], &stats[&Site::ExpertOut(expert)]);
+        assert!(entering.tokens >= 24 && inner.tokens >= 16, "{expert}: {} {}", entering.tokens, inner.tokens);
+        if entering.tokens == 40 {
+            // What enters an expert that sees every token is what enters the shared one.
+            assert_eq!(entering.gram, every.gram, "{expert}");
+            starved += 1;
+        }
+        if inner.tokens == 40 {
+            // act(Gate x) ∘ Up x of every token, by hand.
+            let x = rows_at(&block, &states, Site::MlpIn);
+            let role = |part| block.linear(Role::Expert(expert, part)).expect("an expert").forward(&x).expect("rows");
+            let (gate, up) = (role(FfnPart::Gate), role(FfnPart::Up));
+            let wanted: Vec<f32> = (gate.silu().unwrap() * up).unwrap().sum(0).unwrap().to_vec1().expect("numbers");
+            let close = |(sum, wanted): (&f64, &f32)| {
+                (sum - f64::from(*wanted)).abs() < f64::from(1e-4 * wanted.abs().max(1.0))
+            };
+            assert!(inner.sum.iter().zip(&wanted).all(close), "{expert}: {:?} {wanted:?}", inner.sum);
+        }
+    }
+    assert!(starved >= 3, "{starved} experts saw every token");
+    // With enough text each sees what is routed to it: two experts per token.
+    let many: Vec<Vec<u32>> =
+        (0..8u32).map(|w| (0..96u32).map(|i| (7 + 31 * i + w * i * i + 5 * w) % 96).collect()).collect();
+    let states = States::embed(&model, &many).expect("embedded");
+    let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
+    let routed: u64 = (0..6).map(|expert| stats[&Site::ExpertIn(expert)].tokens).sum();
+    assert_eq!(routed, 2 * 8 * 96);
+}
+
+/// What enters `site`, one token per row.
+fn rows_at(block: &Block, states: &States, site: Site) -> Tensor {
+    struct At(Site, Vec<Tensor>);
+    impl Tap for At {
+        fn see(&mut self, site: Site, x: &Tensor) -> anyhow::Result<Flow> {
+            if site == self.0 {
+                let width = x.dims()[x.rank() - 1];
+                self.1.push(x.reshape(((), width))?);
+            }
+            Ok(Flow::Continue)
+        }
+    }
+    let mut at = At(site, Vec::new());
+    states.batches().iter().for_each(|batch| drop(block.forward(batch, &mut at).expect("a forward pass")));
+    Tensor::cat(&at.1, 0).expect("rows")
 }
 
 /// What was loaded again is what was reported, and every rank saves parameters.

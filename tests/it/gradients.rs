@@ -219,9 +219,10 @@ fn gradients_are_those_of_finite_differences() {
                 set(value);
                 slope
             };
-            // The error of a central difference is quadratic: two of them cancel it. Where the loss bends sharply the
-            // steps must be short, where it does not they must be long enough for rounding not to matter.
-            let found = [0.02, 0.005, 0.00125].map(|step| (4.0 * slope(step) - slope(2.0 * step)) / 3.0);
+            // The error of a central difference is quadratic: two of them cancel it. Where the loss bends sharply,
+            // or jumps because a token changes its experts, the steps must be short; where it does not they must be long
+            // enough for rounding not to matter.
+            let found = [0.02, 0.005, 0.00125, 0.0003].map(|step| (4.0 * slope(step) - slope(2.0 * step)) / 3.0);
             let close = found.iter().any(|found| (found / expected - 1.0).abs() < 5e-3);
             assert!(expected > 0.0 && close, "{name} {what}: {expected} for {found:?}");
         };

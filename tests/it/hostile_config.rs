@@ -41,7 +41,7 @@ fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) 
 fn what_cannot_be_run_is_refused_by_name() {
     let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
     let old_style = json!({ "type": "su", "factor": 4.0 });
-    let cases: [(&str, &str, Value, &[&str]); 45] = [
+    let cases: [(&str, &str, Value, &[&str]); 47] = [
         (LLAMA, "model_type", json!("rwkv"), &["rwkv"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
@@ -78,6 +78,8 @@ fn what_cannot_be_run_is_refused_by_name() {
         ("gemma2-tiny", "hidden_activation", json!("mish"), &["hidden_activation", "mish"]),
         ("gemma3-tiny", "attn_logit_softcapping", json!(50.0), &["attn_logit_softcapping", "50"]),
         ("gemma3-tiny", "use_bidirectional_attention", json!(true), &["use_bidirectional_attention", "true"]),
+        ("mixtral-tiny", "num_experts_per_tok", json!(5), &["num_experts_per_tok", "5", "num_local_experts", "4"]),
+        ("qwen3-moe-tiny", "use_sliding_window", json!(true), &["use_sliding_window", "true"]),
         ("phi3-tiny", "rope_scaling", longrope, &["rope", "longrope"]),
         ("phi3-tiny", "rope_scaling", json!({ "type": "yarn", "factor": 4.0 }), &["rope", "yarn"]),
         ("phi3-tiny", "partial_rotary_factor", json!(1.5), &["partial_rotary_factor", "1.5"]),
@@ -115,6 +117,9 @@ fn a_missing_key_is_named() {
         ["mistral-tiny", "qwen2-tiny", "qwen3-tiny", "gemma2-tiny", "gemma3-tiny", "phi3-tiny", "gpt-neox-tiny"];
     let both = llama.map(|key| (LLAMA, key)).into_iter().chain(gpt2.map(|key| (GPT2, key)));
     let both = both.chain(like_llama.into_iter().flat_map(|model| llama.map(|key| (model, key))));
+    let experts = [("mixtral-tiny", "num_local_experts"), ("qwen2-moe-tiny", "shared_expert_intermediate_size")];
+    let both =
+        both.chain(experts).chain([("qwen3-moe-tiny", "moe_intermediate_size"), ("qwen3-moe-tiny", "num_experts")]);
     let both = both.chain(opt.map(|key| ("opt-tiny", key)));
     let mamba = ["hidden_size", "num_hidden_layers", "vocab_size"];
     let both = both.chain(mamba.into_iter().flat_map(|key| ["mamba-tiny", "mamba2-tiny"].map(|model| (model, key))));
@@ -138,7 +143,7 @@ fn ids_beyond_the_vocabulary_are_named() {
 
 #[test]
 fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
-    let cases: [(&str, &str, usize, &[&str]); 15] = [
+    let cases: [(&str, &str, usize, &[&str]); 17] = [
         (LLAMA, "vocab_size", 100, &["model.embed_tokens.weight", "96", "100"]),
         (LLAMA, "hidden_size", 48, &["model.embed_tokens.weight", "24", "48"]),
         (LLAMA, "intermediate_size", 41, &["model.layers.0.mlp.gate_proj.weight", "40", "41"]),
@@ -146,6 +151,13 @@ fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
         (LLAMA, "num_hidden_layers", 3, &["model.layers.2.", "missing"]),
         (GPT2, "n_positions", 65, &["transformer.wpe.weight", "64", "65"]),
         (GPT2, "n_inner", 97, &["transformer.h.0.mlp.c_fc.weight", "96", "97"]),
+        ("mixtral-tiny", "num_local_experts", 5, &["model.layers.0.block_sparse_moe.gate.weight", "4", "5"]),
+        (
+            "qwen2-moe-tiny",
+            "shared_expert_intermediate_size",
+            21,
+            &["model.layers.0.mlp.shared_expert.gate_proj.weight", "20"],
+        ),
         ("phi3-tiny", "num_key_value_heads", 4, &["model.layers.0.self_attn.qkv_proj.weight", "64", "96"]),
         ("phi3-tiny", "intermediate_size", 41, &["model.layers.0.mlp.gate_up_proj.weight", "80", "82"]),
         ("gpt-neox-tiny", "intermediate_size", 41, &["gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "40", "41"]),

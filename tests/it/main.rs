@@ -3,6 +3,7 @@
 mod data; // where real models and texts are
 mod laws; // what every method must obey, over the explicit list
 mod parity; // logits and perplexities of other implementations
+mod second_parity; // logits of candle-transformers for every family it has
 mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
 mod families; // every method on every family

@@ -56,7 +56,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 /// Logits (rows, t, vocab) of equally long rows.
-fn logits(model: &Model, rows: &[Vec<u32>]) -> Vec<Vec<Vec<f32>>> {
+pub fn logits(model: &Model, rows: &[Vec<u32>]) -> Vec<Vec<Vec<f32>>> {
     let ids: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let mut h = model.embed(&ids).expect("embedded");
     for index in 0..model.blocks() {

@@ -11,7 +11,7 @@ use super::{Block, Pass};
 use anyhow::Result;
 use candle_core::Tensor;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(in crate::model) struct FeedForward {
     pub activation: Activation,
 }

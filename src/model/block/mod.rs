@@ -1,6 +1,7 @@
 //! Blocks: what all shapes share. Each shape has a file of its own that opens with its equations and sites.
 
 mod attend;
+mod experts;
 mod feed_forward;
 mod memory;
 mod parallel;
@@ -8,10 +9,11 @@ mod pre_norm;
 mod state_space;
 
 pub(super) use attend::Attend;
+pub(super) use experts::Experts;
 pub(super) use feed_forward::FeedForward;
 pub use memory::Memory;
 pub(super) use parallel::Parallel;
-pub(super) use pre_norm::PreNorm;
+pub(super) use pre_norm::{Inner, PreNorm};
 pub(super) use state_space::{Selection, StateSpace};
 
 use super::grad;
@@ -35,10 +37,16 @@ pub enum Flow {
     Stop,
 }
 
-/// Sees every activation that enters a site, (batch, t, n).
+/// Sees every activation that enters a site, (batch, t, n), or (tokens, n) at those of an expert.
 pub trait Tap {
     /// Called once per site and forward pass.
     fn see(&mut self, site: Site, x: &Tensor) -> Result<Flow>;
+
+    /// Whether the sites of an expert are to see every token of the block instead of those routed to it. What the block
+    /// computes is the same either way.
+    fn wants_every_token(&self, _expert: u16) -> bool {
+        false
+    }
 }
 
 /// Looks at nothing.
@@ -79,6 +87,16 @@ impl Pass<'_> {
     /// Shows `x` to the tap; `true` when that is all it wants to see.
     fn stops_at(&mut self, site: Site, x: &Tensor) -> Result<bool> {
         Ok(self.tap.see(site, x)? == Flow::Stop)
+    }
+}
+
+impl Shape {
+    /// Key of config.json that holds the width of the feed-forward layer that stands beside experts.
+    pub fn shared_width_key(&self) -> Option<&'static str> {
+        match self {
+            Shape::PreNorm(PreNorm { inner: Inner::Experts(experts), .. }) => experts.shared,
+            _ => None,
+        }
     }
 }
 
@@ -221,6 +239,11 @@ impl Block<'_> {
     fn apply(&self, role: Role, x: &Tensor) -> Result<Tensor> {
         let linear = self.linears.get(&role).with_context(|| format!("block {} has no {role}", self.index))?;
         linear.forward(x)
+    }
+
+    /// What is neither a linear nor a norm.
+    fn tensor(&self, key: &str) -> Result<&Tensor> {
+        self.tensors.get(key).with_context(|| format!("block {} has no {key}", self.index))
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {

@@ -4,16 +4,24 @@
 //! a = norm(x)      h = x + post(attention(a))         norms `attn_norm` and, if there is one, `attn_post_norm`
 //! m = norm(h)      y = h + post(feed-forward(m))      norms `mlp_norm` and, if there is one, `mlp_post_norm`
 //! ```
-//! Sites: those of the attention (`attend.rs`), then those of the feed-forward layer (`feed_forward.rs`).
+//! Sites: those of the attention (`attend.rs`), then those of the feed-forward layer (`feed_forward.rs`) or layers
+//! (`experts.rs`).
 
-use super::{Attend, Block, FeedForward, Pass};
+use super::{Attend, Block, Experts, FeedForward, Pass};
 use anyhow::Result;
 use candle_core::Tensor;
 
 #[derive(Debug)]
 pub(in crate::model) struct PreNorm {
     pub attend: Attend,
-    pub feed_forward: FeedForward,
+    pub inner: Inner,
+}
+
+/// What stands where the feed-forward layer does.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::model) enum Inner {
+    One(FeedForward),
+    Experts(Experts),
 }
 
 impl PreNorm {
@@ -22,7 +30,11 @@ impl PreNorm {
         let Some(mixed) = self.attend.forward(block, &a, pass)? else { return Ok(None) };
         let h = block.add(x, &block.normalise_if_any("attn_post_norm", mixed)?)?;
         let m = block.normalise("mlp_norm", &h)?;
-        let Some(out) = self.feed_forward.forward(block, &m, pass)? else { return Ok(None) };
+        let out = match &self.inner {
+            Inner::One(feed_forward) => feed_forward.forward(block, &m, pass)?,
+            Inner::Experts(experts) => experts.forward(block, &m, pass)?,
+        };
+        let Some(out) = out else { return Ok(None) };
         Ok(Some(block.add(&h, &block.normalise_if_any("mlp_post_norm", out)?)?))
     }
 }

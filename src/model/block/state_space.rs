@@ -15,7 +15,7 @@ use super::super::ids::{Role, Site};
 use super::super::ops::Activation;
 use super::super::scan::{self, Scan};
 use super::{Block, Pass};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Tensor;
 
 #[derive(Debug)]
@@ -139,10 +139,4 @@ fn part(x: &Tensor, from: usize, len: usize) -> Result<Tensor> {
 
 fn softplus(block: &Block, x: &Tensor) -> Result<Tensor> {
     if block.differentiable { scan::softplus_differentiable(x) } else { scan::softplus(x) }
-}
-
-impl Block<'_> {
-    fn tensor(&self, key: &str) -> Result<&Tensor> {
-        self.tensors.get(key).with_context(|| format!("block {} has no {key}", self.index))
-    }
 }

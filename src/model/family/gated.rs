@@ -2,10 +2,10 @@
 //! layer. Families say in which of these [`Gated`] features they differ.
 
 use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, PreNorm, Shape};
+use super::super::block::{Attend, Experts, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
-use super::super::ids::{LinearId, Role, Site};
-use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, WidthKeys};
+use super::super::ids::{FfnPart, LinearId, Role, Site};
+use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, TensorSpec, WidthKeys};
 use super::super::ops::Activation;
 use super::super::rope::Rope;
 use super::super::spec::{LinearSpec, Rows, Stored};
@@ -68,6 +68,40 @@ impl Sight {
     }
 }
 
+/// Experts in place of the feed-forward layer.
+#[derive(Debug, Clone)]
+pub(super) struct Mixture {
+    pub count: u16,
+    /// Experts per token.
+    pub chosen: usize,
+    /// Whether their weights sum to 1.
+    pub normalised: bool,
+    /// Width of one.
+    pub width: usize,
+    /// Key of that width in config.json.
+    pub width_key: &'static str,
+    /// Width of the expert that every token passes through, if there is one.
+    pub shared: Option<usize>,
+    /// What router and experts are called in a block, and an expert's gate, up and down in it.
+    pub names: (&'static str, &'static str, [&'static str; 3]),
+    /// Which blocks have experts; the others have one feed-forward layer.
+    pub sparse: Vec<bool>,
+}
+
+impl Mixture {
+    /// Reads number and choice of experts.
+    pub fn counts(config: &Config, key: &str) -> Result<(u16, usize)> {
+        let (count, chosen) = (config.usize(key)?, config.usize("num_experts_per_tok")?);
+        match u16::try_from(count) {
+            Ok(count) if chosen <= usize::from(count) => Ok((count, chosen)),
+            _ => user_bail!(
+                "config.json: `num_experts_per_tok` = {chosen} of `{key}` = {count} experts cannot be";
+                "get the model's original config.json"
+            ),
+        }
+    }
+}
+
 /// A decoder of this kind.
 pub(super) struct Gated {
     pub family: &'static str,
@@ -86,6 +120,8 @@ pub(super) struct Gated {
     pub post_norms: bool,
     /// q, k, v in one matrix; gate, up in another.
     pub fused: bool,
+    /// Experts, if it has any.
+    pub mixture: Option<Mixture>,
     /// Key of the activation and its default.
     pub activation: (&'static str, &'static str),
     /// Whether the head is tied to the embedding unless the config says otherwise.
@@ -109,6 +145,7 @@ impl Gated {
             head_norms: false,
             post_norms: false,
             fused: false,
+            mixture: None,
             activation: ("hidden_act", "silu"),
             tied: false,
             embedding_scale: None,
@@ -136,7 +173,10 @@ impl Gated {
             blocks: self.sight.iter().enumerate().map(|(i, sight)| self.block(i, sight, kind, activation)).collect(),
             embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, positions: None },
             head: HeadLayout { norm: Some(final_norm), weight: head, bias: None, soft_cap: self.logit_cap },
-            width_keys: WidthKeys { dense: "intermediate_size", expert: "intermediate_size" },
+            width_keys: WidthKeys {
+                dense: "intermediate_size",
+                expert: self.mixture.as_ref().map_or("intermediate_size", |mixture| mixture.width_key),
+            },
         })
     }
 
@@ -160,11 +200,79 @@ impl Gated {
         }
         let scores = Scores { scale: self.score_scale, soft_cap: self.score_cap, window: sight.window };
         let attend = Attend { heads, kv_heads, head_dim, rope: Some(sight.rope.clone()), scores };
-        let shape = Shape::PreNorm(PreNorm { attend, feed_forward: FeedForward { activation } });
-        BlockLayout { shape, norms, tensors: Vec::new() }
+        let (inner, tensors) = self.inner(index, FeedForward { activation });
+        BlockLayout { shape: Shape::PreNorm(PreNorm { attend, inner }), norms, tensors }
     }
 
+    /// The experts of block `index`.
+    fn mixture(&self, index: usize) -> Option<&Mixture> {
+        self.mixture.as_ref().filter(|mixture| mixture.sparse.get(index).copied().unwrap_or(false))
+    }
+
+    fn inner(&self, index: usize, each: FeedForward) -> (Inner, Vec<TensorSpec>) {
+        let Some(mixture) = self.mixture(index) else { return (Inner::One(each), Vec::new()) };
+        let tensor = |key, name: &str, rows| TensorSpec {
+            key,
+            name: format!("model.layers.{index}.{name}.weight"),
+            shape: vec![rows, self.sizes.hidden],
+        };
+        let mut tensors = vec![tensor("moe.router", mixture.names.0, usize::from(mixture.count))];
+        if mixture.shared.is_some() {
+            tensors.push(tensor("moe.shared_gate", "mlp.shared_expert_gate", 1));
+        }
+        let experts = Experts {
+            each,
+            count: mixture.count,
+            chosen: mixture.chosen,
+            normalised: mixture.normalised,
+            shared: mixture.shared.map(|_| "shared_expert_intermediate_size"),
+        };
+        (Inner::Experts(experts), tensors)
+    }
+
+    /// In the order in which activations reach them.
     fn linears(&self, block: usize) -> Vec<LinearSpec> {
+        let attention = self.dense_linears(block).into_iter().filter(|spec| spec.id.role.is_attention());
+        match self.mixture(block) {
+            None => self.dense_linears(block),
+            Some(mixture) => attention.chain(self.expert_linears(block, mixture)).collect(),
+        }
+    }
+
+    /// Those of the shared expert, then every expert's gate and up, then every expert's down.
+    fn expert_linears(&self, block: usize, mixture: &Mixture) -> Vec<LinearSpec> {
+        let hidden = self.sizes.hidden;
+        let spec = |role, site, name: String, out, input| LinearSpec {
+            id: LinearId { block, role },
+            site,
+            name: format!("model.layers.{block}.{name}"),
+            out,
+            input,
+            bias: false,
+            stored: Stored::Plain,
+        };
+        let mut linears = Vec::new();
+        if let Some(width) = mixture.shared {
+            let name = |part| format!("mlp.shared_expert.{part}_proj");
+            linears.push(spec(Role::Gate, Site::MlpIn, name("gate"), width, hidden));
+            linears.push(spec(Role::Up, Site::MlpIn, name("up"), width, hidden));
+            linears.push(spec(Role::Down, Site::MlpOut, name("down"), hidden, width));
+        }
+        let (_, experts, [gate, up, down]) = mixture.names;
+        for expert in 0..mixture.count {
+            for (part, name) in [(FfnPart::Gate, gate), (FfnPart::Up, up)] {
+                let (role, name) = (Role::Expert(expert, part), format!("{experts}.{expert}.{name}"));
+                linears.push(spec(role, Site::ExpertIn(expert), name, mixture.width, hidden));
+            }
+        }
+        for expert in 0..mixture.count {
+            let (role, name) = (Role::Expert(expert, FfnPart::Down), format!("{experts}.{expert}.{down}"));
+            linears.push(spec(role, Site::ExpertOut(expert), name, hidden, mixture.width));
+        }
+        linears
+    }
+
+    fn dense_linears(&self, block: usize) -> Vec<LinearSpec> {
         let Sizes { hidden, ffn, heads, kv_heads, head_dim, .. } = self.sizes;
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let [qkv_bias, o_bias, mlp_bias] = self.biases;

@@ -1,7 +1,7 @@
 //! GPT-2: LayerNorm, learned positions, plain MLP. Its linears are Conv1D: stored (in, out), with q, k and v fused.
 
 use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, PreNorm, Shape};
+use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, WidthKeys};
@@ -55,7 +55,7 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     let block = |index| BlockLayout {
         shape: Shape::PreNorm(PreNorm {
             attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
-            feed_forward: FeedForward { activation },
+            inner: Inner::One(FeedForward { activation }),
         }),
         norms: vec![
             norm("attn_norm", format!("{prefix}h.{index}.ln_1")),

@@ -2,7 +2,7 @@
 //! which each head's rows for q, k and v follow one another.
 
 use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, Parallel, PreNorm, Shape};
+use super::super::block::{Attend, FeedForward, Inner, Parallel, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, WidthKeys};
@@ -55,7 +55,7 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
         let feed_forward = FeedForward { activation };
         let shape = match parallel {
             true => Shape::Parallel(Parallel { attend, feed_forward }),
-            false => Shape::PreNorm(PreNorm { attend, feed_forward }),
+            false => Shape::PreNorm(PreNorm { attend, inner: Inner::One(feed_forward) }),
         };
         let norms = vec![
             norm("attn_norm", format!("{}.input_layernorm", prefix(index))),

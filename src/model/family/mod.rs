@@ -7,6 +7,7 @@ mod gpt_neox;
 mod llama;
 mod mamba;
 mod mistral;
+mod mixtral;
 mod opt;
 mod phi3;
 mod qwen;
@@ -21,11 +22,14 @@ use candle_core::Device;
 type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 
 /// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 12] = [
+const FAMILIES: [(&str, Describe); 15] = [
     ("llama", llama::layout),
     ("mistral", mistral::layout),
     ("qwen2", qwen::layout2),
     ("qwen3", qwen::layout3),
+    ("mixtral", mixtral::layout),
+    ("qwen2_moe", qwen::layout2_moe),
+    ("qwen3_moe", qwen::layout3_moe),
     ("gemma2", gemma::layout2),
     ("gemma3_text", gemma::layout3),
     ("phi3", phi3::layout),

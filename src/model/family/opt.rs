@@ -1,7 +1,7 @@
 //! OPT: LayerNorm, learned positions, plain MLP. The first two rows of the table of positions belong to padding.
 
 use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, PreNorm, Shape};
+use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, WidthKeys};
@@ -57,7 +57,7 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     let block = |index| BlockLayout {
         shape: Shape::PreNorm(PreNorm {
             attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
-            feed_forward: FeedForward { activation },
+            inner: Inner::One(FeedForward { activation }),
         }),
         norms: vec![
             norm("attn_norm", format!("{prefix}.layers.{index}.self_attn_layer_norm")),
