@@ -14,6 +14,7 @@ pub mod plan;
 pub mod method;
 pub mod learn;
 pub mod eval;
+pub mod generate;
 pub mod report;
 pub mod machine;
 pub mod recipe;

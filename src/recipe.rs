@@ -66,6 +66,11 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_BLOCK_KEEP", help_heading = "Budget")]
     pub block_keep: Option<f64>,
 
+    /// Also compress linears with one very short side, which cost little and carry much: x_proj and dt_proj of Mamba
+    #[arg(long, env = "SOFTLM_SMALL_LINEARS", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Budget")]
+    pub small_linears: Option<bool>,
+
     /// LoRAP's parameter ratio (v+o) : (q+k) [default: 3]
     #[arg(long, env = "SOFTLM_RHO", help_heading = "Budget")]
     pub rho: Option<f64>,
@@ -173,6 +178,7 @@ impl Options {
             multiple_of: self.multiple_of.or(file.multiple_of),
             last_blocks: self.last_blocks.or(file.last_blocks),
             block_keep: if from_file(file.block_keep.is_some()) { file.block_keep } else { self.block_keep },
+            small_linears: self.small_linears.or(file.small_linears),
             rho: self.rho.or(file.rho),
             calib: self.calib.or(file.calib),
             calib_windows: self.calib_windows.or(file.calib_windows),
@@ -287,6 +293,7 @@ impl Options {
             multiple_of: self.multiple_of.unwrap_or(1),
             last_blocks: self.last_blocks,
             block_keep: self.block_keep,
+            small_linears: self.small_linears.unwrap_or(false),
             rho: self.rho.unwrap_or(3.0),
             calib: self.calib.unwrap_or_else(|| vec!["sample".into()]),
             calib_windows: self.calib_windows.unwrap_or(128),
@@ -321,6 +328,7 @@ pub struct Recipe {
     pub multiple_of: usize,
     pub last_blocks: Option<usize>,
     pub block_keep: Option<f64>,
+    pub small_linears: bool,
     pub rho: f64,
     pub calib: Vec<String>,
     pub calib_windows: usize,
@@ -363,6 +371,7 @@ impl Recipe {
             multiple_of: Some(self.multiple_of),
             last_blocks: self.last_blocks,
             block_keep: self.block_keep,
+            small_linears: self.small_linears.then_some(true),
             rho: Some(self.rho),
             calib: Some(self.calib.clone()),
             calib_windows: Some(self.calib_windows),

@@ -63,10 +63,31 @@ pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
 
 /// Parses a configuration that errors call `name`.
 pub(super) fn parse_config(name: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
-    match serde_json::from_slice(bytes) {
+    let finite = without_infinity(bytes);
+    match serde_json::from_slice(finite.as_deref().unwrap_or(bytes)) {
         Ok(config) => Ok(config),
         Err(error) => user_bail!("{name} is not a JSON object: {error}"; "get the model's original {CONFIG}"),
     }
+}
+
+/// Python writes an infinite number as `Infinity`, which is no JSON: the largest f32 in its place means the same to
+/// every model. `None` where there is nothing to replace.
+fn without_infinity(bytes: &[u8]) -> Option<Vec<u8>> {
+    const WORD: &[u8] = b"Infinity";
+    let mut finite = Vec::new();
+    let (mut quoted, mut escaped, mut found, mut i) = (false, false, false, 0);
+    while i < bytes.len() {
+        if !quoted && bytes[i..].starts_with(WORD) {
+            finite.extend_from_slice(b"3.4028234663852886e38");
+            (found, i) = (true, i + WORD.len());
+            continue;
+        }
+        quoted ^= bytes[i] == b'"' && !escaped;
+        escaped = quoted && bytes[i] == b'\\' && !escaped;
+        finite.push(bytes[i]);
+        i += 1;
+    }
+    found.then_some(finite)
 }
 
 /// Opens the single weight file, or the index and every shard it names. As in transformers, a single file wins.

@@ -19,6 +19,7 @@ const TIED: &[&str] = &[
     "cls.predictions.decoder.weight",
     "distilbert.embeddings.word_embeddings.weight",
     "vocab_projector.weight",
+    "backbone.embeddings.weight",
 ];
 
 /// Adds a problem for every tensor of the base that the output lacks or has in another shape, and for every tensor of

@@ -5,7 +5,7 @@ use super::values::switch;
 use super::{Context, Outcome};
 use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
-use crate::model::Model;
+use crate::model::{Model, UNBOUNDED};
 use crate::pipeline::{self, checkpoint_sizes};
 use crate::report::{self, Report};
 use anyhow::{Context as _, Result};
@@ -127,7 +127,7 @@ fn describe(source: &Source, context: &Context) -> Result<Value> {
         facts["hidden"] = json!(model.hidden());
         facts["linears"] = json!(model.linears().len());
         facts["vocabulary"] = json!(model.vocab());
-        facts["context"] = json!(model.context());
+        facts["context"] = json!(Some(model.context()).filter(|&context| context != UNBOUNDED));
         if model.is_encoder() {
             facts["encoder"] = json!(model.output());
         }

@@ -7,6 +7,7 @@ mod calibrate;
 mod compress;
 mod errors;
 mod eval;
+mod generate;
 mod inspect;
 mod methods;
 mod page;
@@ -48,6 +49,7 @@ const EXAMPLES: &str = "\
 Examples:
   softlm compress demo --method rom --keep 0.8 -o out   no network, no data set needed
   softlm eval out --ppl sample                          perplexity beside that of the original
+  softlm generate out --prompt 'The sea'                what it writes
   softlm methods whiten                                 what a method does, and its paper
 
 Exit codes: 0 fine, 1 a requested check failed, 2 error, 130 interrupted (run again to continue).";
@@ -83,6 +85,8 @@ enum Command {
     Compress(Box<compress::Compress>),
     /// Measure perplexity, and divergence from the original
     Eval(eval::Eval),
+    /// Continue a text
+    Generate(generate::Generate),
     /// Collect activation statistics once, to be used by several runs
     Calibrate(calibrate::Calibrate),
     /// Prove that a compressed model's folder is whole
@@ -135,6 +139,7 @@ fn run(cli: Cli, ui: &Ui) -> Result<Outcome> {
     match cli.command {
         Command::Compress(command) => command.run(&context),
         Command::Eval(command) => command.run(&context),
+        Command::Generate(command) => command.run(&context),
         Command::Calibrate(command) => command.run(&context),
         Command::Verify(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),

@@ -23,3 +23,13 @@ pub fn print_result(text: &str) -> Result<()> {
         other => other.context("writing to stdout"),
     }
 }
+
+/// Writes a part of a result at once; `false` when its reader has seen enough.
+pub fn print_part(text: &str) -> Result<bool> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("writing to stdout"),
+    }
+}

@@ -63,20 +63,20 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// The keys that the query at position `i` of sequence `b` sees, of `t`.
-    pub(super) fn visible(&self, b: usize, i: usize, t: usize) -> Range<usize> {
+    /// The keys that the query at position `i` of sequence `b` sees, of so many.
+    pub(super) fn visible(&self, b: usize, i: usize, keys: usize) -> Range<usize> {
         match &self.reach {
             Reach::Back => self.scores.first_seen(i)..i + 1,
-            Reach::BothWays(None) => 0..t,
+            Reach::BothWays(None) => 0..keys,
             Reach::BothWays(Some(lengths)) => 0..lengths[b],
         }
     }
 
-    /// The keys that any of `len` queries from position `start` on may see, of `t`.
-    pub(super) fn span(&self, start: usize, len: usize, t: usize) -> Range<usize> {
+    /// The keys that any of `len` queries from position `start` on may see, of so many.
+    pub(super) fn span(&self, start: usize, len: usize, keys: usize) -> Range<usize> {
         match self.reach {
             Reach::Back => self.scores.first_seen(start)..start + len,
-            Reach::BothWays(_) => 0..t,
+            Reach::BothWays(_) => 0..keys,
         }
     }
 
@@ -85,7 +85,7 @@ impl Sight {
     pub(super) fn mask(
         &self,
         (batch, kv): (usize, usize),
-        (start, len, t): (usize, usize, usize),
+        (start, len, keys): (usize, usize, usize),
         device: &Device,
     ) -> Result<Option<Tensor>> {
         let sequences = match &self.reach {
@@ -93,18 +93,18 @@ impl Sight {
             Reach::BothWays(Some(_)) => batch * kv,
             Reach::Back => 1,
         };
-        let span = self.span(start, len, t);
+        let span = self.span(start, len, keys);
         let mut mask = Vec::with_capacity(sequences * len * span.len());
         for row in 0..sequences * len {
-            let visible = self.visible(row / len / kv, start + row % len, t);
+            let visible = self.visible(row / len / kv, start + row % len, keys);
             mask.extend(span.clone().map(|j| if visible.contains(&j) { 0.0 } else { f32::NEG_INFINITY }));
         }
         Ok(Some(Tensor::from_vec(mask, (sequences, 1, len, span.len()), device)?))
     }
 }
 
-/// `q` is (batch, t, heads, d), `k` and `v` are (batch, t, kv_heads, d); the result is (batch, t, heads · d). Query head
-/// h reads key/value head h / (heads / kv_heads).
+/// `q` is (batch, t, heads, d), `k` and `v` are (batch, keys, kv_heads, d) with keys ≥ t: the queries stand at the last t
+/// positions. The result is (batch, t, heads · d). Query head h reads key/value head h / (heads / kv_heads).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
     if q.device().is_cpu() {
         return Ok(q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &CpuAttention(sight))?);
@@ -116,21 +116,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Ten
 fn by_tensors(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
     let kind = sight.scores;
     let (batch, t, heads, d) = q.dims4()?;
-    let kv = k.dim(2)?;
-    let group = heads / kv;
+    let (all_keys, kv) = (k.dim(1)?, k.dim(2)?);
+    let (group, before) = (heads / kv, all_keys - t);
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let q = (heads_first(q)? * kind.scale(d))?.reshape((batch * kv, group, t, d))?;
-    let k = heads_first(k)?.reshape((batch * kv, t, d))?;
-    let v = heads_first(v)?.reshape((batch * kv, t, d))?;
+    let k = heads_first(k)?.reshape((batch * kv, all_keys, d))?;
+    let v = heads_first(v)?.reshape((batch * kv, all_keys, d))?;
     let mut parts = Vec::new();
-    for start in (0..t).step_by(QUERY_CHUNK) {
-        let len = QUERY_CHUNK.min(t - start);
-        let span = sight.span(start, len, t);
+    for query in (0..t).step_by(QUERY_CHUNK) {
+        let (len, start) = (QUERY_CHUNK.min(t - query), before + query);
+        let span = sight.span(start, len, all_keys);
         let (first, seen) = (span.start, span.len());
-        let rows = q.narrow(2, start, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
+        let rows = q.narrow(2, query, len)?.contiguous()?.reshape((batch * kv, group * len, d))?;
         let keys = k.narrow(1, first, seen)?.transpose(1, 2)?.contiguous()?;
         let mut scores = kind.cap(rows.matmul(&keys)?)?.reshape((batch * kv, group, len, seen))?;
-        if let Some(mask) = sight.mask((batch, kv), (start, len, t), scores.device())? {
+        if let Some(mask) = sight.mask((batch, kv), (start, len, all_keys), scores.device())? {
             scores = scores.broadcast_add(&mask)?;
         }
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
@@ -177,7 +177,8 @@ impl CustomOp3 for CpuAttention {
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (batch, t, heads, d) = q_layout.shape().dims4()?;
-        let kv = k_layout.shape().dims4()?.2;
+        let (_, all_keys, kv, _) = k_layout.shape().dims4()?;
+        let before = all_keys - t;
         let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
         let (width, kv_width) = (heads * d, kv * d);
         let scale = self.0.scores.scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32);
@@ -185,22 +186,22 @@ impl CustomOp3 for CpuAttention {
         let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
             rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b, i * CPU_TILE, rows))
         });
-        tiles.for_each_init(Vec::new, |scores, (b, start, out)| {
-            let (first, len) = (b * t, out.len() / width);
-            let span = self.0.span(start, len, t);
+        tiles.for_each_init(Vec::new, |scores, (b, query, out)| {
+            let (len, start) = (out.len() / width, before + query);
+            let span = self.0.span(start, len, all_keys);
             let (from, seen) = (span.start, span.len());
             // Whole lanes only: rows are padded with keys that nobody sees.
             let stride = seen.next_multiple_of(simd::LANES);
             scores.resize(len * stride, 0.0);
             for head in 0..heads {
                 let shared = head / (heads / kv) * d;
-                let queries = &q[(first + start) * width + head * d..];
+                let queries = &q[(b * t + query) * width + head * d..];
                 let queries = Rows { data: queries, rows: len, cols: d, stride: width };
-                let begin = (first + from) * kv_width + shared;
+                let begin = (b * all_keys + from) * kv_width + shared;
                 let keys = Rows { data: &k[begin..], rows: seen, cols: d, stride: kv_width };
                 nt_product(scores, stride, queries, keys);
                 for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
-                    let visible = self.0.visible(b, start + i, t);
+                    let visible = self.0.visible(b, start + i, all_keys);
                     self.weigh(row, visible.start - from..visible.end - from, scale);
                 }
                 let weights = Rows { data: scores, rows: len, cols: seen, stride };
@@ -267,6 +268,25 @@ mod tests {
             let alone = attention(&own(&q), &own(&k), &own(&v), sight(None)).unwrap();
             let error = (own(&padded) - alone).unwrap().abs().unwrap().max_all().unwrap();
             assert!(error.to_scalar::<f32>().unwrap() < 1e-6, "{b}");
+        }
+    }
+
+    #[test]
+    fn the_last_queries_alone_are_those_of_all() {
+        let (batch, t, heads, kv, d) = (2, 150, 4, 2, 8);
+        let random = |heads| Tensor::randn(0f32, 1.5, (batch, t, heads, d), &Device::Cpu).unwrap();
+        let (q, k, v) = (random(heads), random(kv), random(kv));
+        for kind in KINDS {
+            let all = causal_attention(&q, &k, &v, kind).unwrap();
+            for last in [1, 67, 149] {
+                let expected = all.narrow(1, t - last, last).unwrap();
+                let q = q.narrow(1, t - last, last).unwrap();
+                let sight = Sight { scores: kind, reach: Reach::Back };
+                for found in [causal_attention(&q, &k, &v, kind), by_tensors(&q, &k, &v, &sight)] {
+                    let error = (found.unwrap() - &expected).unwrap().abs().unwrap().max_all().unwrap();
+                    assert!(error.to_scalar::<f32>().unwrap() < 1e-5, "{last} {kind:?}");
+                }
+            }
         }
     }
 

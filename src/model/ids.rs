@@ -71,6 +71,16 @@ impl Role {
         matches!(self, Role::Q | Role::K | Role::V | Role::O)
     }
 
+    /// Whether the linear belongs to a state-space block.
+    pub fn is_state_space(self) -> bool {
+        matches!(self, Role::SsmIn | Role::SsmX | Role::SsmDt | Role::SsmOut)
+    }
+
+    /// Whether the linear is compressed only on request: its short side makes it cost little and carry much.
+    pub fn is_small(self) -> bool {
+        matches!(self, Role::SsmX | Role::SsmDt)
+    }
+
     /// What it is in its feed-forward layer, if it belongs to one, the only one of the block or one of several.
     pub fn ffn_part(self) -> Option<FfnPart> {
         match self {

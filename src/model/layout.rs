@@ -2,9 +2,11 @@
 //! module runs what they describe.
 
 use super::block::Shape;
-use super::ids::Site;
 use super::ops::Activation;
 use super::spec::LinearSpec;
+
+/// The context of a model that has no longest sequence.
+pub const UNBOUNDED: usize = usize::MAX;
 
 /// A whole model.
 #[derive(Debug)]
@@ -12,7 +14,7 @@ pub(super) struct Layout {
     pub family: &'static str,
     pub hidden: usize,
     pub vocab: usize,
-    /// Longest sequence.
+    /// Longest sequence; [`UNBOUNDED`] where there is no such thing.
     pub context: usize,
     /// Every linear of every block: in block order, and within a block in the order in which activations reach them.
     pub linears: Vec<LinearSpec>,
@@ -152,16 +154,5 @@ impl Layout {
             Readout::Next(head) | Readout::Masked(head) => Some(head),
             Readout::Classes(_) | Readout::States => None,
         }
-    }
-
-    /// The sites of block `index` in the order in which activations reach them.
-    pub fn sites(&self, index: usize) -> Vec<Site> {
-        let mut sites = Vec::new();
-        for spec in self.linears.iter().filter(|spec| spec.id.block == index) {
-            if !sites.contains(&spec.site) {
-                sites.push(spec.site);
-            }
-        }
-        sites
     }
 }

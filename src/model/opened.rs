@@ -31,6 +31,8 @@ pub enum Output {
 pub struct Model {
     source: Source,
     layout: Layout,
+    /// Those of the layout's linears that may be compressed.
+    linears: Vec<LinearSpec>,
     device: Device,
 }
 
@@ -45,7 +47,14 @@ impl Model {
             }
         }
         super::check::check(&source, &layout)?;
-        Ok(Self { source, layout, device: device.clone() })
+        let linears = layout.linears.iter().filter(|spec| !spec.id.role.is_small()).cloned().collect();
+        Ok(Self { source, layout, linears, device: device.clone() })
+    }
+
+    /// Counts small linears among those that may be compressed: x_proj and dt_proj of a state-space block.
+    pub fn with_small_linears(mut self) -> Self {
+        self.linears.clone_from(&self.layout.linears);
+        self
     }
 
     /// The checkpoint behind the model.
@@ -63,7 +72,7 @@ impl Model {
         self.layout.blocks.len()
     }
 
-    /// Longest sequence the model was made for.
+    /// Longest sequence the model was made for; [`UNBOUNDED`](super::UNBOUNDED) where there is no such thing.
     pub fn context(&self) -> usize {
         self.layout.context
     }
@@ -83,19 +92,25 @@ impl Model {
         &self.device
     }
 
-    /// Every linear of every block, in block order, with its dense shape.
+    /// Every linear of every block that may be compressed, in block order, with its dense shape.
     pub fn linears(&self) -> &[LinearSpec] {
-        &self.layout.linears
+        &self.linears
     }
 
-    /// The linears of block `index`, in the order in which activations reach them.
+    /// Those of [`Model::linears`] that are in block `index`, in the order in which activations reach them.
     pub fn block_linears(&self, index: usize) -> impl Iterator<Item = &LinearSpec> {
-        self.layout.linears.iter().filter(move |spec| spec.id.block == index)
+        self.linears.iter().filter(move |spec| spec.id.block == index)
     }
 
-    /// The sites of block `index`, in the order in which activations reach them.
+    /// Where the inputs of those linears are observed, in the order in which activations reach them.
     pub fn block_sites(&self, index: usize) -> Vec<Site> {
-        self.layout.sites(index)
+        let mut sites = Vec::new();
+        for spec in self.block_linears(index) {
+            if !sites.contains(&spec.site) {
+                sites.push(spec.site);
+            }
+        }
+        sites
     }
 
     /// Key of config.json that holds the width of the feed-forward layer that a linear belongs to.
@@ -133,16 +148,25 @@ impl Model {
 
     /// Looks up the embeddings of `rows`, equally long sequences of one text each: (rows, t, hidden).
     pub fn embed(&self, rows: &[&[u32]]) -> Result<Tensor> {
-        self.embed_typed(rows, None)
+        self.embed_at(rows, 0, None)
+    }
+
+    /// [`Model::embed`] of rows that begin at position `start`.
+    pub fn embed_onward(&self, rows: &[&[u32]], start: usize) -> Result<Tensor> {
+        self.embed_at(rows, start, None)
     }
 
     /// [`Model::embed`] of sequences whose tokens have types, such as 0 in the first and 1 in the second text of a pair; by
     /// default all are 0. A model without types takes none.
     pub fn embed_typed(&self, rows: &[&[u32]], types: Option<&[&[u32]]>) -> Result<Tensor> {
+        self.embed_at(rows, 0, types)
+    }
+
+    fn embed_at(&self, rows: &[&[u32]], start: usize, types: Option<&[&[u32]]>) -> Result<Tensor> {
         let t = rows.first().map_or(0, |r| r.len());
-        if t > self.layout.context {
+        if start + t > self.layout.context {
             user_bail!(
-                "a window of {t} tokens is longer than the model's context of {}", self.layout.context;
+                "a window of {} tokens is longer than the model's context of {}", start + t, self.layout.context;
                 "use a smaller --window"
             );
         }
@@ -182,7 +206,8 @@ impl Model {
             x = (x + table.index_select(&types, 0)?.reshape((rows.len(), t, hidden))?)?;
         }
         if let Some(positions) = &embedding.positions {
-            let order: Vec<u32> = (positions.offset..positions.offset + t).map(|i| i as u32).collect();
+            let first = positions.offset + start;
+            let order: Vec<u32> = (first..first + t).map(|i| i as u32).collect();
             let positions = self.source.rows(&positions.name, &order, hidden, DType::F32, &self.device)?;
             x = x.broadcast_add(&positions)?;
         }
@@ -195,7 +220,8 @@ impl Model {
     /// Loads block `index`.
     pub fn block(&self, index: usize) -> Result<Block<'_>> {
         let layout = self.layout.blocks.get(index).with_context(|| format!("there is no block {index}"))?;
-        Block::load(&self.source, index, layout, self.block_linears(index), &self.device)
+        let linears = self.layout.linears.iter().filter(|spec| spec.id.block == index);
+        Block::load(&self.source, index, layout, linears, &self.device)
             .with_context(|| format!("loading block {index}"))
     }
 

@@ -91,19 +91,19 @@ impl Rope {
         Ok(Self { usual: Table::new(&freqs, times, positions, device)?, beyond: None })
     }
 
-    /// Cosines and sines for a sequence of length `t`.
-    fn table(&self, t: usize) -> Result<(Tensor, Tensor)> {
+    /// Cosines and sines for `t` positions from `start` on in a sequence of this length.
+    fn table(&self, start: usize, t: usize, length: usize) -> Result<(Tensor, Tensor)> {
         let table = match &self.beyond {
-            Some((longest, beyond)) if t > *longest => beyond,
+            Some((longest, beyond)) if length > *longest => beyond,
             _ => &self.usual,
         };
-        Ok((table.cos.narrow(0, 0, t)?, table.sin.narrow(0, 0, t)?))
+        Ok((table.cos.narrow(0, start, t)?, table.sin.narrow(0, start, t)?))
     }
 
-    /// Rotates `x` (batch, t, heads, d), whose first row stands at position 0.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    /// Rotates `x` (batch, t, heads, d), whose first row stands at position `start` of a sequence of this length.
+    pub fn apply(&self, x: &Tensor, start: usize, length: usize) -> Result<Tensor> {
         let (t, d) = (x.dim(1)?, x.dim(3)?);
-        let (cos, sin) = self.table(t)?;
+        let (cos, sin) = self.table(start, t, length)?;
         if x.device().is_cpu() {
             return Ok(x.contiguous()?.apply_op3_no_bwd(&cos, &sin, &Rotate)?);
         }
@@ -163,7 +163,7 @@ impl Rope {
     /// [`Rope::apply`] of x (batch, heads, t, d) by operations that carry gradients.
     pub(super) fn apply_differentiable(&self, x: &Tensor) -> Result<Tensor> {
         let (t, d) = (x.dim(2)?, x.dim(3)?);
-        let (cos, sin) = self.table(t)?;
+        let (cos, sin) = self.table(0, t, t)?;
         let rotated = 2 * cos.dim(1)?;
         let turned = super::grad::rotate(&x.narrow(3, 0, rotated)?, &cos, &sin)?;
         with_rest(turned, x, rotated, d)

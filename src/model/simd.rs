@@ -39,11 +39,12 @@ macro_rules! for_each_width {
         }
     };
 }
+pub(super) use for_each_width;
 
 /// e^x to about one unit in the last place: 2^n times the Taylor polynomial of the rest, which is at most ln 2 / 2.
 /// 0 below −87, infinite above 88, NaN for NaN.
 #[inline(always)]
-fn exp32(x: f32) -> f32 {
+pub(super) fn exp32(x: f32) -> f32 {
     // Adding 1.5 · 2^23 leaves the nearest integer in the lowest bits.
     const MAGIC: f32 = 12_582_912.0;
     // ln 2 in two parts; the product of the first with any n here is exact.
@@ -112,7 +113,7 @@ fn tanh32(x: f32) -> f32 {
 
 /// Combines the lanes pairwise: four steps that wait for each other instead of fifteen.
 #[inline(always)]
-fn fold<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
+pub(super) fn fold<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

@@ -239,6 +239,13 @@ fn notes(run: &Run) -> Vec<String> {
             run.recipe.calib_windows
         ));
     }
+    if run.method.prunes_channels() && run.model.linears().iter().any(|spec| spec.id.role.is_state_space()) {
+        notes.push(format!(
+            "{} prunes the channels of feed-forward layers, which state-space blocks do not have: their linears were \
+             factorised by its weighted SVD at the same keep instead",
+            run.method.card().name
+        ));
+    }
     if run.recipe.heal > 0 {
         notes.push("energy kept and output errors of single linears are those before healing".to_string());
     }

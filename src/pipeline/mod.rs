@@ -73,7 +73,10 @@ pub fn compress(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let mut clock = StageClock::start(progress);
-    let model = open_dense(&recipe.model, hub, device)?;
+    let mut model = open_dense(&recipe.model, hub, device)?;
+    if recipe.small_linears {
+        model = model.with_small_linears();
+    }
     let tokenizer = tokenizer(model.source())?;
     clock.stage("reading text", 1);
     let wish = CalibrationWish {

@@ -21,6 +21,8 @@ pub struct Tokenizer {
     eos: Option<u32>,
     frame: Option<(u32, u32)>,
     mask: Option<u32>,
+    /// Whether the settings ask for BOS in front of every text.
+    adds_bos: bool,
     vocab_size: usize,
 }
 
@@ -83,7 +85,8 @@ impl Tokenizer {
         let (bos, eos) = (special("bos"), special("eos"));
         let (frame, mask) = (special("cls").zip(special("sep")), special("mask"));
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Ok(Self { inner, bos, eos, frame, mask, vocab_size })
+        let adds_bos = settings.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+        Ok(Self { inner, bos, eos, frame, mask, adds_bos, vocab_size })
     }
 
     /// The ids of a text as a whole, no special tokens added. Special tokens spelt out in the text become their ids.
@@ -92,6 +95,21 @@ impl Tokenizer {
         let encoding =
             self.inner.encode_fast(text, false).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a text to be continued: begun as the tokenizer's files say, and with BOS where there is nothing else.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
+        let mut ids = encoding.get_ids().to_vec();
+        let Some(bos) = self.bos else { return Ok(ids) };
+        if ids.is_empty() || self.adds_bos && ids[0] != bos {
+            ids.insert(0, bos);
+        }
+        // Spelt out in a text that gets one anyway.
+        if ids.starts_with(&[bos, bos]) {
+            ids.remove(0);
+        }
+        Ok(ids)
     }
 
     /// The text of ids, special tokens included.
@@ -262,6 +280,37 @@ mod tests {
         files.remove("tokenizer_config.json");
         let tokenizer = load(&files, json!({"eos_token_id": [], "bos_token_id": null})).unwrap();
         assert_eq!((tokenizer.bos(), tokenizer.eos()), (None, None));
+    }
+
+    #[test]
+    fn a_prompt_begins_as_the_files_say() {
+        let mut files = demo();
+        let plain = load(&files, json!({})).unwrap();
+        let ids = plain.encode("One two").unwrap();
+        assert_eq!(plain.encode_prompt("One two").unwrap(), ids);
+        assert_eq!(plain.encode_prompt("").unwrap(), [0]);
+        let begun = [&[0], &ids[..]].concat();
+        assert_eq!(plain.encode_prompt("<s>One two").unwrap(), begun);
+
+        let mut settings: Value = serde_json::from_slice(&files["tokenizer_config.json"]).unwrap();
+        settings["add_bos_token"] = json!(true);
+        files.insert("tokenizer_config.json", settings.to_string().into_bytes());
+        let asks = load(&files, json!({})).unwrap();
+        assert_eq!(asks.encode_prompt("One two").unwrap(), begun);
+        assert_eq!(asks.encode_prompt("<s>One two").unwrap(), begun);
+
+        let mut definition: Value = serde_json::from_slice(&files["tokenizer.json"]).unwrap();
+        definition["post_processor"] = json!({"type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}});
+        files.insert("tokenizer.json", serde_json::to_vec(&definition).unwrap());
+        let both = load(&files, json!({})).unwrap();
+        assert_eq!(both.encode_prompt("One two").unwrap(), begun);
+        assert_eq!(both.encode_prompt("<s>One two").unwrap(), begun);
+        assert_eq!(both.encode("One two").unwrap(), ids);
+
+        let none = load(&small_gpt2(), json!({})).unwrap();
+        assert!(none.encode_prompt("").unwrap().is_empty());
     }
 
     #[test]

@@ -31,6 +31,12 @@ mixtral-tiny    4 experts, 2 per token
 qwen2-moe-tiny  6 experts, 2 per token, whose weights do not sum to 1, and a shared one
 qwen3-moe-tiny  5 experts, 3 per token, in the second block alone; norms on queries and keys
 
+Without attention, longer than several of the chunks that the second one is computed in:
+
+mamba-tiny      f32, biases on the input and output projections, state of 6, tied
+mamba-tiny-16   f32, no biases on the projections, state of 16, rank 2, as large models have it
+mamba2-tiny     f32, 6 heads of 8 in 2 groups, state of 7, time steps clamped on both sides, own head
+
 Every bias and every norm weight is random, so that one that is forgotten or swapped changes the logits.
 """
 
@@ -38,10 +44,12 @@ import json
 
 import torch
 from transformers import (
-    BertConfig, BertForMaskedLM, BertTokenizerFast, DistilBertConfig, DistilBertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
-    GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM,
-    MixtralConfig, MixtralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig,
-    Qwen3MoeForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    BertConfig, BertForMaskedLM, BertTokenizerFast, DistilBertConfig, DistilBertForMaskedLM, Gemma2Config,
+    Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
+    GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM,
+    MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config,
+    Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3Config,
+    Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
 )
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
@@ -199,6 +207,17 @@ def bert():
     wordpiece(save(model, "distilbert-tiny", torch.float16))
 
 
+def mamba():
+    small = dict(vocab_size=96, hidden_size=24, num_hidden_layers=2, conv_kernel=4, bos_token_id=1, eos_token_id=2)
+    config = MambaConfig(**small, state_size=6, time_step_rank=3, use_bias=True)
+    save(randomise(MambaForCausalLM(config), 41, 0.3), "mamba-tiny", torch.float32)
+    config = MambaConfig(**small, state_size=16)
+    save(randomise(MambaForCausalLM(config), 53, 0.3), "mamba-tiny-16", torch.float32)
+    config = Mamba2Config(**small, num_heads=6, head_dim=8, n_groups=2, state_size=7, chunk_size=16,
+                          time_step_limit=(0.2, 1.5), tie_word_embeddings=False)
+    save(randomise(Mamba2ForCausalLM(config), 43, 0.3), "mamba2-tiny", torch.float32)
+
+
 def mixtures():
     config = MixtralConfig(**SMALL | dict(intermediate_size=20, num_local_experts=4, num_experts_per_tok=2,
                                           rope_theta=800.0))
@@ -225,4 +244,5 @@ if __name__ == "__main__":
     gpt_neox()
     opt()
     bert()
+    mamba()
     mixtures()

@@ -284,9 +284,9 @@ fn models_that_are_not_there_or_not_readable() {
     place.run(&compress("m")).refused(&["pytorch_model.bin", "pickle", "was not opened"]);
 
     let other = place.demo_folder("other");
-    change_config(&other, "model_type", json!("mamba"));
-    place.run(&compress("other")).refused(&["mamba", "llama, gpt2"]);
-    place.run("eval other").refused(&["mamba", "llama, gpt2"]);
+    change_config(&other, "model_type", json!("rwkv"));
+    place.run(&compress("other")).refused(&["rwkv", "llama, gpt2"]);
+    place.run("eval other").refused(&["rwkv", "llama, gpt2"]);
     change_config(&other, "model_type", json!("llama"));
     change_config(&other, "hidden_size", json!(-3));
     place.run(&compress("other")).refused(&["hidden_size", "-3"]);

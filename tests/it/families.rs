@@ -26,17 +26,17 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-fn open(folder: &Path) -> Model {
+pub fn open(folder: &Path) -> Model {
     let source = Source::open(folder).unwrap_or_else(|e| panic!("{}: {e:#}", folder.display()));
     Model::load(source, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e:#}", folder.display()))
 }
 
-fn corpus() -> CorpusInfo {
+pub fn corpus() -> CorpusInfo {
     CorpusInfo { name: "made up".into(), origin: "a formula".into(), sha256: "0".into() }
 }
 
 /// Windows of made-up text: calibration, held out, evaluation.
-fn windows(model: &Model) -> (Windows, Windows, Windows) {
+pub fn windows(model: &Model) -> (Windows, Windows, Windows) {
     let ids: Vec<u32> =
         (0..40 * WINDOW).map(|i| ((7 + 31 * i + 5 * (i / 7) + i * i / 11) % model.vocab()) as u32).collect();
     let all = cut(&ids, WINDOW, WINDOW, None).expect("windows");

@@ -42,7 +42,7 @@ fn what_cannot_be_run_is_refused_by_name() {
     let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
     let old_style = json!({ "type": "su", "factor": 4.0 });
     let cases: [(&str, &str, Value, &[&str]); 47] = [
-        (LLAMA, "model_type", json!("mamba"), &["mamba"]),
+        (LLAMA, "model_type", json!("rwkv"), &["rwkv"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
         (LLAMA, "num_key_value_heads", json!(3), &["num_key_value_heads", "3", "4"]),
@@ -54,6 +54,14 @@ fn what_cannot_be_run_is_refused_by_name() {
         (LLAMA, "rope_scaling", json!({ "type": "yarn", "factor": 2.0, "beta_fast": -1.0 }), &["rope", "beta_fast"]),
         (LLAMA, "rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }), &["low_freq_factor"]),
         (LLAMA, "rope_scaling", json!({ "rope_type": "linear", "factor": 0.0 }), &["factor"]),
+        ("mamba-tiny", "hidden_act", json!("mish"), &["hidden_act", "mish"]),
+        ("mamba-tiny", "time_step_rank", json!("most"), &["time_step_rank", "most"]),
+        ("mamba-tiny", "expand", json!(0), &["expand", "0"]),
+        ("mamba2-tiny", "num_heads", json!(5), &["num_heads", "5", "8", "48"]),
+        ("mamba2-tiny", "n_groups", json!(4), &["num_heads", "6", "n_groups", "4"]),
+        ("mamba2-tiny", "rms_norm", json!(false), &["rms_norm", "false"]),
+        ("mamba2-tiny", "time_step_limit", json!([2.0, 1.0]), &["time_step_limit", "[2.0,1.0]"]),
+        ("mamba2-tiny", "time_step_limit", json!(0.5), &["time_step_limit", "0.5"]),
         (LLAMA, "hidden_act", json!("mish"), &["hidden_act", "mish"]),
         (GPT2, "activation_function", json!("quick_gelu"), &["activation_function", "quick_gelu"]),
         (LLAMA, "head_dim", json!(5), &["5", "odd"]),
@@ -102,7 +110,7 @@ fn what_cannot_be_run_is_refused_by_name() {
 
 #[test]
 fn an_unknown_family_is_told_which_are_known() {
-    let (_, hint) = refusal(copy(LLAMA, "model_type", json!("mamba")).1, "mamba");
+    let (_, hint) = refusal(copy(LLAMA, "model_type", json!("rwkv")).1, "rwkv");
     for family in known_families() {
         assert!(hint.contains(family), "{family} is not in {hint:?}");
     }
@@ -123,6 +131,8 @@ fn a_missing_key_is_named() {
     let both = both.chain(opt.map(|key| ("opt-tiny", key)));
     let distil = ["dim", "hidden_dim", "n_layers", "n_heads", "vocab_size"];
     let both = both.chain(llama.map(|key| ("bert-tiny", key))).chain(distil.map(|key| ("distilbert-tiny", key)));
+    let mamba = ["hidden_size", "num_hidden_layers", "vocab_size"];
+    let both = both.chain(mamba.into_iter().flat_map(|key| ["mamba-tiny", "mamba2-tiny"].map(|model| (model, key))));
     for (model, key) in both.chain([(LLAMA, "model_type"), (GPT2, "model_type")]) {
         let case = format!("{model} without {key}");
         let (message, hint) = refusal(copy(model, key, Value::Null).1, &case);
@@ -165,6 +175,9 @@ fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
         ("bert-tiny", "type_vocab_size", 3, &["bert.embeddings.token_type_embeddings.weight", "2", "3"]),
         ("bert-tiny", "intermediate_size", 41, &["bert.encoder.layer.0.intermediate.dense.weight", "40", "41"]),
         ("distilbert-tiny", "n_layers", 3, &["distilbert.transformer.layer.2.", "missing"]),
+        ("mamba-tiny", "state_size", 7, &["backbone.layers.0.mixer.A_log", "6", "7"]),
+        ("mamba-tiny", "conv_kernel", 3, &["backbone.layers.0.mixer.conv1d.weight", "4", "3"]),
+        ("mamba2-tiny", "state_size", 8, &["backbone.layers.0.mixer.conv1d.weight", "76", "80"]),
         ("gemma2-tiny", "head_dim", 10, &["model.layers.0.self_attn.q_proj.weight", "32", "40"]),
     ];
     for (model, key, size, named) in cases {

@@ -9,6 +9,8 @@ mod table; // the methods against each other, as the fp64 reference has them
 mod encoders; // encoders on padded batches, and what is measured of them
 mod families; // every method on every family
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
+mod generate; // what is written, remembered or computed again; greedy ids of transformers; the command
+mod state_space; // what only state-space blocks have: small linears, infinite limits, pruning that does not apply
 mod learn; // healing: better, deterministic, resumable
 mod learned; // soft and soco: against PyTorch, budgets, phases, kills, mistakes
 mod checkpoint; // reading, writing and proving whole checkpoints

@@ -5,7 +5,9 @@
 use crate::parity::logits;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{gemma2, gemma3, mistral, mixtral, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe};
+use candle_transformers::models::{
+    gemma2, gemma3, mamba, mamba2, mistral, mixtral, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use softlm::checkpoint::Source;
@@ -47,6 +49,25 @@ fn token_by_token(c: Value, weights: VarBuilder) -> candle_core::Result<Forward>
     }))
 }
 
+/// Mamba and Mamba-2, which take one token at a time and hand a state on.
+macro_rules! recurrent {
+    ($module:ident, $embedding:literal) => {
+        |c, weights| {
+            let config: $module::Config = config(c);
+            let renamed = weights.rename_f(|name| name.replace($embedding, "embeddings."));
+            let model = $module::Model::new(&config, renamed.pp("backbone"))?;
+            Ok(Box::new(move |ids| {
+                let mut state = $module::State::new(1, &config, DType::F32, &Device::Cpu)?;
+                let mut logits = None;
+                for i in 0..ids.dim(1)? {
+                    logits = Some(model.forward(&ids.narrow(1, i, 1)?.squeeze(1)?, &mut state)?);
+                }
+                Ok(logits.expect("at least one token"))
+            }))
+        }
+    };
+}
+
 /// `from` with some keys changed, removed where the value is null.
 fn with(from: &Map<String, Value>, changes: &Value) -> Map<String, Value> {
     let mut map = from.clone();
@@ -73,7 +94,7 @@ fn logits_equal_those_of_a_second_implementation() {
     let plain_scale = json!({ "sliding_window": null, "query_pre_attn_scalar": 8 });
     let all = json!({ "sliding_window": 1000 });
     // Model, what is changed for both, what is added for the other one, how that is made.
-    let cases: [(&str, Value, Value, Build); 9] = [
+    let cases: [(&str, Value, Value, Build); 11] = [
         ("mistral-tiny", json!({ "rope_scaling": null }), json!({ "sliding_window": 7 }), build!(mistral::Model)),
         (
             "qwen2-tiny",
@@ -97,6 +118,18 @@ fn logits_equal_those_of_a_second_implementation() {
             json!({ "decoder_sparse_step": 2, "mlp_only_layers": null }),
             json!({ "max_window_layers": 2 }),
             build!(qwen3_moe::ModelForCausalLM),
+        ),
+        (
+            "mamba-tiny-16",
+            json!({}),
+            json!({ "d_model": 24, "n_layer": 2, "pad_vocab_size_multiple": 1 }),
+            recurrent!(mamba, "embedding."),
+        ),
+        (
+            "mamba2-tiny",
+            json!({ "tie_word_embeddings": true, "time_step_limit": null }),
+            json!({ "pad_vocab_size_multiple": 1 }),
+            recurrent!(mamba2, "embedding."),
         ),
     ];
     for (name, both, other, build) in cases {

@@ -40,7 +40,7 @@ impl Attend {
         if pass.stops_at(Site::AttnIn, a)? {
             return Ok(None);
         }
-        let mixed = self.mix(block, a, Sight { scores: self.scores, reach })?;
+        let mixed = self.mix(block, a, Sight { scores: self.scores, reach }, pass)?;
         if pass.stops_at(Site::AttnOut, &mixed)? {
             return Ok(None);
         }
@@ -48,13 +48,13 @@ impl Attend {
     }
 
     /// (batch, t, hidden) to (batch, t, heads · head_dim).
-    fn mix(&self, block: &Block, a: &Tensor, sight: Sight) -> Result<Tensor> {
+    fn mix(&self, block: &Block, a: &Tensor, sight: Sight, pass: &mut Pass) -> Result<Tensor> {
         let (batch, t, _) = a.dims3()?;
         let split =
             |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, self.head_dim))?) };
-        let q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
-        let k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
-        let v = split(Role::V, self.kv_heads)?;
+        let mut q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
+        let mut k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
+        let mut v = split(Role::V, self.kv_heads)?;
         if block.differentiable {
             let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
             let (mut q, mut k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
@@ -64,9 +64,13 @@ impl Attend {
             }
             return grad::attention(&q, &k, &v, &sight);
         }
-        match &self.rope {
-            Some(rope) => attention(&rope.apply(&q)?, &rope.apply(&k)?, &v, sight),
-            None => attention(&q, &k, &v, sight),
+        if let Some(rope) = &self.rope {
+            let (start, length) = pass.place(t);
+            (q, k) = (rope.apply(&q, start, length)?, rope.apply(&k, start, length)?);
         }
+        if let Some(memory) = &mut pass.memory {
+            (k, v) = memory.attend(&k, &v)?;
+        }
+        attention(&q, &k, &v, sight)
     }
 }

@@ -73,11 +73,11 @@ impl Experts {
             None => None,
             Some(_) => {
                 let Some(y) = self.each.forward(block, &rows, pass)? else { return Ok(None) };
-                let gate = candle_nn::ops::sigmoid(&rows.matmul(&tensor(block, "moe.shared_gate")?.t()?)?)?;
+                let gate = candle_nn::ops::sigmoid(&rows.matmul(&block.tensor("moe.shared_gate")?.t()?)?)?;
                 Some(y.broadcast_mul(&gate)?)
             }
         };
-        let scores = rows.matmul(&tensor(block, "moe.router")?.t()?)?;
+        let scores = rows.matmul(&block.tensor("moe.router")?.t()?)?;
         let routes = with_numbers(&scores, |scores| Routes::new(scores, usize::from(self.count), self.chosen))?;
         let Some(y) = self.through_experts(block, &rows, &routes, pass)? else { return Ok(None) };
         let k = (batch * t, self.chosen);
@@ -140,10 +140,6 @@ impl Experts {
         let gate = block.apply(Role::Expert(expert, FfnPart::Gate), x)?;
         block.activate(self.each.activation, Some(&gate), &up)
     }
-}
-
-fn tensor<'b>(block: &'b Block, key: &str) -> Result<&'b Tensor> {
-    block.tensors.get(key).with_context(|| format!("block {} has no {key}", block.index))
 }
 
 #[cfg(test)]

@@ -3,16 +3,20 @@
 mod attend;
 mod experts;
 mod feed_forward;
+mod memory;
 mod parallel;
 mod post_norm;
 mod pre_norm;
+mod state_space;
 
 pub(super) use attend::Attend;
 pub(super) use experts::Experts;
 pub(super) use feed_forward::FeedForward;
+pub use memory::Memory;
 pub(super) use parallel::Parallel;
 pub(super) use post_norm::PostNorm;
 pub(super) use pre_norm::{Inner, PreNorm};
+pub(super) use state_space::{Selection, StateSpace};
 
 use super::grad;
 use super::ids::{Role, Site};
@@ -63,6 +67,8 @@ pub(super) enum Shape {
     Parallel(Parallel),
     /// Norms behind attention and feed-forward layer; positions see both ways.
     PostNorm(PostNorm),
+    /// A gated recurrence.
+    StateSpace(StateSpace),
 }
 
 /// What a forward pass has beside the states.
@@ -70,10 +76,18 @@ pub(super) struct Pass<'a> {
     /// Where each sequence of the batch ends when not all fill it: positions from there on are padding. A causal block
     /// need not look: nothing sees what comes behind it.
     pub lengths: Option<&'a [usize]>,
+    /// What the block has seen before, when positions come in pieces.
+    pub memory: Option<&'a mut Memory>,
     tap: &'a mut dyn Tap,
 }
 
 impl Pass<'_> {
+    /// Position of the first of `t` states, and the length of the sequence that they are part of.
+    fn place(&self, t: usize) -> (usize, usize) {
+        let seen = self.memory.as_ref().map_or(0, |memory| memory.seen());
+        (seen, seen + t)
+    }
+
     /// Shows `x` to the tap; `true` when that is all it wants to see.
     fn stops_at(&mut self, site: Site, x: &Tensor) -> Result<bool> {
         Ok(self.tap.see(site, x)? == Flow::Stop)
@@ -152,11 +166,25 @@ impl Block<'_> {
             lengths.is_none_or(|l| l.len() == batch && l.iter().all(|l| (1..=t).contains(l))),
             "{lengths:?} are no lengths of {batch} sequences in {t} positions"
         );
-        let mut pass = Pass { lengths, tap };
+        self.run(x, Pass { lengths, memory: None, tap })
+    }
+
+    /// Runs x (batch, t, hidden) through the block as what follows the positions in `memory`, and adds it to them. Not for
+    /// differentiable blocks, nor for those that see both ways.
+    pub fn forward_onward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        ensure!(!self.differentiable, "a differentiable block remembers nothing");
+        ensure!(!matches!(self.shape, Shape::PostNorm(_)), "a block that sees both ways needs the whole sequence");
+        let y = self.run(x, Pass { lengths: None, memory: Some(&mut *memory), tap: &mut () })?;
+        memory.advance(x.dim(1)?);
+        y.context("a forward pass without a tap was stopped")
+    }
+
+    fn run(&self, x: &Tensor, mut pass: Pass) -> Result<Option<Tensor>> {
         let y = match self.shape {
             Shape::PreNorm(shape) => shape.forward(self, x, &mut pass)?,
             Shape::Parallel(shape) => shape.forward(self, x, &mut pass)?,
             Shape::PostNorm(shape) => shape.forward(self, x, &mut pass)?,
+            Shape::StateSpace(shape) => shape.forward(self, x, &mut pass)?,
         };
         if let Some(y) = &y
             && !self.differentiable
@@ -222,6 +250,11 @@ impl Block<'_> {
     fn apply(&self, role: Role, x: &Tensor) -> Result<Tensor> {
         let linear = self.linears.get(&role).with_context(|| format!("block {} has no {role}", self.index))?;
         linear.forward(x)
+    }
+
+    /// What is neither a linear nor a norm.
+    fn tensor(&self, key: &str) -> Result<&Tensor> {
+        self.tensors.get(key).with_context(|| format!("block {} has no {key}", self.index))
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {

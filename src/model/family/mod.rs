@@ -6,6 +6,7 @@ mod gemma;
 mod gpt2;
 mod gpt_neox;
 mod llama;
+mod mamba;
 mod mistral;
 mod mixtral;
 mod opt;
@@ -22,7 +23,7 @@ use candle_core::Device;
 type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 
 /// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 15] = [
+const FAMILIES: [(&str, Describe); 17] = [
     ("llama", llama::layout),
     ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("mistral", mistral::layout),
@@ -35,6 +36,8 @@ const FAMILIES: [(&str, Describe); 15] = [
     ("gemma3_text", gemma::layout3),
     ("phi3", phi3::layout),
     ("gpt_neox", gpt_neox::layout),
+    ("mamba", |source, config, _| mamba::layout1(source, config)),
+    ("mamba2", |source, config, _| mamba::layout2(source, config)),
     ("opt", |source, config, _| opt::layout(source, config)),
     ("bert", |source, config, _| bert::layout(source, config)),
     ("distilbert", |source, config, _| bert::layout_distil(source, config)),

@@ -1,0 +1,44 @@
+//! What a block keeps of the positions it has seen, so that later ones can be run without them.
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use candle_nn::kv_cache::KvCache;
+
+/// Positions for which room is made at once.
+const ROOM: usize = 256;
+
+/// The memory of one block: keys and values of attention; of a state-space block the end of its convolution's input and
+/// its state.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Positions seen so far.
+    seen: usize,
+    /// (batch, seen, kv heads, d)
+    attention: Option<KvCache>,
+    /// (batch, taps − 1, channels)
+    pub(super) tail: Option<Tensor>,
+    /// (batch, channels, state)
+    pub(super) state: Option<Tensor>,
+}
+
+impl Memory {
+    /// Nothing seen yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Positions seen so far.
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    pub(super) fn advance(&mut self, positions: usize) {
+        self.seen += positions;
+    }
+
+    /// Adds the keys and values (batch, t, kv heads, d) of new positions; gives those of all.
+    pub(super) fn attend(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let cache = self.attention.get_or_insert_with(|| KvCache::new(1, ROOM));
+        cache.append(&k.contiguous()?, &v.contiguous()?).context("remembering keys and values")
+    }
+}
