@@ -159,6 +159,11 @@ impl Model {
             .with_context(|| format!("loading block {index}"))
     }
 
+    /// Length of sequence behind which the first positions too are run in another way.
+    pub(super) fn turning_point(&self) -> Option<usize> {
+        self.layout.blocks.iter().filter_map(|block| block.shape.turning_point()).min()
+    }
+
     /// Loads the final norm and the output head.
     pub fn head(&self) -> Result<Head> {
         Head::load(&self.source, &self.layout, &self.device)

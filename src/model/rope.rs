@@ -10,12 +10,31 @@ use rayon::prelude::*;
 use serde_json::Value;
 use std::f64::consts::PI;
 
-/// Cosines and sines for every position, each (positions, rotated / 2) in f32. Where fewer dimensions than a head has are
-/// rotated, the others stay.
+/// Cosines and sines for every position. Where fewer dimensions than a head has are rotated, the others stay.
 #[derive(Debug, Clone)]
 pub struct Rope {
+    usual: Table,
+    /// What takes its place in sequences longer than this.
+    beyond: Option<(usize, Table)>,
+}
+
+/// Each (positions, rotated / 2) in f32.
+#[derive(Debug, Clone)]
+struct Table {
     cos: Tensor,
     sin: Tensor,
+}
+
+impl Table {
+    /// For frequencies, with cosines and sines multiplied by `times`.
+    fn new(freqs: &[f64], times: f64, positions: usize, device: &Device) -> Result<Self> {
+        let angles = |f: fn(f64) -> f64| -> Result<Tensor> {
+            let row = |p: usize| freqs.iter().map(move |w| (times * f(p as f64 * w)) as f32);
+            let table: Vec<f32> = (0..positions).flat_map(row).collect();
+            Ok(Tensor::from_vec(table, (positions, freqs.len()), device)?)
+        };
+        Ok(Self { cos: angles(f64::cos)?, sin: angles(f64::sin)? })
+    }
 }
 
 /// What a config says about the rotation.
@@ -25,8 +44,12 @@ pub struct Rotation<'a> {
     pub theta: f64,
     /// Dimensions of each head that are rotated, the first ones.
     pub rotated: usize,
-    /// The object with `rope_type` and its parameters.
+    /// The kind of scaling.
+    pub kind: Option<&'a str>,
+    /// The object with its parameters.
     pub scaling: Option<&'a Value>,
+    /// The context before it was extended, where the config says so outside that object.
+    pub original: Option<usize>,
 }
 
 impl<'a> Rotation<'a> {
@@ -38,7 +61,14 @@ impl<'a> Rotation<'a> {
             Some(theta) => theta,
             None => config.f64_or("rope_theta", 10_000.0)?,
         };
-        Ok(Self { theta, rotated: d, scaling })
+        let original = config.usize_or_null("original_max_position_embeddings", None)?;
+        Ok(Self { theta, rotated: d, kind: None, scaling: None, original }.scaled(scaling))
+    }
+
+    /// The same with other parameters of scaling.
+    pub fn scaled(self, scaling: Option<&'a Value>) -> Self {
+        let kind = scaling.and_then(|s| s.get("rope_type").or_else(|| s.get("type"))).and_then(Value::as_str);
+        Self { kind, scaling, ..self }
     }
 
     /// The same with only a fraction of each head rotated.
@@ -53,19 +83,32 @@ impl<'a> Rotation<'a> {
 impl Rope {
     /// Tables for `positions` positions.
     pub fn new(rotation: Rotation, positions: usize, device: &Device) -> Result<Self> {
-        let (freqs, factor) = frequencies(rotation, positions)?;
-        let angles = |f: fn(f64) -> f64| -> Result<Tensor> {
-            let row = |p: usize| freqs.iter().map(move |w| (factor * f(p as f64 * w)) as f32);
-            let table: Vec<f32> = (0..positions).flat_map(row).collect();
-            Ok(Tensor::from_vec(table, (positions, freqs.len()), device)?)
-        };
-        Ok(Self { cos: angles(f64::cos)?, sin: angles(f64::sin)? })
+        let plain = plain(rotation)?;
+        if rotation.kind == Some("longrope") {
+            return LongRope::read(rotation, positions)?.rope(&plain, positions, device);
+        }
+        let (freqs, times) = scaled(rotation, plain, positions)?;
+        Ok(Self { usual: Table::new(&freqs, times, positions, device)?, beyond: None })
     }
 
-    /// Rotates `x` (batch, t, heads, d), whose first row stands at position `start`.
-    pub fn apply(&self, x: &Tensor, start: usize) -> Result<Tensor> {
+    /// Length of sequence behind which all positions, the first ones too, are rotated in another way.
+    pub fn turning_point(&self) -> Option<usize> {
+        self.beyond.as_ref().map(|(longest, _)| *longest)
+    }
+
+    /// Cosines and sines for `t` positions from `start` on in a sequence of this length.
+    fn table(&self, start: usize, t: usize, length: usize) -> Result<(Tensor, Tensor)> {
+        let table = match &self.beyond {
+            Some((longest, beyond)) if length > *longest => beyond,
+            _ => &self.usual,
+        };
+        Ok((table.cos.narrow(0, start, t)?, table.sin.narrow(0, start, t)?))
+    }
+
+    /// Rotates `x` (batch, t, heads, d), whose first row stands at position `start` of a sequence of this length.
+    pub fn apply(&self, x: &Tensor, start: usize, length: usize) -> Result<Tensor> {
         let (t, d) = (x.dim(1)?, x.dim(3)?);
-        let (cos, sin) = (self.cos.narrow(0, start, t)?, self.sin.narrow(0, start, t)?);
+        let (cos, sin) = self.table(start, t, length)?;
         if x.device().is_cpu() {
             return Ok(x.contiguous()?.apply_op3_no_bwd(&cos, &sin, &Rotate)?);
         }
@@ -125,25 +168,27 @@ impl Rope {
     /// [`Rope::apply`] of x (batch, heads, t, d) by operations that carry gradients.
     pub(super) fn apply_differentiable(&self, x: &Tensor) -> Result<Tensor> {
         let (t, d) = (x.dim(2)?, x.dim(3)?);
-        let (cos, sin) = (self.cos.narrow(0, 0, t)?, self.sin.narrow(0, 0, t)?);
+        let (cos, sin) = self.table(0, t, t)?;
         let rotated = 2 * cos.dim(1)?;
         let turned = super::grad::rotate(&x.narrow(3, 0, rotated)?, &cos, &sin)?;
         with_rest(turned, x, rotated, d)
     }
 }
 
-/// θ^(−2i/d) for i < d/2, d dimensions being rotated, scaled as the config asks, and what cosines and sines are
-/// multiplied by.
-fn frequencies(rotation: Rotation, positions: usize) -> Result<(Vec<f64>, f64)> {
-    let Rotation { theta: base, rotated: d, scaling } = rotation;
+/// θ^(−2i/d) for i < d/2, d dimensions being rotated.
+fn plain(rotation: Rotation) -> Result<Vec<f64>> {
+    let Rotation { theta, rotated: d, .. } = rotation;
     if !d.is_multiple_of(2) || d == 0 {
         user_bail!("head dimension {d} is odd; rotary position embedding needs pairs"; "check `head_dim` in config.json");
     }
-    let mut freqs: Vec<f64> = (0..d / 2).map(|i| base.powf(-2.0 * i as f64 / d as f64)).collect();
-    let Some(parameters) = scaling else { return Ok((freqs, 1.0)) };
-    let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
+    Ok((0..d / 2).map(|i| theta.powf(-2.0 * i as f64 / d as f64)).collect())
+}
+
+/// The frequencies scaled as the config asks, and what cosines and sines are multiplied by.
+fn scaled(rotation: Rotation, mut freqs: Vec<f64>, positions: usize) -> Result<(Vec<f64>, f64)> {
+    let Some(parameters) = rotation.scaling else { return Ok((freqs, 1.0)) };
     let mut times = 1.0;
-    match kind {
+    match rotation.kind {
         // Dynamic scaling begins behind the context, where no window reaches.
         None | Some("default" | "dynamic") => {}
         Some("linear") => {
@@ -161,12 +206,12 @@ fn frequencies(rotation: Rotation, positions: usize) -> Result<(Vec<f64>, f64)> 
         }
         Some("yarn") => {
             let yarn = Yarn::read(parameters, positions)?;
-            yarn.scale(&mut freqs, base);
+            yarn.scale(&mut freqs, rotation.theta);
             times = yarn.times;
         }
         Some(other) => user_bail!(
             "config.json: rope scaling \"{other}\" is not supported";
-            "known are default, linear, dynamic, llama3 and yarn"
+            "known are default, linear, dynamic, llama3, yarn and longrope"
         ),
     }
     Ok((freqs, times))
@@ -255,5 +300,56 @@ impl Yarn {
             let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
             *w = *w / self.factor * divided + *w * (1.0 - divided);
         }
+    }
+}
+
+/// LongRoPE (arXiv 2402.13753): every frequency is divided by a factor of its own, by another one in sequences longer than
+/// the original context; queries and keys grow a little.
+struct LongRope {
+    short: Vec<f64>,
+    long: Vec<f64>,
+    original: usize,
+    times: f64,
+}
+
+impl LongRope {
+    fn read(rotation: Rotation, positions: usize) -> Result<Self> {
+        let none = Value::Null;
+        let parameters = rotation.scaling.unwrap_or(&none);
+        let factors = |key: &str| -> Result<Vec<f64>> {
+            let list = parameters.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let factors: Vec<f64> =
+                list.iter().filter_map(Value::as_f64).filter(|x| *x > 0.0 && x.is_finite()).collect();
+            let wanted = rotation.rotated / 2;
+            if factors.len() != list.len() || factors.len() != wanted {
+                user_bail!(
+                    "config.json: `{key}` of the rope scaling holds {} positive numbers, {wanted} are needed", factors.len();
+                    "get the model's original config.json"
+                );
+            }
+            Ok(factors)
+        };
+        let original = rotation.original.unwrap_or(positions);
+        let grown = match rotation.original {
+            Some(original) => positions as f64 / original as f64,
+            None => number(parameters, "factor")?,
+        };
+        let times = if grown <= 1.0 { 1.0 } else { (1.0 + grown.ln() / (original as f64).ln()).sqrt() };
+        Ok(Self {
+            short: factors("short_factor")?,
+            long: factors("long_factor")?,
+            original,
+            times: number_or(parameters, "attention_factor", times)?,
+        })
+    }
+
+    fn rope(&self, plain: &[f64], positions: usize, device: &Device) -> Result<Rope> {
+        let table = |factors: &[f64], positions| {
+            let freqs: Vec<f64> = plain.iter().zip(factors).map(|(w, factor)| w / factor).collect();
+            Table::new(&freqs, self.times, positions, device)
+        };
+        let usual = table(&self.short, positions.min(self.original))?;
+        let beyond = (positions > self.original).then(|| table(&self.long, positions)).transpose()?;
+        Ok(Rope { usual, beyond: beyond.map(|table| (self.original, table)) })
     }
 }

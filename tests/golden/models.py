@@ -21,6 +21,7 @@ gemma2-tiny     tied and scaled embedding, norms of 1 + weight before and behind
                 its own, every other block with a sliding window
 gemma3-tiny     norms on queries and keys as well, two rope bases (the global one scaled linearly), one global block of three
 phi3-tiny       q, k, v and gate, up fused, half of each head rotated, sliding window
+phi3-tiny-short, phi3-tiny-long  longrope, once with rows shorter and once with rows longer than the original context
 gpt-neox-tiny   parallel residual, q, k, v fused head by head, biases, a quarter of each head rotated, own head
 gpt-neox-tiny-serial  the same one after the other, without attention biases
 opt-tiny        learned positions from row 2 on, ReLU, biases, tied
@@ -156,6 +157,13 @@ def phi3():
     config = Phi3Config(**SMALL | dict(hidden_size=32, sliding_window=14, partial_rotary_factor=0.5, rope_theta=300.0,
                                        pad_token_id=0, bos_token_id=1, eos_token_id=2))
     save(randomise(Phi3ForCausalLM(config), 23, 0.3), "phi3-tiny", torch.float16)
+
+
+    for name, original in [("short", 64), ("long", 24)]:
+        scaling = {"type": "longrope", "short_factor": [1.0, 1.3, 1.9, 2.5], "long_factor": [1.5, 2.0, 5.0, 9.0]}
+        config = Phi3Config(**SMALL | dict(hidden_size=32, original_max_position_embeddings=original, rope_theta=300.0,
+                                           rope_scaling=scaling, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+        save(randomise(Phi3ForCausalLM(config), 53, 0.3), f"phi3-tiny-{name}", torch.float16)
 
 
 def gpt_neox():

@@ -2,7 +2,7 @@
 //! A family is here as soon as its model is.
 
 use candle_core::{Device, Tensor};
-use softlm::calibrate::{States, collect};
+use softlm::calibrate::{Origin, States, StatsStore, collect};
 use softlm::checkpoint::{Source, verify};
 use softlm::machine::StageClock;
 use softlm::method::METHODS;
@@ -131,6 +131,10 @@ fn experts_with_few_tokens_are_calibrated_with_all() {
         }
     }
     assert!(starved >= 3, "{starved} experts saw every token");
+    // Two tokens leave some experts without any.
+    let states = States::embed(&model, &[[7u32, 38]]).expect("embedded");
+    let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
+    assert!((0..6).all(|expert| stats[&Site::ExpertIn(expert)].tokens == 2), "every expert sees both");
     // With enough text each sees what is routed to it: two experts per token.
     let many: Vec<Vec<u32>> =
         (0..8u32).map(|w| (0..96u32).map(|i| (7 + 31 * i + w * i * i + 5 * w) % 96).collect()).collect();
@@ -138,6 +142,14 @@ fn experts_with_few_tokens_are_calibrated_with_all() {
     let stats = collect(&block, &states, &nothing, &sites).expect("statistics");
     let routed: u64 = (0..6).map(|expert| stats[&Site::ExpertIn(expert)].tokens).sum();
     assert_eq!(routed, 2 * 8 * 96);
+    // They come back from disk.
+    let place = tempfile::tempdir().expect("a scratch folder");
+    let origin = Origin::new(model.source(), model.blocks(), "a formula".into()).expect("hashed");
+    let store = StatsStore::create(place.path(), origin).expect("a folder");
+    store.put(0, &stats).expect("written");
+    let read = store.get(0).expect("read");
+    assert_eq!(read.len(), sites.len());
+    assert!(sites.iter().all(|site| read[site].gram == stats[site].gram && read[site].tokens == stats[site].tokens));
 }
 
 /// What enters `site`, one token per row.

@@ -41,13 +41,14 @@ fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) 
 fn what_cannot_be_run_is_refused_by_name() {
     let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
     let old_style = json!({ "type": "su", "factor": 4.0 });
-    let cases: [(&str, &str, Value, &[&str]); 47] = [
+    let cases: [(&str, &str, Value, &[&str]); 48] = [
         (LLAMA, "model_type", json!("rwkv"), &["rwkv"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
         (LLAMA, "num_key_value_heads", json!(3), &["num_key_value_heads", "3", "4"]),
         (GPT2, "n_head", json!(5), &["n_embd", "24", "n_head", "5"]),
-        (LLAMA, "rope_scaling", longrope.clone(), &["rope", "longrope"]),
+        (LLAMA, "rope_scaling", json!({ "rope_type": "ntk" }), &["rope", "ntk"]),
+        (LLAMA, "rope_scaling", longrope.clone(), &["rope", "factor"]),
         (LLAMA, "rope_scaling", old_style, &["rope", "su"]),
         (LLAMA, "rope_scaling", json!({ "rope_type": "yarn" }), &["rope", "factor"]),
         (LLAMA, "rope_scaling", json!({ "type": "yarn", "factor": 2.0, "beta_fast": -1.0 }), &["rope", "beta_fast"]),
@@ -80,8 +81,8 @@ fn what_cannot_be_run_is_refused_by_name() {
         ("gemma3-tiny", "use_bidirectional_attention", json!(true), &["use_bidirectional_attention", "true"]),
         ("mixtral-tiny", "num_experts_per_tok", json!(5), &["num_experts_per_tok", "5", "num_local_experts", "4"]),
         ("qwen3-moe-tiny", "use_sliding_window", json!(true), &["use_sliding_window", "true"]),
-        ("phi3-tiny", "rope_scaling", longrope, &["rope", "longrope"]),
-        ("phi3-tiny", "rope_scaling", json!({ "type": "yarn", "factor": 4.0 }), &["rope", "yarn"]),
+        ("phi3-tiny", "rope_scaling", longrope, &["rope", "short_factor", "1 positive", "2 are"]),
+        ("phi3-tiny", "rope_scaling", json!({ "type": "su", "factor": 4.0 }), &["rope", "short_factor"]),
         ("phi3-tiny", "partial_rotary_factor", json!(1.5), &["partial_rotary_factor", "1.5"]),
         ("gpt-neox-tiny", "num_attention_heads", json!(5), &["hidden_size", "32", "num_attention_heads", "5"]),
         ("gpt-neox-tiny", "rotary_pct", json!(0.4), &["3", "odd"]),

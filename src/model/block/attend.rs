@@ -56,7 +56,8 @@ impl Attend {
             return grad::causal_attention(&q, &k, &v, self.scores);
         }
         if let Some(rope) = &self.rope {
-            (q, k) = (rope.apply(&q, pass.start())?, rope.apply(&k, pass.start())?);
+            let (start, length) = pass.place(t);
+            (q, k) = (rope.apply(&q, start, length)?, rope.apply(&k, start, length)?);
         }
         if let Some(memory) = &mut pass.memory {
             (k, v) = memory.attend(&k, &v)?;

@@ -41,7 +41,7 @@ pub(super) fn layout3(source: &mut Source, config: &Config, device: &Device) -> 
     };
     let scaling = kind("full_attention").or(given.scaling);
     let rope = |theta, scaling| -> Result<_> {
-        Ok(Arc::new(Rope::new(Rotation { theta, scaling, ..given }, sizes.context, device)?))
+        Ok(Arc::new(Rope::new(Rotation { theta, ..given.scaled(scaling) }, sizes.context, device)?))
     };
     let (global, local) = (rope(global, scaling)?, rope(local, None)?);
     let window = config.usize_or_null("sliding_window", Some(4096))?;

@@ -24,6 +24,7 @@ type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
 /// What describes a model, by its `model_type`.
 const FAMILIES: [(&str, Describe); 15] = [
     ("llama", llama::layout),
+    ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("mistral", mistral::layout),
     ("qwen2", qwen::layout2),
     ("qwen3", qwen::layout3),
@@ -33,7 +34,6 @@ const FAMILIES: [(&str, Describe); 15] = [
     ("gemma2", gemma::layout2),
     ("gemma3_text", gemma::layout3),
     ("phi3", phi3::layout),
-    ("gpt2", |source, config, _| gpt2::layout(source, config)),
     ("gpt_neox", gpt_neox::layout),
     ("mamba", |source, config, _| mamba::layout1(source, config)),
     ("mamba2", |source, config, _| mamba::layout2(source, config)),

@@ -6,22 +6,18 @@ use super::super::layout::Layout;
 use super::super::rope::{Rope, Rotation};
 use super::gated::{Gated, Sight, Sizes};
 use crate::checkpoint::Source;
-use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
 use serde_json::Value;
 
 pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
     let sizes = Sizes::read(config, 4096)?;
-    let whole = Rotation::read(config, sizes.head_dim)?;
+    let mut whole = Rotation::read(config, sizes.head_dim)?;
     // This family's older configs call the same scaling su or yarn.
-    let kind = whole.scaling.and_then(|s| s.get("rope_type").or_else(|| s.get("type"))).and_then(Value::as_str);
-    if let Some(kind @ ("longrope" | "su" | "yarn")) = kind {
-        user_bail!(
-            "config.json: rope scaling \"{kind}\" is not supported for phi3";
-            "use the variant of the model with the short context (4k)"
-        );
+    if let Some("su" | "yarn") = whole.kind {
+        whole.kind = Some("longrope");
     }
+    whole.original = Some(config.usize_or("original_max_position_embeddings", 4096)?);
     let nested = whole.scaling.and_then(|s| s.get("partial_rotary_factor")).and_then(Value::as_f64);
     let key = "partial_rotary_factor";
     let fraction = nested.map_or_else(|| config.f64_or(key, 1.0), Ok)?;
