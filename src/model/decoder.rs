@@ -15,6 +15,8 @@ pub struct Decoder<'m> {
     model: &'m Model,
     blocks: Vec<(Block<'m>, Memory)>,
     head: Head,
+    /// Everything read.
+    ids: Vec<u32>,
 }
 
 impl<'m> Decoder<'m> {
@@ -22,7 +24,7 @@ impl<'m> Decoder<'m> {
     pub fn new(model: &'m Model) -> Result<Self> {
         let blocks =
             (0..model.blocks()).map(|index| Ok((model.block(index)?, Memory::new()))).collect::<Result<_>>()?;
-        Ok(Self { model, blocks, head: model.head()? })
+        Ok(Self { model, blocks, head: model.head()?, ids: Vec::new() })
     }
 
     /// Reads `ids`, at least one, behind everything read so far. The logits (vocab) of what follows.
@@ -31,6 +33,17 @@ impl<'m> Decoder<'m> {
     /// An id outside the embedding, more tokens than the model's context, activations that are not finite.
     pub fn read(&mut self, ids: &[u32]) -> Result<Tensor> {
         ensure!(!ids.is_empty(), "there is nothing to read");
+        let (seen, length) = (self.ids.len(), self.ids.len() + ids.len());
+        self.ids.extend_from_slice(ids);
+        // What is remembered of a sequence that has become too long for its rotation is of no use.
+        let turns = self.model.turning_point().is_some_and(|turn| (1..=turn).contains(&seen) && length > turn);
+        for (_, memory) in &mut self.blocks {
+            if turns {
+                *memory = Memory::new();
+            }
+            memory.expect(length);
+        }
+        let ids = self.ids[if turns { 0 } else { seen }..].to_vec();
         let (before, last) = ids.split_at((ids.len() - 1) / PIECE * PIECE);
         for piece in before.chunks(PIECE) {
             self.advance(piece)?;

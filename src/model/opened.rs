@@ -225,6 +225,11 @@ impl Model {
             .with_context(|| format!("loading block {index}"))
     }
 
+    /// Length of sequence behind which the first positions too are run in another way.
+    pub(super) fn turning_point(&self) -> Option<usize> {
+        self.layout.blocks.iter().filter_map(|block| block.shape.turning_point()).min()
+    }
+
     /// Loads what makes logits of tokens. Only for models whose [`Model::output`] is a token.
     pub fn head(&self) -> Result<Head> {
         let Some(head) = self.layout.token_head() else {

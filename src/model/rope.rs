@@ -91,6 +91,11 @@ impl Rope {
         Ok(Self { usual: Table::new(&freqs, times, positions, device)?, beyond: None })
     }
 
+    /// Length of sequence behind which all positions, the first ones too, are rotated in another way.
+    pub fn turning_point(&self) -> Option<usize> {
+        self.beyond.as_ref().map(|(longest, _)| *longest)
+    }
+
     /// Cosines and sines for `t` positions from `start` on in a sequence of this length.
     fn table(&self, start: usize, t: usize, length: usize) -> Result<(Tensor, Tensor)> {
         let table = match &self.beyond {

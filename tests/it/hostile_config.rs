@@ -41,7 +41,7 @@ fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) 
 fn what_cannot_be_run_is_refused_by_name() {
     let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
     let old_style = json!({ "type": "su", "factor": 4.0 });
-    let cases: [(&str, &str, Value, &[&str]); 47] = [
+    let cases: [(&str, &str, Value, &[&str]); 55] = [
         (LLAMA, "model_type", json!("rwkv"), &["rwkv"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
@@ -153,7 +153,7 @@ fn ids_beyond_the_vocabulary_are_named() {
 
 #[test]
 fn sizes_that_the_weights_do_not_have_are_refused_before_a_weight_is_read() {
-    let cases: [(&str, &str, usize, &[&str]); 17] = [
+    let cases: [(&str, &str, usize, &[&str]); 20] = [
         (LLAMA, "vocab_size", 100, &["model.embed_tokens.weight", "96", "100"]),
         (LLAMA, "hidden_size", 48, &["model.embed_tokens.weight", "24", "48"]),
         (LLAMA, "intermediate_size", 41, &["model.layers.0.mlp.gate_proj.weight", "40", "41"]),

@@ -13,6 +13,8 @@ const ROOM: usize = 256;
 pub struct Memory {
     /// Positions seen so far.
     seen: usize,
+    /// Length that the sequence is known to reach.
+    pub(super) expected: usize,
     /// (batch, seen, kv heads, d)
     attention: Option<KvCache>,
     /// (batch, taps − 1, channels)
@@ -30,6 +32,12 @@ impl Memory {
     /// Positions seen so far.
     pub fn seen(&self) -> usize {
         self.seen
+    }
+
+    /// Says that the sequence will be at least so long: blocks that rotate long sequences in another way have to know
+    /// from the first position on.
+    pub fn expect(&mut self, length: usize) {
+        self.expected = length;
     }
 
     pub(super) fn advance(&mut self, positions: usize) {

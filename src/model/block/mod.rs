@@ -84,8 +84,8 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// Position of the first of `t` states, and the length of the sequence that they are part of.
     fn place(&self, t: usize) -> (usize, usize) {
-        let seen = self.memory.as_ref().map_or(0, |memory| memory.seen());
-        (seen, seen + t)
+        let (seen, expected) = self.memory.as_ref().map_or((0, 0), |memory| (memory.seen(), memory.expected));
+        (seen, expected.max(seen + t))
     }
 
     /// Shows `x` to the tap; `true` when that is all it wants to see.
@@ -95,6 +95,16 @@ impl Pass<'_> {
 }
 
 impl Shape {
+    /// Length of sequence behind which the first positions too are rotated in another way.
+    pub fn turning_point(&self) -> Option<usize> {
+        let attend = match self {
+            Shape::PreNorm(shape) => &shape.attend,
+            Shape::Parallel(shape) => &shape.attend,
+            Shape::StateSpace(_) | Shape::PostNorm(_) => return None,
+        };
+        attend.rope.as_ref().and_then(|rope| rope.turning_point())
+    }
+
     /// Key of config.json that holds the width of the feed-forward layer that stands beside experts.
     pub fn shared_width_key(&self) -> Option<&'static str> {
         match self {
