@@ -53,6 +53,8 @@ All statistics of a block are taken while it is still dense, behind the compress
 Departures:
 - Grouped-query attention: ranks are fractions of each matrix's own break-even rank m n / (m + n).
 - Dead channels in the weighted SVD: a floor relative to the mean (`softlm methods awsvd`).
+- State-space blocks have neither attention nor channels of a feed-forward layer: their linears keep the rank
+  keep m n / (m + n). Of several experts each is a feed-forward layer of its own.
 - Equal importance is broken by the channel number.
 - No LoRA recovery.
 ";

@@ -215,3 +215,40 @@ fn very_little() {
     assert!(text.contains("smallest possible keep of this rule is 0.0938"), "{text}");
     check(&items, &lorap(&items, Target::Keep(0.0938), EXACT).unwrap());
 }
+
+#[test]
+fn what_is_neither_attention_nor_feed_forward_keeps_a_uniform_rank() {
+    let shape = |role| match role {
+        Role::SsmIn => (512, 128),
+        Role::SsmX => (40, 256),
+        Role::SsmDt => (256, 8),
+        _ => (128, 256),
+    };
+    let roles = [Role::SsmIn, Role::SsmX, Role::SsmDt, Role::SsmOut];
+    let items: Vec<Item> = (0..3)
+        .flat_map(|block| roles.map(|role| Item::new(LinearId { block, role }, shape(role).0, shape(role).1)))
+        .collect();
+    for exact in [true, false] {
+        let options = LorapOptions { exact, ..LorapOptions::default() };
+        let plan = lorap(&items, Target::Keep(0.6), options).unwrap();
+        for (item, (_, choice)) in items.iter().zip(&plan.choices) {
+            let paper = paper_rank(0.6, item.out, item.input);
+            let Choice::Rank(rank) = *choice else { panic!("{}: {choice:?}", item.id) };
+            assert!(rank == paper || !exact && rank == paper + 1, "{}: {rank} for {paper}", item.id);
+        }
+        assert!(plan.kept <= plan.budget && plan.rule.contains("no channels to prune"), "{}", plan.rule);
+    }
+}
+
+#[test]
+fn every_expert_is_a_feed_forward_layer_of_its_own() {
+    let expert = |index| {
+        let shapes = [(FfnPart::Gate, (40, 24)), (FfnPart::Up, (40, 24)), (FfnPart::Down, (24, 40))];
+        shapes.map(|(part, (out, input))| Item::new(LinearId { block: 0, role: Role::Expert(index, part) }, out, input))
+    };
+    let items: Vec<Item> = (0..4).flat_map(expert).collect();
+    let plan = lorap(&items, Target::Keep(0.6), LorapOptions::default()).unwrap();
+    assert!(plan.choices.iter().all(|(_, choice)| *choice == Choice::Width(24)), "{:?}", plan.choices);
+    let mistake = lorap(&items[..11], Target::Keep(0.6), LorapOptions::default()).unwrap_err();
+    assert!(mistake.to_string().contains("moe.3.down"), "{mistake}");
+}
