@@ -349,3 +349,6 @@ impl Student for Spectrum<'_> {
 fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -396,7 +396,7 @@ mod tests {
         for (&x, &y) in x.iter().zip(&y) {
             let v = f64::from(x);
             let wanted = 0.5 * v * (1.0 + erf(v / std::f64::consts::SQRT_2));
-            assert!((f64::from(y) - wanted).abs() <= 3e-7 * v.abs(), "gelu({v}): {y} for {wanted}");
+            assert!((f64::from(y) - wanted).abs() <= 5e-7 * v.abs(), "gelu({v}): {y} for {wanted}");
         }
         let mut bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -30.0];
         gelu_erf(&bad.clone(), &mut bad);

@@ -1,6 +1,6 @@
 //! Encoders through the program: compressed, proven whole, and measured as encoders.
 
-use crate::program::{METHODS, Place, tensors};
+use crate::program::{METHODS, Place, quickly, tensors};
 use serde_json::Value;
 use softlm::checkpoint::Source;
 use softlm::model::Model;
@@ -35,7 +35,12 @@ fn every_method_leaves_all_but_the_block_linears_as_it_is() {
         let (before, linears) = (tensors(&model.join("model.safetensors")), linears(&model));
         for method in METHODS {
             let (output, shown) = (format!("{}-{method}", name.replace('/', "-")), model.display());
-            place.run(&format!("compress {shown} --method {method} --keep 0.6 {FAST} -o {output}")).fine();
+            let said = place.run(&format!("compress {shown} {} --keep 0.6 {FAST} -o {output}", quickly(method)));
+            if ["soft", "soco"].contains(&method) && !name.starts_with("models") {
+                said.refused(&["predicts none", "bert"]);
+                continue;
+            }
+            said.fine();
             place.run(&format!("verify {output} --against {shown}")).fine();
             let after = tensors(&place.path(&format!("{output}/model.safetensors")));
             let others = |all: &BTreeSet<String>| all.difference(&linears).cloned().collect::<Vec<_>>();

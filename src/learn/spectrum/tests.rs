@@ -1,0 +1,92 @@
+//! Gradients on everything a gated linear trains, against finite differences.
+
+use super::*;
+use crate::checkpoint::Source;
+use crate::linalg::Mat;
+use crate::method::{Basis, Pace, ScoreMap, Unit, Worth, by_name, of_basis};
+use crate::model::Model;
+use crate::text::{Window, Windows};
+use candle_core::Device;
+use std::path::Path;
+
+fn settings() -> SpectralSettings {
+    SpectralSettings {
+        basis: Basis::Weight,
+        unit: Unit::Raw,
+        pace: Pace::Constant,
+        pressure: 0.1,
+        // Soft enough for a difference quotient in f32.
+        sharpness: 2.0,
+        train_basis: true,
+        worth: Worth::Score,
+        score_map: ScoreMap::Sigmoid,
+        cut: 0.5,
+        sparsity: 0.1,
+        deviation: true,
+    }
+}
+
+fn components(model: &Model, index: usize) -> Result<Vec<Components>> {
+    let block = model.block(index)?;
+    let tensor = |m: &Mat| Tensor::from_vec(m.to_f32_rows(), (m.rows(), m.cols()), &Device::Cpu);
+    model
+        .block_linears(index)
+        .map(|spec| {
+            let weight = block.linear(spec.id.role).and_then(Linear::dense_weight).context("dense")?;
+            let w = Mat::from_f32_rows(spec.out, spec.input, &weight.flatten_all()?.to_vec1::<f32>()?);
+            let parts = of_basis(Basis::Weight).decompose(&w, None)?;
+            let sigma = parts.energy.iter().map(|energy| energy.sqrt()).collect();
+            Ok(Components { b: tensor(&parts.b)?, a: tensor(&parts.a)?, sigma })
+        })
+        .collect()
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama-tiny-bias");
+    let model = Model::load(Source::open(&folder).unwrap(), &Device::Cpu).unwrap();
+    let ids = |row: u32| (0..30).map(|i| (7 + 31 * i + 17 * row * i) % 96).collect();
+    let rows = (0..2).map(|row| Window { ids: ids(row), first_target: 1 }).collect();
+    let windows = Windows { rows, window: 30, stride: 30, bos: false, text_tokens: 60 };
+    let lesson = Lesson { model: &model, train: &windows, heldout: &windows, batch: 2, seed: 0, memory: usize::MAX };
+    let (settings, rates) = (settings(), SpectralRates { control: 0.1, basis: 0.1, deviation: 0.1 });
+    for (method, kinds) in [("soft", vec!["control", "rho", "b", "a"]), ("soco", vec!["control", "deviation"])] {
+        let learned = by_name(method).unwrap().learned().unwrap();
+        let student = Spectrum::new(learned, &settings, rates, lesson, &|index| components(&model, index)).unwrap();
+        // Away from the original, where the divergence has a slope.
+        for (number, (name, var, _)) in student.trained().enumerate() {
+            let shift: Vec<f32> = (0..var.elem_count()).map(|i| 0.3 * ((number + 3 * i) as f32).sin()).collect();
+            let shift = Tensor::from_vec(shift, var.dims(), &Device::Cpu).unwrap();
+            let scale = if name.ends_with(".b") || name.ends_with(".a") { 0.1 } else { 1.0 };
+            var.set(&(var.as_tensor() + (shift * scale).unwrap()).unwrap()).unwrap();
+        }
+        let rows: Vec<&[u32]> = windows.ids();
+        let targets = 58.0;
+        let (_, gradients) = student.distil.gradients(&student, &rows).unwrap();
+        let gradients = gradients.all();
+        for kind in kinds {
+            // Along the gradient of all parameters of one kind, the loss has the slope ‖g‖.
+            let of_kind =
+                || student.trained().zip(&gradients).filter(|((name, _, _), _)| name.ends_with(&format!(".{kind}")));
+            let squares: f64 = of_kind()
+                .map(|(_, g)| {
+                    f64::from(g.as_ref().unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap())
+                })
+                .sum();
+            let norm = squares.sqrt();
+            let step = 2e-3;
+            let move_by = |times: f64| {
+                for ((_, var, _), g) in of_kind() {
+                    let shift = (g.as_ref().unwrap() * (times / norm)).unwrap();
+                    var.set(&(var.as_tensor() + shift).unwrap()).unwrap();
+                }
+                student.distil.gradients(&student, &rows).unwrap().0 / targets
+            };
+            let above = move_by(step);
+            let below = move_by(-2.0 * step);
+            move_by(step);
+            let slope = (above - below) / (2.0 * step);
+            assert!(norm > 1e-3 && (slope / norm - 1.0).abs() < 0.02, "{method} {kind}: {slope} for {norm}");
+        }
+    }
+}
