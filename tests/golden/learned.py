@@ -11,7 +11,7 @@ the model itself; both rows of logits.json's ids are one batch; the last positio
 
 ratio's gradient on every s is (m + n) / (sum of m n). 12 steps of AdamW (betas 0.9 and 0.99, no decay), gradients scaled
 down to norm 1 over all controls, learning rate 0.15 (soft) and 0.4 (soco) times cosine from 1 to 0.1. soco's phases begin
-at steps 0, 6 and 9. After each step the KL before it, and at the end alpha or theta of every linear.
+at steps 0, 6 and 9. For each step the KL before it, and alpha or theta of every linear after it.
 """
 
 import math
@@ -59,7 +59,7 @@ def train(method, lr, data):
     total = sum(linear.out * linear.width for linear in linears.values())
     controls = [linear.control for linear in linears.values()]
     optimiser = torch.optim.AdamW(controls, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-    losses = []
+    losses, states = [], []
     for step in range(STEPS):
         last = method == "soco" and step >= 9
         pressure, weights, small = 0.0, {}, []
@@ -94,14 +94,15 @@ def train(method, lr, data):
         for group in optimiser.param_groups:
             group["lr"] = lr * factor(step)
         optimiser.step()
-    return {"kl": losses, "controls": {name: linear.control.tolist() for name, linear in linears.items()}}
+        states.append({name: linear.control.tolist() for name, linear in linears.items()})
+    return {"kl": losses, "controls": states}
 
 
 def main():
     data = arguments(__doc__.splitlines()[0]).data
     result = {"schema": 1, "versions": versions(), "soft": train("soft", 0.15, data), "soco": train("soco", 0.4, data)}
     for method in ("soft", "soco"):
-        print(method, result[method]["kl"], result[method]["controls"]["0.attn.q"][:4])
+        print(method, result[method]["kl"], result[method]["controls"][-1]["0.attn.q"][:4])
     write_json("learned.json", digits(result, 10))
 
 
