@@ -3,10 +3,9 @@
 use super::block::FinishedBlock;
 use super::factorise::{cut_report, dense_report, weight};
 use super::heal::matrix;
-use super::waves::in_waves;
 use super::{Run, allocate, stored};
 use crate::calibrate::{BlockStats, States, collect};
-use crate::checkpoint::{NamedTensor, TensorFile, write_tensors};
+use crate::checkpoint::{NamedTensor, TensorFile};
 use crate::learn::{
     Components, Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralRates, SpectralReport, learn_spectra,
 };
@@ -20,7 +19,6 @@ use crate::report::{LearnedSpectrum, LinearReport};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use safetensors::Dtype;
-use std::collections::BTreeMap;
 
 /// The state file in the work folder.
 const STATE: &str = "learning.safetensors";
@@ -70,30 +68,11 @@ impl Run<'_> {
         Ok((result.plan, result.report))
     }
 
-    /// Decomposes every linear of the dense model into all its components, block by block. Those of an earlier run are
-    /// kept.
+    /// Decomposes every linear of the dense model into all its components.
     fn decompose(&self, method: &dyn Method) -> Result<()> {
-        let finished = (0..self.model.blocks()).take_while(|&i| self.job.basis_file(i).exists()).count();
-        if finished == self.model.blocks() {
-            return self.progress.step(finished as u64);
-        }
-        let mut states = States::embed(&self.model, &self.calibration.windows.ids())?;
-        let mut heldout = States::embed(&self.model, &self.calibration.heldout.ids())?;
-        for index in 0..self.model.blocks() {
-            let block = self.model.block(index)?;
-            if index >= finished {
-                let stats = self.stats(index, &block, &states, &heldout, &self.model.block_sites(index))?;
-                let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
-                let work = |spec: &&LinearSpec| decompose_linear(method, &block, spec, &stats);
-                let tensors = in_waves(&specs, |spec| *spec, work)?;
-                let tensors: Vec<NamedTensor> = tensors.into_iter().flatten().collect();
-                write_tensors(&self.job.basis_file(index), &tensors, &BTreeMap::new())?;
-            }
-            states.advance(&block)?;
-            heldout.advance(&block)?;
-            self.progress.step(1)?;
-        }
-        Ok(())
+        self.each_dense_block(&|index| self.job.basis_file(index), &|block, spec, stats| {
+            decompose_linear(method, block, spec, stats)
+        })
     }
 
     /// The components of the linears of block `index`, in their order.

@@ -21,7 +21,7 @@ use crate::user_bail;
 use anyhow::{Context, Result};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Tokens on which the divergence of single cuts is measured, at most and at least.
@@ -36,10 +36,21 @@ pub(super) struct Surveyed {
     pub seconds: f64,
 }
 
+/// What is to be stored of a linear of a dense block with these statistics.
+type LinearWork<'a> = dyn Fn(&Block, &LinearSpec, &BlockStats) -> Result<Vec<NamedTensor>> + Sync + 'a;
+
 impl Run<'_> {
     /// Decomposes every linear of the dense model. Blocks surveyed by an earlier run are kept.
     pub(super) fn survey(&self) -> Result<()> {
-        let finished = (0..self.model.blocks()).take_while(|&i| self.job.survey_file(i).exists()).count();
+        self.each_dense_block(&|index| self.job.survey_file(index), &|block, spec, stats| {
+            self.survey_linear(block, spec, stats)
+        })
+    }
+
+    /// Takes the calibration text through the dense model and stores what `work` makes of every linear, a file per block.
+    /// Files of an earlier run are kept.
+    pub(super) fn each_dense_block(&self, file: &dyn Fn(usize) -> PathBuf, work: &LinearWork) -> Result<()> {
+        let finished = (0..self.model.blocks()).take_while(|&i| file(i).exists()).count();
         if finished == self.model.blocks() {
             return self.progress.step(finished as u64);
         }
@@ -48,22 +59,18 @@ impl Run<'_> {
         for index in 0..self.model.blocks() {
             let block = self.model.block(index)?;
             if index >= finished {
-                self.survey_block(index, &block, &states, &heldout)
+                let stats = self.stats(index, &block, &states, &heldout, &self.model.block_sites(index))?;
+                let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
+                let tensors = in_waves(&specs, |spec| *spec, |spec| work(&block, spec, &stats))
                     .with_context(|| format!("decomposing block {index}"))?;
+                let tensors: Vec<NamedTensor> = tensors.into_iter().flatten().collect();
+                write_tensors(&file(index), &tensors, &BTreeMap::new())?;
             }
             states.advance(&block)?;
             heldout.advance(&block)?;
             self.progress.step(1)?;
         }
         Ok(())
-    }
-
-    fn survey_block(&self, index: usize, block: &Block, states: &States, heldout: &States) -> Result<()> {
-        let stats = self.stats(index, block, states, heldout, &self.model.block_sites(index))?;
-        let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
-        let results = in_waves(&specs, |spec| *spec, |spec| self.survey_linear(block, spec, &stats))?;
-        let tensors: Vec<NamedTensor> = results.into_iter().flatten().collect();
-        write_tensors(&self.job.survey_file(index), &tensors, &BTreeMap::new())
     }
 
     fn survey_linear(&self, block: &Block, spec: &LinearSpec, stats: &BlockStats) -> Result<Vec<NamedTensor>> {
