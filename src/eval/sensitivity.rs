@@ -15,8 +15,8 @@ use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-/// Hidden states of all variants kept at once, in numbers (f32): 64 MiB.
-const GROUP_ELEMENTS: usize = 16 << 20;
+/// Hidden states of all variants kept at once, in numbers (f32): 32 MiB.
+const GROUP_ELEMENTS: usize = 8 << 20;
 /// Logits of the original held at once, in numbers: 32 MiB.
 const LOGIT_ELEMENTS: usize = 8 << 20;
 /// Rows of logits that are worth another thread.

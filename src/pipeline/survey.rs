@@ -59,7 +59,9 @@ impl Run<'_> {
         for index in 0..self.model.blocks() {
             let block = self.model.block(index)?;
             if index >= finished {
-                let stats = self.stats(index, &block, &states, &heldout, &self.model.block_sites(index))?;
+                let stats = self
+                    .stats(index, &block, &states, &heldout, &self.model.block_sites(index))
+                    .with_context(|| format!("measuring the inputs of block {index}"))?;
                 let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
                 let tensors = in_waves(&specs, |spec| *spec, |spec| work(&block, spec, &stats))
                     .with_context(|| format!("decomposing block {index}"))?;
