@@ -14,6 +14,7 @@ mod learn;
 mod size;
 
 pub use choices::{SamplingRule, StoredType, WeightRule};
+use learn::usual_batch;
 pub use learn::{Learn, LearnOptions};
 pub use size::Budget;
 use size::{default_output, parse_bytes};
@@ -114,9 +115,14 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_HEAL_LR", help_heading = "Healing")]
     pub heal_lr: Option<f64>,
 
-    /// Calibration windows per step of --heal [default: 8]
+    /// Calibration windows, or examples of --task, per step of --heal [default: 8, or 32 examples]
     #[arg(long, env = "SOFTLM_HEAL_BATCH", help_heading = "Healing")]
     pub heal_batch: Option<usize>,
+
+    /// Train soft, soco and --heal on labelled examples, for models with a classifier: sst2, mrpc, stsb (the hub's
+    /// training part) or TASK=FILE (TSV, JSONL, parquet). It is also the default of --calib
+    #[arg(long, env = "SOFTLM_TASK", help_heading = "Learning")]
+    pub task: Option<String>,
 
     /// What the learned methods are told.
     #[command(flatten)]
@@ -190,6 +196,7 @@ impl Options {
             heal: self.heal.or(file.heal),
             heal_lr: self.heal_lr.or(file.heal_lr),
             heal_batch: self.heal_batch.or(file.heal_batch),
+            task: self.task.or(file.task),
             learn: self.learn.or(file.learn),
             dtype: self.dtype.or(file.dtype),
             max_shard_size: self.max_shard_size.or(file.max_shard_size),
@@ -265,12 +272,15 @@ impl Options {
             user_bail!("{name} learns where the budget goes"; "leave --allocation out, or force ranks with even or uniform")
         }
         let max_seconds = self.learn.seconds()?;
-        let learn = self.learn.resolve(method, self.window)?;
+        let learn = self.learn.resolve(method, self.window, self.task.is_some())?;
         if learn.is_some() && self.inputs.is_some_and(|inputs| inputs != Inputs::Dense) {
             user_bail!("learned methods start from the original model"; "leave --inputs out");
         }
         let healed = learn.as_ref().filter(|_| method.learned().is_some_and(|learned| learned.heals()));
         let heal = self.heal.unwrap_or(healed.map_or(0, |learn| learn.steps));
+        if let Some(task) = self.task.as_ref().filter(|_| learn.is_none() && heal == 0) {
+            user_bail!("--task {task} is trained on, but nothing is trained"; "use --method soft or soco, add --heal STEPS, or name it as --calib");
+        }
         if max_seconds.is_some() && learn.is_none() && heal == 0 {
             user_bail!("--max-time limits training, but nothing is trained"; "add --heal STEPS, or leave it out");
         }
@@ -295,7 +305,7 @@ impl Options {
             block_keep: self.block_keep,
             small_linears: self.small_linears.unwrap_or(false),
             rho: self.rho.unwrap_or(3.0),
-            calib: self.calib.unwrap_or_else(|| vec!["sample".into()]),
+            calib: self.calib.unwrap_or_else(|| vec![self.task.clone().unwrap_or_else(|| "sample".into())]),
             calib_windows: self.calib_windows.unwrap_or(128),
             window: self.window,
             sampling: self.sampling.unwrap_or(SamplingRule::Random),
@@ -304,7 +314,10 @@ impl Options {
             stats: self.stats,
             heal,
             heal_lr,
-            heal_batch: self.heal_batch.unwrap_or(learn.as_ref().map_or(8, |learn| learn.batch)),
+            heal_batch: self
+                .heal_batch
+                .unwrap_or(learn.as_ref().map_or(usual_batch(self.task.is_some()), |learn| learn.batch)),
+            task: self.task,
             max_seconds,
             learn,
             dtype: self.dtype.unwrap_or(StoredType::Auto),
@@ -340,6 +353,7 @@ pub struct Recipe {
     pub heal: usize,
     pub heal_lr: f64,
     pub heal_batch: usize,
+    pub task: Option<String>,
     pub max_seconds: Option<f64>,
     pub learn: Option<Learn>,
     pub dtype: StoredType,
@@ -383,6 +397,7 @@ impl Recipe {
             heal: Some(self.heal),
             heal_lr: (self.heal > 0).then_some(self.heal_lr),
             heal_batch: (self.heal > 0).then_some(self.heal_batch),
+            task: self.task.clone(),
             learn: LearnOptions {
                 max_time: self.max_seconds.map(|seconds| format!("{seconds}s")),
                 ..self.learn.as_ref().map(Learn::to_options).unwrap_or_default()

@@ -57,6 +57,7 @@ impl Calibrate {
             windows: self.calib_windows,
             window: self.window,
             sampling: Sampling::Random { seed: self.seed },
+            heldout: pipeline::HELDOUT_TOKENS,
         };
         let text = pipeline::calibration(&model, &tokenizer, &wish, &context.hub)?;
         let origin = Origin::new(model.source(), model.blocks(), text.describe())?;

@@ -28,17 +28,19 @@ pub struct Forward {
     pub inputs: Vec<Tensor>,
     /// What left the last one.
     pub output: Tensor,
+    /// Tokens of each sequence, where some are padded.
+    pub lengths: Option<Vec<usize>>,
 }
 
-/// Runs x (windows, t, hidden) through all blocks.
-pub fn forward(student: &dyn Student, x: &Tensor) -> Result<Forward> {
+/// Runs x (windows, t, hidden) through all blocks. Where there are `lengths`, x is padded behind them.
+pub fn forward(student: &dyn Student, x: &Tensor, lengths: Option<&[usize]>) -> Result<Forward> {
     let mut inputs = Vec::with_capacity(student.blocks());
     let mut output = x.detach();
     for index in 0..student.blocks() {
-        let y = run(&student.block(index)?, &output)?.detach();
+        let y = run(&student.block(index)?, &output, lengths)?.detach();
         inputs.push(std::mem::replace(&mut output, y));
     }
-    Ok(Forward { inputs, output })
+    Ok(Forward { inputs, output, lengths: lengths.map(<[usize]>::to_vec) })
 }
 
 /// Takes `gradient`, that on the output of `pass`, back through the blocks and adds to `sums` what it leaves at their
@@ -49,7 +51,7 @@ pub fn backward(student: &dyn Student, pass: Forward, gradient: Tensor, sums: &m
     let mut gradient = gradient.detach();
     for (index, input) in pass.inputs.into_iter().enumerate().skip(first).rev() {
         let input = Var::from_tensor(&input)?;
-        let y = run(&student.block(index)?, &input)?;
+        let y = run(&student.block(index)?, &input, pass.lengths.as_deref())?;
         let mut graph = (y * &gradient)?.sum_all()?.backward()?;
         for (slot, parameter) in student.parameters(index).iter().enumerate() {
             if let Some(part) = graph.remove(parameter) {
@@ -61,8 +63,8 @@ pub fn backward(student: &dyn Student, pass: Forward, gradient: Tensor, sums: &m
     Ok(gradient)
 }
 
-fn run(block: &Block, x: &Tensor) -> Result<Tensor> {
-    block.forward(x, &mut ())?.context("a forward pass without a tap was stopped")
+fn run(block: &Block, x: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {
+    block.forward_padded(x, lengths, &mut ())?.context("a forward pass without a tap was stopped")
 }
 
 /// Gradients of all parameters, summed over batches. One that never appeared is absent.

@@ -1,7 +1,7 @@
 //! Healing: the factors of a finished compression trained a little, so that the model predicts what the original does.
 //!
-//! Minimised is KL(original ‖ compressed) on the calibration windows. Whether that helps is judged on windows apart from
-//! them, with the factors rounded to the type they will be stored in; the best state seen is the result, and the one
+//! Minimised is KL(original ‖ compressed) on the calibration windows, or what else a [`Lesson`] makes of the model and
+//! of labels. Whether that helps is judged on windows apart from them, with the factors rounded to the type they will be stored in; the best state seen is the result, and the one
 //! before the first step is among them. Everything but the factors stays as it is.
 //!
 //! The learning rate is relative: a step moves an entry of a factor by about `lr` times the root mean square of that
@@ -10,7 +10,7 @@
 //! In memory: the factors in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
 //! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
 
-use super::distil::Lesson;
+use super::course::{Aim, Lesson};
 use super::patient::Patient;
 use super::schedule::{Decay, Schedule};
 use super::watch::Watch;
@@ -24,6 +24,8 @@ use std::path::Path;
 
 /// Looks at the held-out windows without a better state after which training stops.
 const PATIENCE: usize = 5;
+/// Gradients are scaled down to this norm.
+const CLIP: f64 = 1.0;
 
 /// How long and how fast.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,22 +64,24 @@ pub struct Healing<'a> {
 pub struct HealPoint {
     /// Steps done.
     pub step: usize,
-    /// Mean training loss per token since the look before, nats.
+    /// Mean training loss since the look before.
     pub loss: Option<f64>,
-    /// Mean KL(original ‖ compressed) per held-out token, nats; absent when it is not finite.
-    pub heldout_kl: Option<f64>,
+    /// Mean held-out loss; absent when it is not finite.
+    pub heldout_loss: Option<f64>,
 }
 
 /// What healing did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HealReport {
+    /// What was minimised.
+    pub aim: Aim,
     /// Steps asked for.
     pub steps: usize,
     /// Steps done.
     pub done: usize,
     /// The step whose state was kept; 0 is the state before.
     pub best_step: usize,
-    /// Windows per step.
+    /// Windows or examples per step.
     pub batch: usize,
     /// Relative learning rate.
     pub lr: f64,
@@ -85,10 +89,10 @@ pub struct HealReport {
     pub tokens: u64,
     /// Held-out tokens that were judged by.
     pub heldout_tokens: usize,
-    /// KL on them before.
-    pub kl_before: f64,
-    /// KL on them with the state that was kept.
-    pub kl_after: f64,
+    /// Mean loss on them before.
+    pub loss_before: f64,
+    /// Mean loss on them with the state that was kept.
+    pub loss_after: f64,
     /// Why it ended early, if it did.
     pub stopped: Option<String>,
     /// The loss curve.
@@ -117,32 +121,33 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
         progress.step(report.done as u64)?;
     }
     let watch = Watch::start(job.options.seconds, spent);
-    let (mut loss, mut tokens) = (0.0, 0);
+    let (mut loss, mut terms) = (0.0, 0);
     while report.done < report.steps && report.stopped.is_none() {
-        let rows = patient.batch(report.done);
-        let (sum, gradients) = patient.gradients(&rows)?;
+        let mut taught = patient.taught(report.done)?;
         let step = report.done + 1;
-        if !sum.is_finite() {
-            report.stopped = Some(format!("the loss was {sum} at step {step}: the best state was restored"));
+        if !taught.loss.is_finite() {
+            let loss = taught.loss;
+            report.stopped = Some(format!("the loss was {loss} at step {step}: the best state was restored"));
             break;
         }
+        taught.gradients.clip(CLIP)?;
         let schedule = Schedule { steps: report.steps, warm_up: report.steps / 20, decay: Decay::Cosine, floor: 0.0 };
-        optimiser.step(&gradients, schedule.factor(report.done))?;
-        loss += sum;
-        tokens += rows.iter().map(|row| row.len() - 1).sum::<usize>();
+        optimiser.step(&taught.gradients.all(), schedule.factor(report.done))?;
+        loss += taught.loss;
+        terms += taught.terms;
         report.done = step;
-        report.tokens += rows.iter().map(|row| row.len() as u64).sum::<u64>();
+        report.tokens += taught.tokens;
         report.steps = watch.fitting(step, report.steps);
         let over = watch.is_over();
         if over {
             report.stopped = Some(format!("the time was up after {step} steps"));
         }
         if step % job.options.interval() == 0 || step == report.steps || over {
-            let kl = patient.heldout_kl()?;
-            report.curve.push(HealPoint { step, loss: Some(loss / tokens as f64), heldout_kl: finite(kl) });
-            (loss, tokens) = (0.0, 0);
-            if kl < report.kl_after {
-                (report.kl_after, report.best_step) = (kl, step);
+            let heldout = patient.heldout_loss()?;
+            report.curve.push(HealPoint { step, loss: Some(loss / terms as f64), heldout_loss: finite(heldout) });
+            (loss, terms) = (0.0, 0);
+            if heldout < report.loss_after {
+                (report.loss_after, report.best_step) = (heldout, step);
                 best = patient.snapshot()?;
             } else if step - report.best_step >= PATIENCE * job.options.interval() {
                 report.stopped = Some(format!("no better state since step {}", report.best_step));

@@ -28,6 +28,8 @@ pub struct Objective {
 impl Objective {
     /// Divergence from the teacher alone, at temperature 1.
     pub const DISTIL: Self = Self { divergence: 1.0, temperature: 1.0, likelihood: 0.0 };
+    /// Likelihood of what is known to be right alone.
+    pub const LABELS: Self = Self { divergence: 0.0, temperature: 1.0, likelihood: 1.0 };
 }
 
 /// What the student is to come close to.
@@ -126,21 +128,32 @@ fn flat(states: &Tensor) -> Result<Tensor> {
 impl Chunk<'_> {
     /// The sum of the loss, and `scale` times its gradient on the student's `logits` (positions, vocab).
     fn score(&self, logits: &Tensor, objective: &Objective, scale: f64) -> Result<(f64, Tensor)> {
-        let (shape, device) = (logits.shape().clone(), logits.device().clone());
-        let vocab = logits.dim(1)?;
-        let mut rows: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-        let losses: Vec<f64> = rows
-            .par_chunks_exact_mut(vocab)
-            .zip(self.targets)
-            .enumerate()
-            .map(|(i, (row, &target))| {
-                let teacher = self.teacher.as_ref().map(|teacher| &teacher[i * vocab..(i + 1) * vocab]);
-                score_row(row, teacher, target as usize, objective, scale)
-            })
-            .collect();
-        // Summed in order, whatever the number of threads.
-        Ok((losses.iter().sum(), Tensor::from_vec(rows, shape, &device)?))
+        score(logits, self.teacher.as_deref(), self.targets, objective, scale)
     }
+}
+
+/// The sum of the loss, and `scale` times its gradient on the student's `logits` (rows, classes). The `teacher`'s are row-major.
+pub(super) fn score(
+    logits: &Tensor,
+    teacher: Option<&[f32]>,
+    targets: &[u32],
+    objective: &Objective,
+    scale: f64,
+) -> Result<(f64, Tensor)> {
+    let (shape, device) = (logits.shape().clone(), logits.device().clone());
+    let classes = logits.dim(1)?;
+    let mut rows: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+    let losses: Vec<f64> = rows
+        .par_chunks_exact_mut(classes)
+        .zip(targets)
+        .enumerate()
+        .map(|(i, (row, &target))| {
+            let teacher = teacher.map(|teacher| &teacher[i * classes..(i + 1) * classes]);
+            score_row(row, teacher, target as usize, objective, scale)
+        })
+        .collect();
+    // Summed in order, whatever the number of threads.
+    Ok((losses.iter().sum(), Tensor::from_vec(rows, shape, &device)?))
 }
 
 /// The loss at one position; `z` holds the logits and is left with `scale` times the gradient on them.

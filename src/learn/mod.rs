@@ -1,5 +1,5 @@
 //! Learning: gradients through the whole model in the memory of one block, an optimiser whose state survives a kill, and
-//! distillation to the original model.
+//! distillation to the original model or the loss of a labelled task.
 //!
 //! [`loss_gradient`] turns final hidden states into a loss and the gradient on them, [`forward`] and [`backward`] take
 //! both through the blocks of a [`Student`], [`AdamW`] steps. [`heal`] is the whole road for factors that a closed form
@@ -7,7 +7,9 @@
 
 mod adamw;
 mod backward;
-mod distil;
+mod batch;
+mod course;
+mod ends;
 mod heal;
 mod loss;
 mod patient;
@@ -20,7 +22,8 @@ mod watch;
 
 pub use adamw::{AdamW, AdamWOptions, Group};
 pub use backward::{Forward, Gradients, Student, backward, forward};
-pub use distil::Lesson;
+pub use batch::Labelled;
+pub use course::{Aim, Lesson, Material};
 pub use heal::{HealOptions, HealPoint, HealReport, Healed, Healing, heal};
 pub use loss::{Objective, Teacher, divergence, loss_gradient};
 pub use schedule::{Decay, Schedule};

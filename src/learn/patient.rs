@@ -2,7 +2,7 @@
 
 use super::adamw::{AdamW, AdamWOptions, Group};
 use super::backward::Student;
-use super::distil::{Distillation, root_mean_square};
+use super::course::{Course, Taught, root_mean_square};
 use super::heal::{HealPoint, HealReport, Healing, finite};
 use super::state::{decode, encode};
 use crate::checkpoint::{TensorFile, write_tensors};
@@ -12,9 +12,6 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Gradients are scaled down to this norm.
-const CLIP: f64 = 1.0;
 
 /// A factor in training.
 struct Trained {
@@ -36,7 +33,7 @@ impl Trained {
 /// The compressed model under treatment beside the original.
 pub(super) struct Patient<'a> {
     job: &'a Healing<'a>,
-    distil: Distillation<'a>,
+    course: Course<'a>,
     /// The compressed blocks, if they fit.
     compressed: Option<Vec<Block<'a>>>,
     trained: Vec<Trained>,
@@ -45,11 +42,11 @@ pub(super) struct Patient<'a> {
 impl<'a> Patient<'a> {
     /// Loads both models and makes the factors trainable.
     pub(super) fn new(job: &'a Healing<'a>) -> Result<Self> {
-        let distil = Distillation::new(job.lesson)?;
-        let mut patient = Self { job, distil, compressed: None, trained: Vec::new() };
+        let course = Course::new(job.lesson)?;
+        let mut patient = Self { job, course, compressed: None, trained: Vec::new() };
         let mut compressed = Vec::new();
         for index in 0..job.lesson.model.blocks() {
-            let block = patient.adopt(index, patient.distil.original(index)?)?;
+            let block = patient.adopt(index, patient.course.original(index)?)?;
             if job.lesson.fits() {
                 compressed.push(block);
             }
@@ -77,7 +74,7 @@ impl<'a> Patient<'a> {
         if let Some(blocks) = &self.compressed {
             return Ok(blocks[index].clone());
         }
-        let mut block = self.distil.original(index)?;
+        let mut block = self.course.original(index)?;
         (self.job.install)(index, &mut block)?;
         block.map_weights(&mut |name, weight| {
             let trained = self.in_block(index).find(|trained| trained.name == name);
@@ -100,21 +97,14 @@ impl<'a> Patient<'a> {
         AdamW::new(self.trained.iter().map(group).collect::<Result<_>>()?, AdamWOptions::default())
     }
 
-    /// The windows of `step`.
-    pub(super) fn batch(&self, step: usize) -> Vec<&'a [u32]> {
-        self.distil.batch(step)
+    /// The loss of `step` and its gradients.
+    pub(super) fn taught(&self, step: usize) -> Result<Taught> {
+        self.course.teach(self, &self.course.batch(step))
     }
 
-    /// The summed loss over `rows` and the clipped gradient of its mean.
-    pub(super) fn gradients(&self, rows: &[&[u32]]) -> Result<(f64, Vec<Option<Tensor>>)> {
-        let (sum, mut gradients) = self.distil.gradients(self, rows)?;
-        gradients.clip(CLIP)?;
-        Ok((sum, gradients.all()))
-    }
-
-    /// Mean KL on the held-out windows, with the factors as they would be stored.
-    pub(super) fn heldout_kl(&self) -> Result<f64> {
-        self.distil.heldout_kl(&|index| {
+    /// Mean held-out loss, with the factors as they would be stored.
+    pub(super) fn heldout_loss(&self) -> Result<f64> {
+        self.course.judge(&|index| {
             let mut block = self.student_block(index)?;
             block.map_weights(&mut |name, weight| {
                 let stored = self.in_block(index).find(|trained| trained.name == name).map(|trained| trained.stored);
@@ -132,22 +122,23 @@ impl<'a> Patient<'a> {
 
     /// The report before the first step.
     pub(super) fn before(&self) -> Result<HealReport> {
-        let (options, kl) = (&self.job.options, self.heldout_kl()?);
-        if !kl.is_finite() {
+        let (options, loss) = (&self.job.options, self.heldout_loss()?);
+        if !loss.is_finite() {
             user_bail!("the compressed model's output is NaN or infinite"; "keep more, or choose another method");
         }
         Ok(HealReport {
+            aim: self.job.lesson.aim(),
             steps: options.steps,
             done: 0,
             best_step: 0,
             batch: self.job.lesson.batch,
             lr: options.lr,
             tokens: 0,
-            heldout_tokens: self.job.lesson.heldout.tokens(),
-            kl_before: kl,
-            kl_after: kl,
+            heldout_tokens: self.job.lesson.heldout_tokens(),
+            loss_before: loss,
+            loss_after: loss,
             stopped: self.is_empty().then(|| "no linear is factorised: there is nothing to train".to_string()),
-            curve: vec![HealPoint { step: 0, loss: None, heldout_kl: finite(kl) }],
+            curve: vec![HealPoint { step: 0, loss: None, heldout_loss: finite(loss) }],
         })
     }
 

@@ -1,6 +1,6 @@
 //! Learning which components of a model's linears matter: the training run of the learned methods.
 //!
-//! Every step lowers KL(original ‖ student) on a batch and, as long as the student is too large, puts pressure on the
+//! Every step lowers KL(original ‖ student), or what else a [`Lesson`](super::Lesson) asks for, on a batch and, as long as the student is too large, puts pressure on the
 //! method's controls. Now and then the student is cut to the budget and judged on held-out windows: such
 //! cuts have one size, so they can be compared over the whole run, and the best one is the result.
 
@@ -60,7 +60,7 @@ struct Training<'a> {
     best: Vec<Tensor>,
     pressure: f64,
     watch: Watch,
-    /// Loss and targets since the last look.
+    /// Loss and its terms since the last look.
     since: (f64, usize),
     /// The unbounded ratio at the start.
     start: f64,
@@ -107,6 +107,7 @@ impl<'a> Training<'a> {
             return Ok(Self { job, student, optimiser, report, best, pressure, watch, since, start, frozen });
         }
         let report = SpectralReport {
+            aim: job.lesson.aim(),
             steps: options.steps,
             done: 0,
             best_step: 0,
@@ -114,7 +115,7 @@ impl<'a> Training<'a> {
             trained: student.size(),
             tokens: 0,
             heldout_tokens: student.heldout_tokens(),
-            kl: f64::INFINITY,
+            loss: f64::INFINITY,
             stopped: None,
             curve: Vec::new(),
         };
@@ -132,10 +133,10 @@ impl<'a> Training<'a> {
         if self.student.phase == Phase::Sparsify && self.freezes() && self.frozen.is_none() {
             self.freeze()?;
         }
-        let rows = self.student.distil.batch(done);
-        let (sum, mut gradients) = self.student.distil.gradients(&self.student, &rows)?;
-        if !sum.is_finite() {
-            self.report.stopped = Some(format!("the loss was {sum} at step {}: the best state was restored", done + 1));
+        let mut taught = self.student.course.teach(&self.student, &self.student.course.batch(done))?;
+        if !taught.loss.is_finite() {
+            let (loss, step) = (taught.loss, done + 1);
+            self.report.stopped = Some(format!("the loss was {loss} at step {step}: the best state was restored"));
             return Ok(());
         }
         if self.frozen.is_none() {
@@ -143,14 +144,14 @@ impl<'a> Training<'a> {
             let strength = if over || job.settings.pace == Pace::Even { self.pressure } else { 0.0 };
             let controlled = self.student.controlled()?;
             let pressure = job.method.pressure(job.settings, self.student.phase, &controlled, strength);
-            self.student.add_pressure(&mut gradients, pressure.gradients)?;
+            self.student.add_pressure(&mut taught.gradients, pressure.gradients)?;
         }
-        gradients.clip(CLIP)?;
-        self.optimiser.step(&gradients.all(), self.factor(done))?;
-        self.since.0 += sum;
-        self.since.1 += rows.iter().map(|row| row.len() - 1).sum::<usize>();
+        taught.gradients.clip(CLIP)?;
+        self.optimiser.step(&taught.gradients.all(), self.factor(done))?;
+        self.since.0 += taught.loss;
+        self.since.1 += taught.terms;
         self.report.done = done + 1;
-        self.report.tokens += rows.iter().map(|row| row.len() as u64).sum::<u64>();
+        self.report.tokens += taught.tokens;
         self.report.steps = self.watch.fitting(done + 1, self.report.steps);
         let met = !job.method.refines() && job.settings.pace == Pace::Constant && self.ratio()?.0 <= job.keep;
         if met {
@@ -243,8 +244,8 @@ impl<'a> Training<'a> {
 
     /// Cuts the student as it is and judges it, keeps it if it is the best so far, and saves everything.
     fn look(&mut self) -> Result<()> {
-        let kl = match self.cut()? {
-            Some(cut) => self.student.heldout_kl(&cut.cuts)?,
+        let loss = match self.cut()? {
+            Some(cut) => self.student.heldout_loss(&cut.cuts)?,
             None => f64::INFINITY,
         };
         let step = self.report.done;
@@ -254,11 +255,11 @@ impl<'a> Training<'a> {
             loss: (self.since.1 > 0).then(|| self.since.0 / self.since.1 as f64),
             ratio: self.ratio()?.0,
             pressure: self.pressure,
-            heldout_kl: finite(kl),
+            heldout_loss: finite(loss),
         });
         self.since = (0.0, 0);
-        if kl < self.report.kl {
-            (self.report.kl, self.report.best_step) = (kl, step);
+        if loss < self.report.loss {
+            (self.report.loss, self.report.best_step) = (loss, step);
             self.best = self.student.snapshot()?;
         } else if self.student.phase == Phase::Sparsify && !self.still_improves() {
             self.report.stopped = Some(format!("no better state since step {}", self.report.best_step));
@@ -274,7 +275,7 @@ impl<'a> Training<'a> {
             .curve
             .iter()
             .filter(|point| point.phase == Phase::Sparsify)
-            .filter_map(|point| point.heldout_kl)
+            .filter_map(|point| point.heldout_loss)
             .collect();
         let best = (0..last.len()).rev().min_by(|&i, &j| last[i].total_cmp(&last[j]));
         best.is_none_or(|best| last.len() - best <= PATIENCE)
@@ -283,7 +284,7 @@ impl<'a> Training<'a> {
     fn save(&self) -> Result<()> {
         let mut tensors = self.optimiser.state()?;
         tensors.extend(self.student.state(&self.best)?);
-        let report = SpectralReport { kl: self.report.kl.min(f64::MAX), ..self.report.clone() };
+        let report = SpectralReport { loss: self.report.loss.min(f64::MAX), ..self.report.clone() };
         let frozen = self.frozen.clone();
         let saved = Saved { report, frozen, pressure: self.pressure, seconds: self.watch.elapsed() };
         write_tensors(
@@ -315,7 +316,7 @@ impl<'a> Training<'a> {
     /// Goes back to the best state, cuts it and folds the gates into factors.
     fn finish(self) -> Result<Learned> {
         self.student.restore(&self.best)?;
-        let Some(cut) = self.cut()?.filter(|_| self.report.kl < f64::MAX) else {
+        let Some(cut) = self.cut()?.filter(|_| self.report.loss < f64::MAX) else {
             user_bail!("the compressed model's output is NaN or infinite at every look"; "keep more, or lower --lr")
         };
         let CutStudent { plan, cuts, worth, controlled } = cut;

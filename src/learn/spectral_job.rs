@@ -1,6 +1,6 @@
 //! What the training of a learned method is given, and what it answers with.
 
-use super::distil::Lesson;
+use super::course::{Aim, Lesson};
 use super::spectrum::{Components, SpectralRates};
 use crate::method::{Phase, Spectral, SpectralSettings};
 use crate::model::LinearSpec;
@@ -52,26 +52,28 @@ pub struct SpectralPoint {
     pub step: usize,
     /// The phase they were in.
     pub phase: Phase,
-    /// Mean KL(original ‖ student) per token since the look before, nats. The student is not cut.
+    /// Mean training loss since the look before. The student is not cut.
     pub loss: Option<f64>,
     /// Share of the linears' parameters that the student's own count asks for.
     pub ratio: f64,
     /// The pressure.
     pub pressure: f64,
-    /// Mean KL(original ‖ cut student) per held-out token, nats; absent when it is not finite.
-    pub heldout_kl: Option<f64>,
+    /// Mean held-out loss of the cut student; absent when it is not finite.
+    pub heldout_loss: Option<f64>,
 }
 
 /// What the training did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpectralReport {
+    /// What was minimised.
+    pub aim: Aim,
     /// Steps planned.
     pub steps: usize,
     /// Steps done.
     pub done: usize,
     /// The step whose state was kept.
     pub best_step: usize,
-    /// Windows per step.
+    /// Windows or examples per step.
     pub batch: usize,
     /// Trained numbers.
     pub trained: usize,
@@ -79,8 +81,8 @@ pub struct SpectralReport {
     pub tokens: u64,
     /// Held-out tokens that were judged by.
     pub heldout_tokens: usize,
-    /// KL on them of the cut that was kept.
-    pub kl: f64,
+    /// Mean loss on them of the cut that was kept.
+    pub loss: f64,
     /// Why it ended early, if it did.
     pub stopped: Option<String>,
     /// The loss curve.

@@ -4,7 +4,7 @@
 
 use super::adamw::{AdamW, AdamWOptions, Group};
 use super::backward::{Gradients, Student};
-use super::distil::{Distillation, Lesson, root_mean_square};
+use super::course::{Course, Lesson, root_mean_square};
 use super::state::{decode, encode};
 use crate::checkpoint::{NamedTensor, TensorFile};
 use crate::method::{Controlled, Phase, Spectral, SpectralSettings};
@@ -59,7 +59,7 @@ pub(super) struct Spectrum<'a> {
     method: &'a dyn Spectral,
     settings: &'a SpectralSettings,
     lesson: Lesson<'a>,
-    pub(super) distil: Distillation<'a>,
+    pub(super) course: Course<'a>,
     pub(super) blocks: Vec<Vec<Gated>>,
     pub(super) phase: Phase,
     /// 1 for the components that are still there, (k) for every linear of every block; everything without it.
@@ -122,8 +122,8 @@ impl<'a> Spectrum<'a> {
             let parts = basis(index)?;
             blocks.push(model.block_linears(index).zip(parts).map(gated).collect::<Result<Vec<_>>>()?);
         }
-        let distil = Distillation::new(lesson)?;
-        Ok(Self { method, settings, lesson, distil, blocks, phase: Phase::Explore, mask: None })
+        let course = Course::new(lesson)?;
+        Ok(Self { method, settings, lesson, course, blocks, phase: Phase::Explore, mask: None })
     }
 
     /// Every linear, in model order.
@@ -190,17 +190,17 @@ impl<'a> Spectrum<'a> {
         self.linears().zip(worth).map(keep).collect()
     }
 
-    /// Mean KL on the held-out windows of what `cuts` leave.
-    pub(super) fn heldout_kl(&self, cuts: &[Cut]) -> Result<f64> {
+    /// Mean held-out loss of what `cuts` leave.
+    pub(super) fn heldout_loss(&self, cuts: &[Cut]) -> Result<f64> {
         let starts: Vec<usize> =
             self.blocks.iter().scan(0, |at, block| Some(std::mem::replace(at, *at + block.len()))).collect();
-        self.distil.heldout_kl(&|index| {
-            let mut block = self.distil.original(index)?;
+        self.course.judge(&|index| {
+            let mut block = self.course.original(index)?;
             for (linear, cut) in self.blocks[index].iter().zip(&cuts[starts[index]..]) {
                 let (b, a) = linear.factors(cut)?;
                 linear.install(&mut block, b.matmul(&a)?)?;
             }
-            // Whether it is finite is seen in the divergence.
+            // Whether it is finite is seen in the loss.
             block.set_differentiable(true);
             Ok(block)
         })
@@ -233,7 +233,7 @@ impl<'a> Spectrum<'a> {
     }
 
     fn student_block(&self, index: usize) -> Result<Block<'a>> {
-        let mut block = self.distil.original(index)?;
+        let mut block = self.course.original(index)?;
         for (place, linear) in self.blocks[index].iter().enumerate() {
             let mut gates =
                 self.method.gates(self.settings, self.phase, &linear.sigma, &linear.rho, &linear.control)?;
@@ -285,7 +285,7 @@ impl<'a> Spectrum<'a> {
 
     /// Tokens to judge by.
     pub(super) fn heldout_tokens(&self) -> usize {
-        self.lesson.heldout.tokens()
+        self.lesson.heldout_tokens()
     }
 }
 

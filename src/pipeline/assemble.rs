@@ -151,6 +151,7 @@ pub fn report(
             weights: hashes,
         },
         calibration: looks_at_text(run).then(|| run.calibration.report(run.recipe)),
+        labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
         allocation: AllocationInfo {
             rule: plan.rule.clone(),
             // A share of the last blocks says nothing of the whole: what came out is what was asked for.

@@ -109,7 +109,8 @@ pub(super) fn pooling(source: &Source) -> Result<Pooling> {
     }
 }
 
-fn usual_length(source: &Source) -> Result<usize> {
+/// Tokens of a text or pair at most, as the folder says.
+pub(super) fn usual_length(source: &Source) -> Result<usize> {
     let settings = json(source, "sentence_bert_config.json")?;
     let length = settings.and_then(|settings| settings["max_seq_length"].as_u64());
     Ok(length.map_or(MAX_LENGTH, |length| length as usize))

@@ -3,10 +3,10 @@
 use super::block::FinishedBlock;
 use super::{Run, stored};
 use crate::checkpoint::Dtype;
-use crate::learn::{HealOptions, HealReport, Healed, Healing, Lesson, heal};
+use crate::learn::{HealOptions, HealReport, Healed, Healing, Lesson, Material, heal};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
-use crate::model::{Block, LinearSpec, Output, Role};
+use crate::model::{Block, LinearSpec, Role};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
@@ -21,13 +21,7 @@ impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
         let trains = self.recipe.heal > 0 || self.recipe.learn.is_some();
-        if trains && matches!(self.model.output(), Output::Classes(_) | Output::States) {
-            user_bail!(
-                "training makes a model predict the original's tokens, and {} predicts none", self.recipe.model;
-                "leave --heal out, and use a method that does not learn"
-            );
-        }
-        if trains && self.calibration.heldout.is_empty() {
+        if trains && self.calibration.labels.is_none() && self.calibration.heldout.is_empty() {
             user_bail!(
                 "training needs held-out text, but the calibration text is a single window";
                 "give more --calib text, or a smaller --window"
@@ -40,8 +34,10 @@ impl Run<'_> {
     pub(super) fn lesson(&self, batch: usize) -> Lesson<'_> {
         Lesson {
             model: &self.model,
-            train: &self.calibration.windows,
-            heldout: &self.calibration.heldout,
+            material: match &self.calibration.labels {
+                Some(labels) => Material::Labelled { train: &labels.train, heldout: &labels.heldout },
+                None => Material::Text { train: &self.calibration.windows, heldout: &self.calibration.heldout },
+            },
             batch,
             seed: self.recipe.seed,
             memory: BLOCKS_IN_MEMORY,

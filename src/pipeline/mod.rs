@@ -14,6 +14,7 @@ mod block;
 mod waves;
 mod survey;
 mod factorise;
+mod labels;
 mod learn;
 mod heal;
 mod allocate;
@@ -21,8 +22,9 @@ mod assemble;
 mod sizes;
 
 pub use encoders::{Quality, glue_tasks, measure, steps};
+pub use labels::{Labels, labels};
 pub use sizes::checkpoint_sizes;
-pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, calibration, evaluation};
+pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, calibration, evaluation};
 
 use crate::calibrate::{Origin, StatsStore};
 use crate::checkpoint::Source;
@@ -32,7 +34,7 @@ use crate::job::Job;
 use crate::learn::SpectralReport;
 use crate::machine::StageClock;
 use crate::method::{self, Method};
-use crate::model::Model;
+use crate::model::{Model, Output};
 use crate::plan::{AllocationRule, Plan};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -43,6 +45,9 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use sha2::{Digest, Sha256};
 use std::path::Path;
+
+/// Windows of 128 tokens to judge a classifier by: 64 of them.
+const CLASSIFIER_HELDOUT_TOKENS: usize = 8192;
 
 /// Everything a run works with.
 pub(crate) struct Run<'a> {
@@ -84,8 +89,12 @@ pub fn compress(
         windows: recipe.calib_windows,
         window: recipe.window,
         sampling: recipe.sampling(),
+        heldout: heldout_tokens(recipe, &model),
     };
-    let calibration = calibration(&model, &tokenizer, &wish, hub)?;
+    let mut calibration = calibration(&model, &tokenizer, &wish, hub)?;
+    if let Some(task) = &recipe.task {
+        calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
+    }
     let protocol =
         EvalProtocol { window: recipe.eval_window, max_windows: recipe.max_windows, ..EvalProtocol::default() };
     let eval_texts = evaluation(&model, &tokenizer, &recipe.ppl, protocol, hub)?;
@@ -142,6 +151,13 @@ pub fn compress_windows(
     Ok(report)
 }
 
+/// Tokens of text to judge by. A window says of a classifier what a token says of other models: they need more of them.
+fn heldout_tokens(recipe: &Recipe, model: &Model) -> usize {
+    let trains = recipe.heal > 0 || recipe.learn.is_some();
+    let classifies = matches!(model.output(), Output::Classes(_));
+    if trains && classifies && recipe.task.is_none() { CLASSIFIER_HELDOUT_TOKENS } else { HELDOUT_TOKENS }
+}
+
 /// Opens what the user named: `demo`, a folder or a hub id.
 pub fn open_source(name: &str, hub: &HubOptions) -> Result<Source> {
     if name == "demo" && !Path::new(name).exists() {
@@ -186,6 +202,9 @@ fn fingerprint(
     for corpus in &calibration.corpora {
         hash.update(&corpus.sha256);
     }
+    if let Some(labels) = &calibration.labels {
+        hash.update(&labels.info.sha256);
+    }
     if let Some(stats) = stats {
         hash.update(serde_json::to_string(&stats.origin)?);
     }
@@ -227,7 +246,8 @@ fn open_stats(dir: &Path, model: &Model, calibration: &Calibration, recipe: &Rec
 fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Result<()> {
     let Ok(output) = recipe.output.canonicalize() else { return Ok(()) };
     let texts = calibration.corpora.iter().map(|corpus| Path::new(&corpus.origin));
-    for input in model.source().dir().into_iter().chain(recipe.stats.as_deref()).chain(texts) {
+    let labels = calibration.labels.iter().map(|labels| Path::new(&labels.info.origin));
+    for input in model.source().dir().into_iter().chain(recipe.stats.as_deref()).chain(texts).chain(labels) {
         if input.canonicalize().is_ok_and(|path| path.starts_with(&output)) {
             user_bail!(
                 "output {} holds {}, which this run reads: --force would delete it", recipe.output.display(), input.display();

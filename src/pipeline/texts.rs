@@ -1,5 +1,6 @@
 //! From corpus names to windows.
 
+use super::Labels;
 use crate::eval::Pooling;
 use crate::hub::HubOptions;
 use crate::model::{Model, Output};
@@ -16,7 +17,7 @@ const ENCODER_WINDOW: usize = 128;
 /// Of a pseudo-perplexity, where every token costs a window: its usual window, and how many there are at most.
 const MASKED: (usize, usize) = (64, 16);
 /// Tokens kept apart from calibration to measure output errors on.
-const HELDOUT_TOKENS: usize = 1024;
+pub const HELDOUT_TOKENS: usize = 1024;
 
 /// Windows to calibrate on.
 pub struct Calibration {
@@ -28,6 +29,8 @@ pub struct Calibration {
     pub corpora: Vec<CorpusInfo>,
     /// How the windows were chosen.
     pub sampling: Sampling,
+    /// What training has instead of the windows, if there are labels.
+    pub labels: Option<Labels>,
 }
 
 impl Calibration {
@@ -69,6 +72,8 @@ pub struct CalibrationWish<'a> {
     pub window: Option<usize>,
     /// Which of them.
     pub sampling: Sampling,
+    /// Tokens to keep apart, about; usually [`HELDOUT_TOKENS`].
+    pub heldout: usize,
 }
 
 /// Reads, tokenises and cuts the calibration text. Several corpora give equal numbers of windows.
@@ -94,7 +99,7 @@ pub fn calibration(
         let all = cut(model, tokenizer, tokens, length, length, None)
             .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
         let share = wish.windows / loaded.len() + usize::from(i < wish.windows % loaded.len());
-        let heldout = (HELDOUT_TOKENS / length / loaded.len()).max(1);
+        let heldout = (wish.heldout / length / loaded.len()).max(1);
         parts.push(text::split_heldout(&all, share, heldout, wish.sampling));
         corpora.push(info(corpus));
     }
@@ -106,7 +111,7 @@ pub fn calibration(
         windows.rows.extend(w.rows);
         heldout.rows.extend(h.rows);
     }
-    Ok(Calibration { windows, heldout, corpora, sampling: wish.sampling })
+    Ok(Calibration { windows, heldout, corpora, sampling: wish.sampling, labels: None })
 }
 
 /// A corpus cut for evaluation.

@@ -19,7 +19,7 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_TOKENS", conflicts_with = "steps", help_heading = "Learning")]
     pub tokens: Option<u64>,
 
-    /// Calibration windows per step [default: 8]
+    /// Calibration windows, or examples of --task, per step [default: 8, or 32 examples]
     #[arg(long, env = "SOFTLM_BATCH", help_heading = "Learning")]
     pub batch: Option<usize>,
 
@@ -94,6 +94,11 @@ pub struct LearnOptions {
     pub deviation_lr: Option<f64>,
 }
 
+/// Windows or examples per step: an example is a sentence or two.
+pub(super) fn usual_batch(labelled: bool) -> usize {
+    if labelled { 32 } else { 8 }
+}
+
 /// The effective options of a learned method.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Learn {
@@ -142,7 +147,7 @@ impl LearnOptions {
     }
 
     /// Fills in the defaults; `None` for a method that does not learn, which takes none of these options.
-    pub(super) fn resolve(self, method: &dyn Method, window: Option<usize>) -> Result<Option<Learn>> {
+    pub(super) fn resolve(self, method: &dyn Method, window: Option<usize>, labelled: bool) -> Result<Option<Learn>> {
         let name = method.card().name;
         let Some(learned) = method.learned() else {
             let unused = Self { max_time: None, ..self };
@@ -183,8 +188,11 @@ impl LearnOptions {
                 user_bail!("{flag} is 0"; "use at least 1");
             }
         }
-        let batch = self.batch.unwrap_or(8);
+        let batch = self.batch.unwrap_or(usual_batch(labelled));
         let steps = match (self.steps, self.tokens, window) {
+            (_, Some(tokens), _) if labelled => {
+                user_bail!("--tokens {tokens} counts tokens of text, but --task has examples"; "give --steps")
+            }
             (Some(steps), _, _) => steps,
             (None, None, _) => 300,
             (None, Some(tokens), Some(window)) => (tokens / (batch * window).max(1) as u64).max(1) as usize,

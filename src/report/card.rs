@@ -5,7 +5,7 @@ use super::evaluation::{Pair, comparable, ppl, protocol};
 use super::format::{change, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
 use super::layout::plain;
-use super::table::{calibration, healing, learning, machine, pairs, size_cells};
+use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells};
 use super::{Report, format};
 use crate::eval::Perplexity;
 use crate::model::Output;
@@ -270,13 +270,18 @@ fn provenance(report: &Report) -> String {
             }
         }
     }
+    let by = if report.labels.is_some() { "on labelled examples" } else { "by distillation to the original" };
+    if let Some(info) = &report.labels {
+        let (text, origin) = (escape(&labels(info)), code(&info.origin));
+        let _ = writeln!(out, "- Task: {text}.\n  - {origin}, sha256 {}", code(&info.sha256));
+    }
     if let Some(info) = &report.learning {
-        let text = escape(&learning(info));
-        let _ = writeln!(out, "- Learning (which components to keep, by distillation to the original): {text}.");
+        let text = escape(&learning(info, report.labels.as_ref()));
+        let _ = writeln!(out, "- Learning (which components to keep, {by}): {text}.");
     }
     if let Some(info) = &report.healing {
-        let _ =
-            writeln!(out, "- Healing (factors trained by distillation to the original): {}.", escape(&healing(info)));
+        let text = escape(&healing(info, report.labels.as_ref()));
+        let _ = writeln!(out, "- Healing (factors trained {by}): {text}.");
     }
     let peak =
         report.cost.peak_rss_bytes.map(|peak| format!(", peak memory {}", format::bytes(peak))).unwrap_or_default();

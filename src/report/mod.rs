@@ -38,6 +38,9 @@ pub struct Report {
     pub model: ModelInfo,
     /// What the method was shown; absent when it needs no text.
     pub calibration: Option<CalibrationInfo>,
+    /// The labelled examples that were trained on, if any were.
+    #[serde(default)]
+    pub labels: Option<LabelsInfo>,
     /// How the budget was spent.
     pub allocation: AllocationInfo,
     /// Sizes before and after, counted from what is stored.
@@ -109,6 +112,23 @@ pub struct CalibrationInfo {
     pub seed: u64,
     /// Which activations were seen: `dense`, `blocks` or `sequential`.
     pub inputs: String,
+}
+
+/// Labelled examples and how they were used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LabelsInfo {
+    /// `sst2`, `mrpc` or `stsb`.
+    pub task: String,
+    /// Path, or data set, commit and file.
+    pub origin: String,
+    /// SHA-256 of that file.
+    pub sha256: String,
+    /// Examples to train on.
+    pub train: usize,
+    /// Examples kept apart to judge by.
+    pub heldout: usize,
+    /// Tokens per text or pair at most, special ones included.
+    pub max_length: usize,
 }
 
 /// A text.

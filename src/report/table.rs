@@ -5,7 +5,7 @@ use super::evaluation::{Pair, Sides, lines as evaluation_lines};
 use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
 use super::grid::{Grid, shapes};
 use super::layout::{Style, columns, plain, width, wrap};
-use super::{CalibrationInfo, Report, Size};
+use super::{CalibrationInfo, LabelsInfo, Report, Size};
 use crate::learn::{HealReport, SpectralReport};
 
 /// The narrowest page that is laid out for.
@@ -39,8 +39,11 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
         ("allocation", plain(&allocation.rule)),
         ("calibration", report.calibration.as_ref().map_or("none: the method needs no text".into(), calibration)),
     ];
-    entries.extend(report.learning.as_ref().map(|learning| ("learning", self::learning(learning))));
-    entries.extend(report.healing.as_ref().map(|healing| ("healing", self::healing(healing))));
+    entries.extend(report.labels.as_ref().map(|info| ("task", labels(info))));
+    entries.extend(
+        report.learning.as_ref().map(|learning| ("learning", self::learning(learning, report.labels.as_ref()))),
+    );
+    entries.extend(report.healing.as_ref().map(|healing| ("healing", self::healing(healing, report.labels.as_ref()))));
     let mut out = Vec::new();
     for (name, text) in entries {
         let mut lines = wrap(&format!("{name:<13}"), &text, limit).into_iter();
@@ -67,32 +70,52 @@ pub(super) fn calibration(info: &CalibrationInfo) -> String {
 }
 
 /// `300 of 300 steps of 8 windows (614,400 tokens), 3,612 trained numbers; held-out KL when cut 0.47, best after step 240`
-pub(super) fn learning(report: &SpectralReport) -> String {
+pub(super) fn learning(report: &SpectralReport, labels: Option<&LabelsInfo>) -> String {
     let stopped = report.stopped.as_ref().map(|why| format!("; {}", plain(why))).unwrap_or_default();
     format!(
-        "{} of {} steps of {} windows ({} tokens), {} trained numbers; held-out KL when cut {}, best after step {}{stopped}",
+        "{} of {} steps of {} {} ({} tokens), {} trained numbers; held-out {} when cut {}, best after step {}{stopped}",
         grouped(report.done as u64),
         grouped(report.steps as u64),
         report.batch,
+        shown(labels),
         grouped(report.tokens),
         grouped(report.trained as u64),
-        significant(report.kl, 3),
+        report.aim.name(),
+        significant(report.loss, 3),
         report.best_step
     )
 }
 
 /// `200 of 200 steps of 8 windows (409,600 tokens); held-out KL 0.61 → 0.12, best after step 190`
-pub(super) fn healing(report: &HealReport) -> String {
+pub(super) fn healing(report: &HealReport, labels: Option<&LabelsInfo>) -> String {
     let stopped = report.stopped.as_ref().map(|why| format!("; {}", plain(why))).unwrap_or_default();
     format!(
-        "{} of {} steps of {} windows ({} tokens); held-out KL {} → {}, best after step {}{stopped}",
+        "{} of {} steps of {} {} ({} tokens); held-out {} {} → {}, best after step {}{stopped}",
         grouped(report.done as u64),
         grouped(report.steps as u64),
         report.batch,
+        shown(labels),
         grouped(report.tokens),
-        significant(report.kl_before, 3),
-        significant(report.kl_after, 3),
+        report.aim.name(),
+        significant(report.loss_before, 3),
+        significant(report.loss_after, 3),
         report.best_step
+    )
+}
+
+/// What a step is shown.
+fn shown(labels: Option<&LabelsInfo>) -> &'static str {
+    if labels.is_some() { "examples" } else { "windows" }
+}
+
+/// `sst2: 60,100 labelled examples of at most 128 tokens; 512 more held out`
+pub(super) fn labels(info: &LabelsInfo) -> String {
+    format!(
+        "{}: {} labelled examples of at most {} tokens; {} more held out",
+        plain(&info.task),
+        grouped(info.train as u64),
+        info.max_length,
+        info.heldout
     )
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::examples::{self, examples};
 use super::hubset;
 use crate::error::UserError;
 use crate::hub::HubOptions;
@@ -90,6 +91,7 @@ impl Corpus {
 /// | `PATH.jsonl` | one JSON object per line, each with a `text` field: one document per line |
 /// | `-` | standard input, read like a text file |
 /// | `NAME=PATH` | a local file under a name of your choice |
+/// | `sst2`, `mrpc`, `stsb`, also with `=PATH` | the texts of a labelled task, see [`examples()`]: one document each |
 ///
 /// The text of a corpus is its documents joined by blank lines (`"\n\n"`), nothing stripped.
 ///
@@ -99,6 +101,9 @@ impl Corpus {
 /// A [`UserError`] for a name that is not known, a file that cannot be read as text, and an empty text; what the hub
 /// may answer is in [`crate::hub`].
 pub fn load(spec: &str, split: Split, hub: &HubOptions) -> Result<Corpus> {
+    if examples::names_task(spec) {
+        return examples(spec, split, hub)?.corpus();
+    }
     if let Some((name, path)) = named(spec) {
         return local(name, path);
     }

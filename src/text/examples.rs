@@ -6,7 +6,7 @@
 //! | `.parquet` | the columns of the hub |
 //! | any other | tab-separated text without quoting. With a header line its columns are found by name: GLUE's, those of the Microsoft paraphrase corpus, or `text` and `label`. Without one it is the STS benchmark's `.csv`: the score in column 5, the sentences in columns 6 and 7 |
 
-use super::corpus::{Split, named, read_text};
+use super::corpus::{Corpus, Split, named, read_text};
 use crate::error::UserError;
 use crate::hub::{self, HubOptions};
 use crate::user_bail;
@@ -79,6 +79,20 @@ pub struct Examples {
     pub origin: String,
     /// SHA-256 of the file in hexadecimal.
     pub sha256: String,
+}
+
+impl Examples {
+    /// Their texts.
+    pub fn corpus(self) -> Result<Corpus> {
+        let texts = self.rows.into_iter().flat_map(|row| [Some(row.first), row.second]).flatten();
+        Corpus::new(self.task.name(), self.origin, texts.collect())
+    }
+}
+
+/// Whether `spec` is a task, or a task with a file.
+pub(super) fn names_task(spec: &str) -> bool {
+    let name = named(spec).map_or(spec, |(name, _)| name);
+    TASKS.iter().any(|(_, known)| *known == name)
 }
 
 /// Loads the examples that `spec` names: `sst2`, `mrpc` or `stsb` (GLUE on the hub: the training or the validation part), or

@@ -64,7 +64,8 @@ fn compress(folder: &Path, method: &str, output: &Path) -> Report {
     let recipe = options.resolve().expect("a recipe");
     let model = open(folder);
     let (windows, heldout, evaluation) = windows(&model);
-    let calibration = Calibration { windows, heldout, corpora: vec![corpus()], sampling: Sampling::First };
+    let calibration =
+        Calibration { windows, heldout, corpora: vec![corpus()], sampling: Sampling::First, labels: None };
     let mask = (model.output() == Output::MaskedToken).then_some(4);
     let evaluation = [EvalText { mask, ..EvalText::new(corpus(), evaluation) }];
     compress_windows(&recipe, false, model, calibration, &evaluation, StageClock::start(&()), &())

@@ -179,6 +179,7 @@ impl<'a> Run<'a> {
             windows: calibration,
             corpora: vec![corpus("calibration")],
             sampling: Sampling::First,
+            labels: None,
         };
         let texts = [EvalText::new(corpus("evaluation"), golden.windows(&format!("{name}/evaluation")))];
         let recipe = options.resolve().expect("a recipe");

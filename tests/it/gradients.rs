@@ -79,7 +79,7 @@ impl<'a> Everything<'a> {
 
     /// The mean loss from `x` on, with the gradient on the final states.
     fn loss(&self, x: &Tensor, teacher: &Tensor, rows: &[&[u32]]) -> (f64, Forward, Tensor) {
-        let pass = forward(self, x).unwrap();
+        let pass = forward(self, x, None).unwrap();
         let targets: usize = rows.iter().map(|row| row.len() - 1).sum();
         let teacher = Teacher { head: &self.head, states: teacher };
         let scale = 1.0 / targets as f64;

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
-use softlm::learn::{HealOptions, Healed, Healing, Lesson, heal};
+use softlm::learn::{HealOptions, Healed, Healing, Lesson, Material, heal};
 use softlm::model::{Block, Linear, Model, Role};
 use softlm::pipeline;
 use softlm::progress::{Interrupted, Progress};
@@ -78,10 +78,10 @@ fn healing_lowers_divergence_and_perplexity() {
     let after = run(healed(&folder.path().join("after"), 40, 0.01), &()).unwrap();
     assert!(before.healing.is_none());
     let report = after.healing.as_ref().expect("healing is reported");
-    assert!(report.kl_after < 0.9 * report.kl_before, "{report:?}");
+    assert!(report.loss_after < 0.9 * report.loss_before, "{report:?}");
     assert!(report.best_step > 0 && report.done <= 40 && report.tokens == report.done as u64 * 4 * 64);
     let best = report.curve.iter().find(|point| point.step == report.best_step).unwrap();
-    assert_eq!(best.heldout_kl, Some(report.kl_after));
+    assert_eq!(best.heldout_loss, Some(report.loss_after));
     let last = report.curve.last().unwrap().loss.unwrap();
     assert!(report.curve[1].loss.unwrap() > last, "{:?}", report.curve);
     let ppl = |report: &Report| report.evaluation[0].after.perplexity.ppl;
@@ -122,7 +122,7 @@ fn a_training_that_explodes_leaves_the_result_as_it_was() {
     let (plain, wild) = (folder.path().join("plain"), folder.path().join("wild"));
     run(options(&plain), &()).unwrap();
     let report = run(healed(&wild, 8, 1e30), &()).unwrap().healing.unwrap();
-    assert_eq!((report.best_step, report.kl_after), (0, report.kl_before));
+    assert_eq!((report.best_step, report.loss_after), (0, report.loss_before));
     assert!(report.stopped.as_ref().is_some_and(|why| why.contains("loss was")), "{report:?}");
     assert!(weights(&plain) == weights(&wild));
 }
@@ -136,7 +136,13 @@ fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: 
     let (train, heldout) = split_heldout(&windows, 16, 4, Sampling::First);
     let work = tempfile::tempdir().unwrap();
     let job = Healing {
-        lesson: Lesson { model: &model, train: &train, heldout: &heldout, batch: 5, seed: 1, memory },
+        lesson: Lesson {
+            model: &model,
+            material: Material::Text { train: &train, heldout: &heldout },
+            batch: 5,
+            seed: 1,
+            memory,
+        },
         install,
         stored: &|_, _| Ok(DType::F32),
         state: &work.path().join("state.safetensors"),
@@ -158,7 +164,7 @@ fn a_model_that_does_not_fit_heals_to_the_same_bits() {
         Ok(())
     };
     let (kept, loaded) = (heal_tiny(&install, usize::MAX), heal_tiny(&install, 0));
-    assert!(kept.report.kl_after < kept.report.kl_before && kept.report == loaded.report, "{:?}", kept.report);
+    assert!(kept.report.loss_after < kept.report.loss_before && kept.report == loaded.report, "{:?}", kept.report);
     let bits = |healed: &Healed| -> Vec<Vec<f32>> {
         let tensors = healed.factors.values().flat_map(|(a, b)| [a, b]);
         tensors.map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
@@ -172,7 +178,7 @@ fn nothing_to_train_is_said() {
     let healed = heal_tiny(&|_, _| Ok(()), usize::MAX);
     assert!(healed.factors.is_empty() && healed.report.done == 0);
     assert!(healed.report.stopped.is_some_and(|why| why.contains("nothing to train")));
-    assert!(healed.report.kl_before.abs() < 1e-6, "the dense model against itself");
+    assert!(healed.report.loss_before.abs() < 1e-6, "the dense model against itself");
 }
 
 #[test]

@@ -5,7 +5,9 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
-use softlm::learn::{Components, Learned, Lesson, SpectralJob, SpectralOptions, SpectralRates, learn_spectra};
+use softlm::learn::{
+    Components, Learned, Lesson, Material, SpectralJob, SpectralOptions, SpectralRates, learn_spectra,
+};
 use softlm::linalg::Mat;
 use softlm::method::{Basis, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis};
 use softlm::model::Model;
@@ -40,6 +42,13 @@ fn windows(model: &Model, length: usize) -> Windows {
 fn train(method: &str, lr: f64, pressure: f64, memory: usize) -> Learned {
     let model = tiny();
     let windows = windows(&model, 48);
+    let material = Material::Text { train: &windows, heldout: &windows };
+    train_on(Lesson { model: &model, material, batch: 2, seed: 0, memory }, method, lr, pressure)
+}
+
+/// Trains the controls of every linear alone, on the components of its weight.
+pub fn train_on(lesson: Lesson, method: &str, lr: f64, pressure: f64) -> Learned {
+    let model = lesson.model;
     let settings = SpectralSettings {
         basis: Basis::Weight,
         unit: Unit::Raw,
@@ -75,7 +84,7 @@ fn train(method: &str, lr: f64, pressure: f64, memory: usize) -> Learned {
     };
     let work = tempfile::tempdir().unwrap();
     let job = SpectralJob {
-        lesson: Lesson { model: &model, train: &windows, heldout: &windows, batch: 2, seed: 0, memory },
+        lesson,
         method: by_name(method).unwrap().learned().unwrap(),
         settings: &settings,
         basis: &basis,
@@ -249,12 +258,12 @@ fn learning_beats_not_learning_and_what_it_promises_is_what_is_stored() {
             options
         };
         let (short, long) = (run(with("short", 1), &()).unwrap(), run(with("long", 60), &()).unwrap());
-        let kl = |report: &Report| report.learning.as_ref().unwrap().kl;
+        let kl = |report: &Report| report.learning.as_ref().unwrap().loss;
         let better = if method == "soft" { 0.9 } else { 0.98 };
         assert!(kl(&long) < better * kl(&short), "{method}: {} {}", kl(&long), kl(&short));
         // The factors that healing starts from are the ones that were judged.
         for report in [&short, &long] {
-            let before = report.healing.as_ref().unwrap().kl_before;
+            let before = report.healing.as_ref().unwrap().loss_before;
             assert!((before / kl(report) - 1.0).abs() < 1e-4, "{method}: {before} {}", kl(report));
         }
         let sizes = long.sizes.linears;

@@ -13,6 +13,7 @@ mod generate; // what is written, remembered or computed again; greedy ids of tr
 mod state_space; // what only state-space blocks have: small linears, infinite limits, pruning that does not apply
 mod learn; // healing: better, deterministic, resumable
 mod learned; // soft and soco: against PyTorch, budgets, phases, kills, mistakes
+mod tasks; // encoders that learn, against PyTorch
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason

@@ -94,6 +94,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
             revision: Some("ff3c701f2424c7625fdefb9dd470f45ef18b02d6".into()),
             weights: vec![FileHash { file: "model.safetensors".into(), sha256: "a".repeat(64) }],
         },
+        labels: None,
         calibration: Some(CalibrationInfo {
             corpora: vec![CorpusInfo { name: "sample".into(), origin: "built-in".into(), sha256: "b".repeat(64) }],
             window: 256,

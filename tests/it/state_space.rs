@@ -108,7 +108,8 @@ fn compress(model: Model, output: &Path) -> Report {
         ..Options::default()
     };
     let (windows, heldout, _) = windows(&model);
-    let calibration = Calibration { windows, heldout, corpora: vec![corpus()], sampling: Sampling::First };
+    let calibration =
+        Calibration { windows, heldout, corpora: vec![corpus()], sampling: Sampling::First, labels: None };
     let recipe = options.resolve().expect("a recipe");
     compress_windows(&recipe, false, model, calibration, &[], StageClock::start(&()), &()).expect("a report")
 }

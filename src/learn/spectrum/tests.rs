@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::checkpoint::Source;
+use crate::learn::Material;
 use crate::linalg::Mat;
 use crate::method::{Basis, Pace, ScoreMap, Unit, Worth, by_name, of_basis};
 use crate::model::Model;
@@ -48,7 +49,13 @@ fn gradients_are_those_of_finite_differences() {
     let ids = |row: u32| (0..30).map(|i| (7 + 31 * i + 17 * row * i) % 96).collect();
     let rows = (0..2).map(|row| Window { ids: ids(row), first_target: 1 }).collect();
     let windows = Windows { rows, window: 30, stride: 30, bos: false, text_tokens: 60 };
-    let lesson = Lesson { model: &model, train: &windows, heldout: &windows, batch: 2, seed: 0, memory: usize::MAX };
+    let lesson = Lesson {
+        model: &model,
+        material: Material::Text { train: &windows, heldout: &windows },
+        batch: 2,
+        seed: 0,
+        memory: usize::MAX,
+    };
     let (settings, rates) = (settings(), SpectralRates { control: 0.1, basis: 0.1, deviation: 0.1 });
     for (method, kinds) in [("soft", vec!["control", "rho", "b", "a"]), ("soco", vec!["control", "deviation"])] {
         let learned = by_name(method).unwrap().learned().unwrap();
@@ -60,10 +67,9 @@ fn gradients_are_those_of_finite_differences() {
             let scale = if name.ends_with(".b") || name.ends_with(".a") { 0.1 } else { 1.0 };
             var.set(&(var.as_tensor() + (shift * scale).unwrap()).unwrap()).unwrap();
         }
-        let rows: Vec<&[u32]> = windows.ids();
+        let batches = student.course.batch(0);
         let targets = 58.0;
-        let (_, gradients) = student.distil.gradients(&student, &rows).unwrap();
-        let gradients = gradients.all();
+        let gradients = student.course.teach(&student, &batches).unwrap().gradients.all();
         for kind in kinds {
             // Along the gradient of all parameters of one kind, the loss has the slope ‖g‖.
             let of_kind =
@@ -80,7 +86,7 @@ fn gradients_are_those_of_finite_differences() {
                     let shift = (g.as_ref().unwrap() * (times / norm)).unwrap();
                     var.set(&(var.as_tensor() + shift).unwrap()).unwrap();
                 }
-                student.distil.gradients(&student, &rows).unwrap().0 / targets
+                student.course.teach(&student, &batches).unwrap().loss / targets
             };
             let above = move_by(step);
             let below = move_by(-2.0 * step);

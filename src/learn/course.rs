@@ -1,0 +1,290 @@
+//! What a student is shown, and what it is compared with.
+//!
+//! | the model gives | shown windows of text | shown labelled examples |
+//! |---|---|---|
+//! | next or masked tokens | KL(original ‖ student) per token | |
+//! | classes | KL(original ‖ student) per window | cross-entropy per example |
+//! | a score | squared distance to the original's, per window | squared error per example |
+//! | states alone | 1 − cosine to the original's, per token | |
+
+use super::backward::{Gradients, Student, backward, forward};
+use super::batch::{Batch, Labelled};
+use super::ends;
+use super::loss::{Objective, Teacher, divergence, loss_gradient};
+use crate::calibrate::BATCH_TOKENS;
+use crate::model::{Block, Classifier, Head, Model, Output};
+use crate::text::{Windows, shuffle};
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// The original, what to train on and what to judge by.
+#[derive(Clone, Copy)]
+pub struct Lesson<'a> {
+    /// The original.
+    pub model: &'a Model,
+    /// What the student is shown.
+    pub material: Material<'a>,
+    /// Windows or examples per step.
+    pub batch: usize,
+    /// Seed of their order.
+    pub seed: u64,
+    /// Bytes that the linears of the original may take for all blocks to be kept in memory.
+    pub memory: usize,
+}
+
+/// What the student is shown.
+#[derive(Clone, Copy)]
+pub enum Material<'a> {
+    /// Text: the original says what is right.
+    Text {
+        /// To train on.
+        train: &'a Windows,
+        /// To judge by.
+        heldout: &'a Windows,
+    },
+    /// Labelled examples for a model with a classifier: the labels say what is right.
+    Labelled {
+        /// To train on.
+        train: &'a [Labelled],
+        /// To judge by.
+        heldout: &'a [Labelled],
+    },
+}
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aim {
+    /// KL(original ‖ student), nats.
+    Kl,
+    /// −log of the probability of the labelled class, nats.
+    CrossEntropy,
+    /// Squared distance of scores.
+    SquaredError,
+    /// 1 − cosine between the states of student and original.
+    Cosine,
+}
+
+impl Aim {
+    /// As a reader knows it: `KL`, `cross-entropy`, `squared error`, `1 − cosine`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Aim::Kl => "KL",
+            Aim::CrossEntropy => "cross-entropy",
+            Aim::SquaredError => "squared error",
+            Aim::Cosine => "1 − cosine",
+        }
+    }
+}
+
+impl Lesson<'_> {
+    /// Whether all blocks are kept in memory.
+    pub(super) fn fits(&self) -> bool {
+        self.model.linears().iter().map(|spec| 4 * spec.params()).sum::<usize>() <= self.memory
+    }
+
+    /// What is minimised.
+    pub fn aim(&self) -> Aim {
+        match (self.model.output(), self.material) {
+            (Output::NextToken | Output::MaskedToken, _) => Aim::Kl,
+            (Output::Classes(1), _) => Aim::SquaredError,
+            (Output::Classes(_), Material::Text { .. }) => Aim::Kl,
+            (Output::Classes(_), Material::Labelled { .. }) => Aim::CrossEntropy,
+            (Output::States, _) => Aim::Cosine,
+        }
+    }
+
+    /// Tokens to judge by.
+    pub(super) fn heldout_tokens(&self) -> usize {
+        match self.material {
+            Material::Text { heldout, .. } => heldout.tokens(),
+            Material::Labelled { heldout, .. } => heldout.iter().map(|example| example.sequence.ids.len()).sum(),
+        }
+    }
+}
+
+/// What stands behind the last block.
+enum End {
+    Tokens(Head),
+    Classes(Classifier),
+    States,
+}
+
+/// A step's worth of learning.
+pub(super) struct Taught {
+    /// Summed loss. When it is not finite the gradients mean nothing.
+    pub loss: f64,
+    /// Terms of that sum.
+    pub terms: usize,
+    /// Tokens that were shown.
+    pub tokens: u64,
+    /// Of the mean loss.
+    pub gradients: Gradients,
+}
+
+/// A lesson, ready to be given.
+pub(super) struct Course<'a> {
+    lesson: Lesson<'a>,
+    end: End,
+    /// The original's blocks, if they fit.
+    blocks: Option<Vec<Block<'a>>>,
+    /// What to judge by, and the original's final states of it where they are what is right.
+    heldout: Vec<(Batch<'a>, Option<Tensor>)>,
+}
+
+impl<'a> Course<'a> {
+    /// Loads the original and, unless there are labels, runs it over what is judged by.
+    pub(super) fn new(lesson: Lesson<'a>) -> Result<Self> {
+        let model = lesson.model;
+        let end = match model.output() {
+            Output::NextToken | Output::MaskedToken => End::Tokens(model.head()?),
+            Output::Classes(_) => End::Classes(model.classifier()?.context("a model with classes has a classifier")?),
+            Output::States => End::States,
+        };
+        if matches!(lesson.material, Material::Labelled { .. }) && !matches!(end, End::Classes(_)) {
+            bail!("labels are for models with a classifier");
+        }
+        let blocks = if lesson.fits() {
+            Some((0..model.blocks()).map(|index| model.block(index)).collect::<Result<_>>()?)
+        } else {
+            None
+        };
+        let batches = match lesson.material {
+            Material::Text { heldout, .. } => Batch::of_windows(heldout.ids(), BATCH_TOKENS),
+            Material::Labelled { heldout, .. } => Batch::of_examples(heldout.iter().collect(), BATCH_TOKENS),
+        };
+        let mut this = Self { lesson, end, blocks, heldout: Vec::new() };
+        let right = if this.asks() {
+            let states = this.run(&batches.iter().collect::<Vec<_>>(), &|index| this.original(index))?;
+            states.into_iter().map(Some).collect()
+        } else {
+            vec![None; batches.len()]
+        };
+        this.heldout = batches.into_iter().zip(right).collect();
+        Ok(this)
+    }
+
+    /// Whether the original is asked what is right.
+    fn asks(&self) -> bool {
+        matches!(self.lesson.material, Material::Text { .. })
+    }
+
+    /// Block `index` of the original.
+    pub(super) fn original(&self, index: usize) -> Result<Block<'a>> {
+        match &self.blocks {
+            Some(blocks) => Ok(blocks[index].clone()),
+            None => self.lesson.model.block(index),
+        }
+    }
+
+    /// What is shown in `step`, in parts that fit into memory: epoch after epoch, each in an order of its own.
+    pub(super) fn batch(&self, step: usize) -> Vec<Batch<'a>> {
+        match self.lesson.material {
+            Material::Text { train, .. } => {
+                let rows = self.picked(step, train.len()).into_iter().map(|i| train.rows[i].ids.as_slice()).collect();
+                Batch::of_windows(rows, BATCH_TOKENS)
+            }
+            Material::Labelled { train, .. } => Batch::of_examples(
+                self.picked(step, train.len()).into_iter().map(|i| &train[i]).collect(),
+                BATCH_TOKENS,
+            ),
+        }
+    }
+
+    /// Which of `count` things are shown in `step`.
+    fn picked(&self, step: usize, count: usize) -> Vec<usize> {
+        let batch = self.lesson.batch;
+        let mut order: Vec<usize> = Vec::new();
+        let mut current = None;
+        let pick = |place: usize| {
+            let epoch = place / count;
+            if current != Some(epoch) {
+                order = (0..count).collect();
+                shuffle(&mut order, self.lesson.seed.wrapping_add(epoch as u64 + 1));
+                current = Some(epoch);
+            }
+            order[place % count]
+        };
+        (step * batch..(step + 1) * batch).map(pick).collect()
+    }
+
+    /// The loss over `batches` and the gradient of its mean.
+    pub(super) fn teach(&self, student: &dyn Student, batches: &[Batch]) -> Result<Taught> {
+        let terms: usize = batches.iter().map(|batch| self.terms(batch)).sum();
+        let tokens = batches.iter().map(Batch::tokens).sum::<usize>() as u64;
+        let scale = 1.0 / terms.max(1) as f64;
+        let mut taught = Taught { loss: 0.0, terms, tokens, gradients: Gradients::new(student) };
+        for batch in batches {
+            let right = match self.asks() {
+                true => self.run(&[batch], &|index| self.original(index))?.pop(),
+                false => None,
+            };
+            let pass = forward(student, &batch.embed(self.lesson.model)?, batch.lengths())?;
+            let (loss, gradient) = self.loss(&pass.output, right.as_ref(), batch, scale)?;
+            taught.loss += loss;
+            if !loss.is_finite() {
+                break;
+            }
+            backward(student, pass, gradient, &mut taught.gradients)?;
+        }
+        Ok(taught)
+    }
+
+    /// Mean loss on what is judged by; `block` gives the student's blocks in order.
+    pub(super) fn judge(&self, block: &dyn Fn(usize) -> Result<Block<'a>>) -> Result<f64> {
+        let batches: Vec<&Batch> = self.heldout.iter().map(|(batch, _)| batch).collect();
+        let (mut sum, mut terms) = (0.0, 0);
+        for (states, (batch, right)) in self.run(&batches, block)?.iter().zip(&self.heldout) {
+            sum += match (&self.end, right) {
+                // Without the gradient, which costs as much again.
+                (End::Tokens(head), Some(right)) => {
+                    divergence(head, states, Teacher { head, states: right }, &batch.rows())?
+                }
+                _ => self.loss(states, right.as_ref(), batch, 0.0)?.0,
+            };
+            terms += self.terms(batch);
+        }
+        Ok(sum / terms.max(1) as f64)
+    }
+
+    /// Terms of the loss over `batch`.
+    fn terms(&self, batch: &Batch) -> usize {
+        match self.end {
+            End::Tokens(_) => batch.tokens() - batch.len(),
+            End::Classes(_) => batch.len(),
+            End::States => batch.tokens(),
+        }
+    }
+
+    /// The summed loss of final `states`, and `scale` times its gradient on them.
+    fn loss(&self, states: &Tensor, right: Option<&Tensor>, batch: &Batch, scale: f64) -> Result<(f64, Tensor)> {
+        match &self.end {
+            End::Tokens(head) => {
+                let teacher = right.map(|states| Teacher { head, states });
+                loss_gradient(head, states, teacher, &batch.rows(), &Objective::DISTIL, scale)
+            }
+            End::Classes(classifier) => ends::classes(classifier, states, right, batch.labels(), scale),
+            End::States => ends::turned(states, right.context("states are compared with others")?, scale),
+        }
+    }
+
+    /// The final states of `batches`; every block is asked for once.
+    fn run(&self, batches: &[&Batch], block: &dyn Fn(usize) -> Result<Block<'a>>) -> Result<Vec<Tensor>> {
+        let embed = |batch: &&Batch| batch.embed(self.lesson.model);
+        let mut states: Vec<Tensor> = batches.iter().map(embed).collect::<Result<_>>()?;
+        for index in 0..self.lesson.model.blocks() {
+            let block = block(index)?;
+            for (states, batch) in states.iter_mut().zip(batches) {
+                let next = block.forward_padded(states, batch.lengths(), &mut ())?;
+                *states = next.context("a forward pass without a tap was stopped")?;
+            }
+        }
+        Ok(states)
+    }
+}
+
+/// √ mean x² of a parameter: what its learning rate is relative to.
+pub(super) fn root_mean_square(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
+}
