@@ -24,10 +24,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Tokens on which the divergence of single cuts is measured, at most and at least.
-const KL_TOKENS: (usize, usize) = (2048, 256);
+/// Tokens on which the divergence of single cuts is measured, at most and at least. More make no better plan: on three small
+/// models perplexities at keep 0.6 and 0.4 were within 4 % for 64 and for 2048 tokens, and neither number had the lower ones.
+const KL_TOKENS: (usize, usize) = (256, 64);
+/// Tokens of a window of that text: many short ones see more of the text than few long ones.
+const KL_WINDOW: usize = 32;
 /// Multiplications the measurement may take; a model that is too large for this gets fewer tokens.
-const KL_WORK: usize = 20_000_000_000_000;
+const KL_WORK: usize = 5_000_000_000_000;
 
 /// What the survey knows of one linear.
 pub(super) struct Surveyed {
@@ -139,15 +142,14 @@ impl Run<'_> {
         Ok(weights)
     }
 
-    /// The first windows of the calibration text, or the beginning of the first where it is longer than need be.
+    /// The beginnings of the first windows of the calibration text.
     fn kl_windows(&self) -> Windows {
-        let tokens = kl_tokens(&self.model);
         let all = &self.calibration.windows;
-        let mut windows = crate::text::choose(all, (tokens / all.window).max(1), crate::text::Sampling::First);
-        if windows.window > tokens {
-            windows.rows.iter_mut().for_each(|row| row.ids.truncate(tokens));
-            windows.window = tokens;
-        }
+        let window = KL_WINDOW.min(all.window);
+        let mut windows =
+            crate::text::choose(all, kl_tokens(&self.model).div_ceil(window), crate::text::Sampling::First);
+        windows.rows.iter_mut().for_each(|row| row.ids.truncate(window));
+        windows.window = window;
         windows
     }
 
