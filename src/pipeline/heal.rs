@@ -71,7 +71,9 @@ impl Run<'_> {
                 seconds: recipe.max_seconds.map(|seconds| seconds - spent),
             },
         };
+        crate::machine::keep_memory();
         let healed = heal(&job, self.progress).context("healing")?;
+        crate::machine::return_memory_early();
         if let Some(why) = &healed.report.stopped {
             self.progress.note(&format!("healing ended after {} steps: {why}", healed.report.done));
         }

@@ -59,7 +59,9 @@ impl Run<'_> {
                 seconds: self.recipe.max_seconds,
             },
         };
+        crate::machine::keep_memory();
         let result = learn_spectra(&job, self.progress).context("learning")?;
+        crate::machine::return_memory_early();
         if let Some(why) = &result.report.stopped {
             self.progress.note(&format!("learning ended after {} steps: {why}", result.report.done));
         }
