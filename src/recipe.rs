@@ -14,8 +14,8 @@ mod learn;
 mod size;
 
 pub use choices::{SamplingRule, StoredType, WeightRule};
-use learn::usual_batch;
 pub use learn::{Learn, LearnOptions};
+use learn::{usual_batch, usual_rate};
 pub use size::Budget;
 use size::{default_output, parse_bytes};
 
@@ -111,7 +111,7 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_HEAL", help_heading = "Healing")]
     pub heal: Option<usize>,
 
-    /// Learning rate of --heal, relative to the size of each factor's entries [default: 0.01]
+    /// Learning rate of --heal, relative to the size of each factor's entries [default: 0.01, with --task 0.0005]
     #[arg(long, env = "SOFTLM_HEAL_LR", help_heading = "Healing")]
     pub heal_lr: Option<f64>,
 
@@ -287,7 +287,7 @@ impl Options {
         if heal == 0 && (self.heal_lr.is_some() || self.heal_batch.is_some()) {
             user_bail!("--heal-lr and --heal-batch need --heal STEPS"; "for example --heal 200");
         }
-        let heal_lr = self.heal_lr.unwrap_or(0.01);
+        let heal_lr = self.heal_lr.unwrap_or(usual_rate(self.task.is_some()));
         if !(heal_lr > 0.0 && heal_lr.is_finite()) {
             user_bail!("--heal-lr {heal_lr} is not a positive number"; "0.01 moves an entry by about 1 % per step");
         }

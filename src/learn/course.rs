@@ -18,6 +18,9 @@ use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+/// Steps whose examples are sorted by length together.
+const ALIKE: usize = 16;
+
 /// The original, what to train on and what to judge by.
 #[derive(Clone, Copy)]
 pub struct Lesson<'a> {
@@ -75,6 +78,11 @@ impl Aim {
             Aim::SquaredError => "squared error",
             Aim::Cosine => "1 − cosine",
         }
+    }
+
+    /// Whether labels, not the original, say what is right.
+    pub(super) fn is_labelled(self) -> bool {
+        self == Aim::CrossEntropy || self == Aim::SquaredError
     }
 }
 
@@ -185,10 +193,11 @@ impl<'a> Course<'a> {
                 let rows = self.picked(step, train.len()).into_iter().map(|i| train.rows[i].ids.as_slice()).collect();
                 Batch::of_windows(rows, BATCH_TOKENS)
             }
-            Material::Labelled { train, .. } => Batch::of_examples(
-                self.picked(step, train.len()).into_iter().map(|i| &train[i]).collect(),
-                BATCH_TOKENS,
-            ),
+            Material::Labelled { train, .. } => {
+                let lengths: Vec<usize> = train.iter().map(|example| example.sequence.ids.len()).collect();
+                let picked = alike(&lengths, self.lesson.batch, self.lesson.seed, step);
+                Batch::of_examples(picked.into_iter().map(|i| &train[i]).collect(), BATCH_TOKENS)
+            }
         }
     }
 
@@ -284,7 +293,51 @@ impl<'a> Course<'a> {
     }
 }
 
+/// Which examples are shown in `step`, epoch after epoch: of a few steps' worth those of about one length, so that little is
+/// padded.
+fn alike(lengths: &[usize], batch: usize, seed: u64, step: usize) -> Vec<usize> {
+    let per_epoch = lengths.len().div_ceil(batch);
+    let (epoch, place) = (step / per_epoch, step % per_epoch);
+    let seed = seed.wrapping_add(epoch as u64 + 1);
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    shuffle(&mut order, seed);
+    let mut steps: Vec<Vec<usize>> = Vec::new();
+    for some in order.chunks_mut(ALIKE * batch) {
+        some.sort_by_key(|&i| lengths[i]);
+        steps.extend(some.chunks(batch).map(<[usize]>::to_vec));
+    }
+    // Otherwise long examples would follow short ones at a steady beat.
+    let mut places: Vec<usize> = (0..steps.len()).collect();
+    shuffle(&mut places, seed);
+    steps.swap_remove(places[place])
+}
+
 /// √ mean x² of a parameter: what its learning rate is relative to.
 pub(super) fn root_mean_square(tensor: &Tensor) -> Result<f64> {
     Ok(f64::from(tensor.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_shows_every_example_once_beside_others_of_its_length() {
+        let lengths: Vec<usize> = (0..203).map(|i| 3 + (i * 37) % 60).collect();
+        let epoch = |number: usize| (0..26).map(|place| alike(&lengths, 8, 5, 26 * number + place)).collect::<Vec<_>>();
+        let spread = |picked: &Vec<usize>| {
+            let lengths: Vec<usize> = picked.iter().map(|&i| lengths[i]).collect();
+            lengths.iter().max().unwrap() - lengths.iter().min().unwrap()
+        };
+        for steps in [epoch(0), epoch(3)] {
+            let mut all = steps.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..203).collect::<Vec<_>>());
+            assert!(steps.iter().map(spread).max() < Some(12), "{steps:?}");
+            let shortest = |picked: &Vec<usize>| picked.iter().map(|&i| lengths[i]).min();
+            assert!(!steps.is_sorted_by_key(shortest), "steps go from short to long");
+        }
+        assert_ne!(epoch(0), epoch(1));
+        assert_eq!(epoch(2), epoch(2));
+    }
 }

@@ -120,6 +120,8 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
         (report, best, spent) = patient.resume(job.state, &mut optimiser)?;
         progress.step(report.done as u64)?;
     }
+    // Labels are noisy: the loss may rise at high learning rates and come down with them.
+    let patience = if report.aim.is_labelled() { 2 * PATIENCE } else { PATIENCE };
     let watch = Watch::start(job.options.seconds, spent);
     let (mut loss, mut terms) = (0.0, 0);
     while report.done < report.steps && report.stopped.is_none() {
@@ -149,7 +151,7 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
             if heldout < report.loss_after {
                 (report.loss_after, report.best_step) = (heldout, step);
                 best = patient.snapshot()?;
-            } else if step - report.best_step >= PATIENCE * job.options.interval() {
+            } else if step - report.best_step >= patience * job.options.interval() {
                 report.stopped = Some(format!("no better state since step {}", report.best_step));
             }
             patient.save(job.state, &optimiser, &report, &best, watch.elapsed())?;

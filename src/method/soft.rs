@@ -42,7 +42,9 @@ Mechanism*, arXiv 2411.10543.
 
 What is published of the method is its structure; the function T and its constants are those of a later paper by the
 same first author. Departures and readings, all of them ours:
-- The loss to the original's predictions is used, not a task loss.
+- The first term is the task's loss, as in the paper, where `--task` names labelled examples: cross-entropy of the class, or
+  the squared error of a score. Otherwise it is KL to the original's predictions, of tokens or of classes; for an encoder
+  without a head 1 − cosine to its states.
 - T is scale-dependent and spectra of different linears are not comparable, so σ is measured in a unit (`--unit`): the
   one by which its square, per parameter, tells what cutting it costs (`sensitivity`), the linear's median (`median`), or
   none (`raw`). A step of training changes σ relative to its size.

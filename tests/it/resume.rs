@@ -1,6 +1,6 @@
 //! Runs that are killed, interrupted or run into each other, and what becomes of their work.
 
-use crate::program::{FAST, Place, finish};
+use crate::program::{FAST, Place, finish, quickly};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ fn scattered(seed: &mut u64) -> f64 {
 /// that of a run that was left alone.
 fn kill_and_finish(method: &str, rounds: usize, kills: usize) {
     let place = Place::new();
-    let line = format!("compress demo --method {method} --keep 0.6 {FAST} --ppl none");
+    let line = format!("compress demo {} --keep 0.6 {FAST} --ppl none", quickly(method));
     let started = Instant::now();
     place.run(&format!("{line} -o undisturbed")).fine();
     let whole = started.elapsed().as_secs_f64();
@@ -69,6 +69,16 @@ fn whiten_survives_being_killed_anywhere() {
 #[test]
 fn lorap_survives_being_killed_anywhere() {
     kill_and_finish("lorap", 2, 4);
+}
+
+#[test]
+fn soft_survives_being_killed_anywhere() {
+    kill_and_finish("soft", 2, 5);
+}
+
+#[test]
+fn soco_survives_being_killed_anywhere() {
+    kill_and_finish("soco", 2, 5);
 }
 
 #[test]
