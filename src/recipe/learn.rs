@@ -62,7 +62,7 @@ pub struct LearnOptions {
     pub train_basis: Option<bool>,
 
     /// soft: learning rate of the components, relative to their size
-    /// [default: 0.01, with --task 0.0005]
+    /// [default: 0.01, with --task 0.0003]
     #[arg(long, env = "SOFTLM_BASIS_LR", help_heading = "Learning")]
     pub basis_lr: Option<f64>,
 
@@ -98,12 +98,6 @@ pub struct LearnOptions {
 /// Windows or examples per step: an example is a sentence or two.
 pub(super) fn usual_batch(labelled: bool) -> usize {
     if labelled { 32 } else { 8 }
-}
-
-/// Learning rate of factors and components, relative to their size. Labels say less of the original than its predictions do,
-/// and at higher rates it is forgotten.
-pub(super) fn usual_rate(labelled: bool) -> f64 {
-    if labelled { 0.0005 } else { 0.01 }
 }
 
 /// The effective options of a learned method.
@@ -211,7 +205,7 @@ impl LearnOptions {
             steps,
             batch,
             lr: self.lr.unwrap_or(lr),
-            basis_lr: self.basis_lr.unwrap_or(usual_rate(labelled)),
+            basis_lr: self.basis_lr.unwrap_or(if labelled { 0.0003 } else { 0.01 }),
             deviation_lr: self.deviation_lr.unwrap_or(0.001),
             explore,
             refine,
