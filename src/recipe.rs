@@ -111,7 +111,7 @@ pub struct Options {
     #[arg(long, env = "SOFTLM_HEAL", help_heading = "Healing")]
     pub heal: Option<usize>,
 
-    /// Learning rate of --heal, relative to the size of each factor's entries [default: 0.04, with --task 0.0002]
+    /// Learning rate of --heal, relative to the size of each factor's entries [default: 0.01, with --task 0.0002]
     #[arg(long, env = "SOFTLM_HEAL_LR", help_heading = "Healing")]
     pub heal_lr: Option<f64>,
 
@@ -287,9 +287,9 @@ impl Options {
         if heal == 0 && (self.heal_lr.is_some() || self.heal_batch.is_some()) {
             user_bail!("--heal-lr and --heal-batch need --heal STEPS"; "for example --heal 200");
         }
-        let heal_lr = self.heal_lr.unwrap_or(if self.task.is_some() { 0.0002 } else { 0.04 });
+        let heal_lr = self.heal_lr.unwrap_or(if self.task.is_some() { 0.0002 } else { 0.01 });
         if !(heal_lr > 0.0 && heal_lr.is_finite()) {
-            user_bail!("--heal-lr {heal_lr} is not a positive number"; "0.04 moves an entry by about 4 % per step");
+            user_bail!("--heal-lr {heal_lr} is not a positive number"; "0.01 moves an entry by about 1 % per step");
         }
         let output = self.output.unwrap_or_else(|| default_output(&model, method.card().name, &budget));
         let ppl = self.ppl.unwrap_or_else(|| vec!["sample".into()]);
