@@ -3,7 +3,7 @@
 use crate::calibrate::BATCH_TOKENS;
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::text::{Sequence, Windows};
+use crate::text::{Padded, Sequence, Windows, batches};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -59,27 +59,19 @@ pub(super) fn each_batch(
     progress: &dyn Progress,
     see: &mut dyn FnMut(Batch) -> Result<()>,
 ) -> Result<()> {
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.sort_by_key(|&i| sequences[i].ids.len());
-    let length = |i: &usize| sequences[*i].ids.len();
-    if let Some(longest) = order.last().map(length).filter(|&t| t > model.context()) {
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len()).collect();
+    if let Some(longest) = lengths.iter().max().filter(|&&t| t > model.context()) {
         user_bail!(
             "a text of {longest} tokens is longer than the model's context of {}", model.context();
             "use a smaller --max-length or --window"
         );
     }
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    for i in order {
-        match batches.last_mut().filter(|batch| (batch.len() + 1) * length(&i) <= BATCH_TOKENS) {
-            Some(batch) => batch.push(i),
-            None => batches.push(vec![i]),
-        }
-    }
+    let batches = batches(&lengths, BATCH_TOKENS);
     let per_group = (GROUP_ELEMENTS / (BATCH_TOKENS * model.hidden()).max(1)).max(1);
     for group in batches.chunks(per_group) {
         let mut states: Vec<Tensor> =
             group.iter().map(|batch| embed(model, sequences, batch)).collect::<Result<_>>()?;
-        let lengths: Vec<Vec<usize>> = group.iter().map(|batch| batch.iter().map(length).collect()).collect();
+        let lengths: Vec<Vec<usize>> = group.iter().map(|batch| batch.iter().map(|&i| lengths[i]).collect()).collect();
         for index in 0..model.blocks() {
             let block = model.block(index)?;
             for (states, lengths) in states.iter_mut().zip(&lengths) {
@@ -96,12 +88,8 @@ pub(super) fn each_batch(
 }
 
 fn embed(model: &Model, sequences: &[Sequence], batch: &[usize]) -> Result<Tensor> {
-    let longest = batch.iter().map(|&i| sequences[i].ids.len()).max().unwrap_or(0);
-    // Any id will do as padding: nobody sees it.
-    let padded = |row: &[u32]| [row, &vec![0; longest - row.len()]].concat();
-    let ids: Vec<Vec<u32>> = batch.iter().map(|&i| padded(&sequences[i].ids)).collect();
-    let types: Vec<Vec<u32>> = batch.iter().map(|&i| padded(&sequences[i].types)).collect();
-    model.embed_typed(&slices(&ids), Some(&slices(&types)))
+    let padded = Padded::new(&batch.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
+    model.embed_typed(&slices(&padded.ids), Some(&slices(&padded.types)))
 }
 
 fn slices(rows: &[Vec<u32>]) -> Vec<&[u32]> {

@@ -1,7 +1,7 @@
 //! Sequences that go through a model together.
 
 use crate::model::Model;
-use crate::text::Sequence;
+use crate::text::{Padded, Sequence, batches};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -17,7 +17,7 @@ pub struct Labelled {
 /// Windows of one length, or examples padded to the longest.
 pub(super) enum Batch<'a> {
     Windows(Vec<&'a [u32]>),
-    Examples { ids: Vec<Vec<u32>>, types: Vec<Vec<u32>>, lengths: Vec<usize>, labels: Vec<f64> },
+    Examples { padded: Padded, labels: Vec<f64> },
 }
 
 impl<'a> Batch<'a> {
@@ -28,37 +28,20 @@ impl<'a> Batch<'a> {
     }
 
     /// Examples in batches of at most `tokens` tokens, padding included: the short ones together.
-    pub(super) fn of_examples(mut examples: Vec<&Labelled>, tokens: usize) -> Vec<Self> {
-        examples.sort_by_key(|example| example.sequence.ids.len());
-        let mut parts: Vec<Vec<&Labelled>> = Vec::new();
-        for example in examples {
-            let length = example.sequence.ids.len();
-            match parts.last_mut().filter(|part| (part.len() + 1) * length <= tokens) {
-                Some(part) => part.push(example),
-                None => parts.push(vec![example]),
-            }
-        }
-        parts.iter().map(|part| Self::padded(part)).collect()
-    }
-
-    fn padded(examples: &[&Labelled]) -> Self {
+    pub(super) fn of_examples(examples: &[&Labelled], tokens: usize) -> Vec<Self> {
         let lengths: Vec<usize> = examples.iter().map(|example| example.sequence.ids.len()).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        // Any id will do: nobody sees it.
-        let pad = |row: &[u32]| [row, &vec![0; longest - row.len()]].concat();
-        Batch::Examples {
-            ids: examples.iter().map(|example| pad(&example.sequence.ids)).collect(),
-            types: examples.iter().map(|example| pad(&example.sequence.types)).collect(),
-            labels: examples.iter().map(|example| example.label).collect(),
-            lengths,
-        }
+        let batch = |part: Vec<usize>| Batch::Examples {
+            padded: Padded::new(&part.iter().map(|&i| &examples[i].sequence).collect::<Vec<_>>()),
+            labels: part.iter().map(|&i| examples[i].label).collect(),
+        };
+        batches(&lengths, tokens).into_iter().map(batch).collect()
     }
 
     /// Number of sequences.
     pub(super) fn len(&self) -> usize {
         match self {
             Batch::Windows(rows) => rows.len(),
-            Batch::Examples { ids, .. } => ids.len(),
+            Batch::Examples { labels, .. } => labels.len(),
         }
     }
 
@@ -66,7 +49,7 @@ impl<'a> Batch<'a> {
     pub(super) fn tokens(&self) -> usize {
         match self {
             Batch::Windows(rows) => rows.iter().map(|row| row.len()).sum(),
-            Batch::Examples { lengths, .. } => lengths.iter().sum(),
+            Batch::Examples { padded, .. } => padded.lengths.iter().sum(),
         }
     }
 
@@ -74,7 +57,7 @@ impl<'a> Batch<'a> {
     pub(super) fn rows(&self) -> Vec<&[u32]> {
         match self {
             Batch::Windows(rows) => rows.clone(),
-            Batch::Examples { ids, .. } => ids.iter().map(Vec::as_slice).collect(),
+            Batch::Examples { padded, .. } => padded.ids.iter().map(Vec::as_slice).collect(),
         }
     }
 
@@ -82,7 +65,7 @@ impl<'a> Batch<'a> {
     pub(super) fn lengths(&self) -> Option<&[usize]> {
         match self {
             Batch::Windows(_) => None,
-            Batch::Examples { lengths, .. } => Some(lengths),
+            Batch::Examples { padded, .. } => Some(&padded.lengths),
         }
     }
 
@@ -98,8 +81,8 @@ impl<'a> Batch<'a> {
     pub(super) fn embed(&self, model: &Model) -> Result<Tensor> {
         match self {
             Batch::Windows(rows) => model.embed(rows),
-            Batch::Examples { types, .. } => {
-                let types: Vec<&[u32]> = types.iter().map(Vec::as_slice).collect();
+            Batch::Examples { padded, .. } => {
+                let types: Vec<&[u32]> = padded.types.iter().map(Vec::as_slice).collect();
                 model.embed_typed(&self.rows(), Some(&types))
             }
         }

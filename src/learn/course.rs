@@ -160,7 +160,7 @@ impl<'a> Course<'a> {
         };
         let batches = match lesson.material {
             Material::Text { heldout, .. } => Batch::of_windows(heldout.ids(), BATCH_TOKENS),
-            Material::Labelled { heldout, .. } => Batch::of_examples(heldout.iter().collect(), BATCH_TOKENS),
+            Material::Labelled { heldout, .. } => Batch::of_examples(&heldout.iter().collect::<Vec<_>>(), BATCH_TOKENS),
         };
         let mut this = Self { lesson, end, blocks, heldout: Vec::new() };
         let right = if this.asks() {
@@ -196,7 +196,7 @@ impl<'a> Course<'a> {
             Material::Labelled { train, .. } => {
                 let lengths: Vec<usize> = train.iter().map(|example| example.sequence.ids.len()).collect();
                 let picked = alike(&lengths, self.lesson.batch, self.lesson.seed, step);
-                Batch::of_examples(picked.into_iter().map(|i| &train[i]).collect(), BATCH_TOKENS)
+                Batch::of_examples(&picked.into_iter().map(|i| &train[i]).collect::<Vec<_>>(), BATCH_TOKENS)
             }
         }
     }

@@ -9,10 +9,12 @@
 mod corpus;
 mod examples;
 mod hubset;
+mod padded;
 mod tokenizer;
 mod windows;
 
 pub use corpus::{BUILT_IN, Corpus, Split, load};
 pub use examples::{Example, Examples, Task, examples};
+pub use padded::{Padded, batches};
 pub use tokenizer::{Encoder, Sequence, SideFile, Tokenizer};
 pub use windows::{Sampling, Window, Windows, choose, cut, cut_framed, shuffle, split_heldout};
