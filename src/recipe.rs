@@ -1,5 +1,6 @@
 //! What the user asked for: flags, then environment, then a TOML file, then defaults.
 
+use crate::learn::Objective;
 use crate::method::Inputs;
 use crate::plan::AllocationRule;
 use crate::text::Sampling;
@@ -284,6 +285,12 @@ impl Options {
         if max_seconds.is_some() && learn.is_none() && heal == 0 {
             user_bail!("--max-time limits training, but nothing is trained"; "add --heal STEPS, or leave it out");
         }
+        let idle = match (&self.task, learn.is_none() && heal == 0) {
+            (Some(_), _) => Some("--task trains on labels"),
+            (None, true) => Some("nothing is trained"),
+            (None, false) => None,
+        };
+        let objective = self.learn.objective(idle)?;
         if heal == 0 && (self.heal_lr.is_some() || self.heal_batch.is_some()) {
             user_bail!("--heal-lr and --heal-batch need --heal STEPS"; "for example --heal 200");
         }
@@ -319,6 +326,7 @@ impl Options {
                 .unwrap_or(learn.as_ref().map_or(usual_batch(self.task.is_some()), |learn| learn.batch)),
             task: self.task,
             max_seconds,
+            objective,
             learn,
             dtype: self.dtype.unwrap_or(StoredType::Auto),
             max_shard_bytes: parse_bytes("--max-shard-size", self.max_shard_size.as_deref().unwrap_or("5GB"))?,
@@ -355,6 +363,7 @@ pub struct Recipe {
     pub heal_batch: usize,
     pub task: Option<String>,
     pub max_seconds: Option<f64>,
+    pub objective: Objective,
     pub learn: Option<Learn>,
     pub dtype: StoredType,
     pub max_shard_bytes: u64,
@@ -400,6 +409,8 @@ impl Recipe {
             task: self.task.clone(),
             learn: LearnOptions {
                 max_time: self.max_seconds.map(|seconds| format!("{seconds}s")),
+                likelihood: (self.objective.likelihood > 0.0).then_some(self.objective.likelihood),
+                temperature: (self.objective.temperature != 1.0).then_some(self.objective.temperature),
                 ..self.learn.as_ref().map(Learn::to_options).unwrap_or_default()
             },
             dtype: Some(self.dtype),

@@ -95,6 +95,15 @@ impl AdamW {
         Ok(())
     }
 
+    /// Back to the state of a fresh optimiser, with the same learning rates.
+    pub fn forget(&mut self) -> Result<()> {
+        for slot in &mut self.slots {
+            let zero = slot.var.as_tensor().zeros_like()?.detach();
+            (slot.steps, slot.m, slot.v) = (0, zero.clone(), zero);
+        }
+        Ok(())
+    }
+
     /// The whole state, without the parameters themselves: `m.<name>`, `v.<name>`, `t.<name>`.
     pub fn state(&self) -> Result<Vec<NamedTensor>> {
         let mut tensors = Vec::new();

@@ -7,7 +7,8 @@
 
 use crate::model::Block;
 use anyhow::{Context, Result};
-use candle_core::{Tensor, Var};
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
 /// A model in training, block by block.
 pub trait Student {
@@ -37,7 +38,10 @@ pub fn forward(student: &dyn Student, x: &Tensor, lengths: Option<&[usize]>) -> 
     let mut inputs = Vec::with_capacity(student.blocks());
     let mut output = x.detach();
     for index in 0..student.blocks() {
-        let y = run(&student.block(index)?, &output, lengths)?.detach();
+        let mut block = student.block(index)?;
+        // Nobody asks this pass for gradients.
+        block.skip_gradients();
+        let y = run(&block, &output, lengths)?.detach();
         inputs.push(std::mem::replace(&mut output, y));
     }
     Ok(Forward { inputs, output, lengths: lengths.map(<[usize]>::to_vec) })
@@ -52,7 +56,7 @@ pub fn backward(student: &dyn Student, pass: Forward, gradient: Tensor, sums: &m
     for (index, input) in pass.inputs.into_iter().enumerate().skip(first).rev() {
         let input = Var::from_tensor(&input)?;
         let y = run(&student.block(index)?, &input, pass.lengths.as_deref())?;
-        let mut graph = (y * &gradient)?.sum_all()?.backward()?;
+        let mut graph = back_from(&y, &gradient)?;
         for (slot, parameter) in student.parameters(index).iter().enumerate() {
             if let Some(part) = graph.remove(parameter) {
                 sums.add(index, slot, part)?;
@@ -61,6 +65,30 @@ pub fn backward(student: &dyn Student, pass: Forward, gradient: Tensor, sums: &m
         gradient = graph.remove(&input).with_context(|| format!("block {index} passes no gradient on"))?.detach();
     }
     Ok(gradient)
+}
+
+/// The gradients of Σ y ∘ `gradient`.
+pub(super) fn back_from(y: &Tensor, gradient: &Tensor) -> Result<GradStore> {
+    let start =
+        if y.device().is_cpu() { y.apply_op1(WithGradient(gradient.clone()))? } else { (y * gradient)?.sum_all()? };
+    Ok(start.backward()?)
+}
+
+/// A number whose gradient on what it is made of is given. The number itself does not matter.
+struct WithGradient(Tensor);
+
+impl CustomOp1 for WithGradient {
+    fn name(&self) -> &'static str {
+        "with-gradient"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
 }
 
 fn run(block: &Block, x: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {

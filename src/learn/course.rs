@@ -2,7 +2,7 @@
 //!
 //! | the model gives | shown windows of text | shown labelled examples |
 //! |---|---|---|
-//! | next or masked tokens | KL(original ‖ student) per token | |
+//! | next or masked tokens | KL(original ‖ student) per token, or a mean of it and the likelihood of the next | |
 //! | classes | KL(original ‖ student) per window | cross-entropy per example |
 //! | a score | squared distance to the original's, per window | squared error per example |
 //! | states alone | 1 − cosine to the original's, per token | |
@@ -10,10 +10,11 @@
 use super::backward::{Gradients, Student, backward, forward};
 use super::batch::{Batch, Labelled};
 use super::ends;
-use super::loss::{Objective, Teacher, divergence, loss_gradient};
+use super::loss::{Objective, Teacher, loss_alone, loss_gradient};
 use crate::calibrate::BATCH_TOKENS;
 use crate::model::{Block, Classifier, Head, Model, Output};
 use crate::text::{Windows, shuffle};
+use crate::user_bail;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ pub struct Lesson<'a> {
     pub model: &'a Model,
     /// What the student is shown.
     pub material: Material<'a>,
+    /// What is minimised of predictions on text.
+    pub objective: Objective,
     /// Windows or examples per step.
     pub batch: usize,
     /// Seed of their order.
@@ -61,6 +64,10 @@ pub enum Material<'a> {
 pub enum Aim {
     /// KL(original ‖ student), nats.
     Kl,
+    /// A mean of KL(original ‖ student) and −log of the probability of the next token, nats.
+    KlAndLikelihood,
+    /// −log of the probability of the next token, nats.
+    Likelihood,
     /// −log of the probability of the labelled class, nats.
     CrossEntropy,
     /// Squared distance of scores.
@@ -70,10 +77,12 @@ pub enum Aim {
 }
 
 impl Aim {
-    /// As a reader knows it: `KL`, `cross-entropy`, `squared error`, `1 − cosine`.
+    /// As a reader knows it: `KL`, `KL and NLL`, `NLL`, `cross-entropy`, `squared error`, `1 − cosine`.
     pub fn name(self) -> &'static str {
         match self {
             Aim::Kl => "KL",
+            Aim::KlAndLikelihood => "KL and NLL",
+            Aim::Likelihood => "NLL",
             Aim::CrossEntropy => "cross-entropy",
             Aim::SquaredError => "squared error",
             Aim::Cosine => "1 − cosine",
@@ -92,9 +101,24 @@ impl Lesson<'_> {
         self.model.linears().iter().map(|spec| 4 * spec.params()).sum::<usize>() <= self.memory
     }
 
+    /// Refuses what the model cannot be taught.
+    pub fn check(&self) -> Result<()> {
+        let output = self.model.output();
+        if matches!(self.material, Material::Labelled { .. }) && !matches!(output, Output::Classes(_)) {
+            bail!("labels are for models with a classifier");
+        }
+        let share = self.objective.likelihood;
+        if share > 0.0 && output != Output::NextToken {
+            user_bail!("--likelihood {share} is for models that predict the next token, and this one does not"; "leave it out");
+        }
+        Ok(())
+    }
+
     /// What is minimised.
     pub fn aim(&self) -> Aim {
         match (self.model.output(), self.material) {
+            (Output::NextToken, _) if self.objective.divergence == 0.0 => Aim::Likelihood,
+            (Output::NextToken, _) if self.objective.likelihood > 0.0 => Aim::KlAndLikelihood,
             (Output::NextToken | Output::MaskedToken, _) => Aim::Kl,
             (Output::Classes(1), _) => Aim::SquaredError,
             (Output::Classes(_), Material::Text { .. }) => Aim::Kl,
@@ -144,15 +168,13 @@ pub(super) struct Course<'a> {
 impl<'a> Course<'a> {
     /// Loads the original and, unless there are labels, runs it over what is judged by.
     pub(super) fn new(lesson: Lesson<'a>) -> Result<Self> {
+        lesson.check()?;
         let model = lesson.model;
         let end = match model.output() {
             Output::NextToken | Output::MaskedToken => End::Tokens(model.head()?),
             Output::Classes(_) => End::Classes(model.classifier()?.context("a model with classes has a classifier")?),
             Output::States => End::States,
         };
-        if matches!(lesson.material, Material::Labelled { .. }) && !matches!(end, End::Classes(_)) {
-            bail!("labels are for models with a classifier");
-        }
         let blocks = if lesson.fits() {
             Some((0..model.blocks()).map(|index| model.block(index)).collect::<Result<_>>()?)
         } else {
@@ -175,7 +197,7 @@ impl<'a> Course<'a> {
 
     /// Whether the original is asked what is right.
     fn asks(&self) -> bool {
-        matches!(self.lesson.material, Material::Text { .. })
+        matches!(self.lesson.material, Material::Text { .. }) && self.lesson.aim() != Aim::Likelihood
     }
 
     /// Block `index` of the original.
@@ -230,7 +252,7 @@ impl<'a> Course<'a> {
                 false => None,
             };
             let pass = forward(student, &batch.embed(self.lesson.model)?, batch.lengths())?;
-            let (loss, gradient) = self.loss(&pass.output, right.as_ref(), batch, scale)?;
+            let (loss, gradient) = self.loss(&pass.output, right.as_ref(), batch, &self.lesson.objective, scale)?;
             taught.loss += loss;
             if !loss.is_finite() {
                 break;
@@ -243,14 +265,16 @@ impl<'a> Course<'a> {
     /// Mean loss on what is judged by; `block` gives the student's blocks in order.
     pub(super) fn judge(&self, block: &dyn Fn(usize) -> Result<Block<'a>>) -> Result<f64> {
         let batches: Vec<&Batch> = self.heldout.iter().map(|(batch, _)| batch).collect();
+        // A higher temperature is a way to learn, no measure.
+        let objective = Objective { temperature: 1.0, ..self.lesson.objective };
         let (mut sum, mut terms) = (0.0, 0);
         for (states, (batch, right)) in self.run(&batches, block)?.iter().zip(&self.heldout) {
-            sum += match (&self.end, right) {
-                // Without the gradient, which costs as much again.
-                (End::Tokens(head), Some(right)) => {
-                    divergence(head, states, Teacher { head, states: right }, &batch.rows())?
+            sum += match &self.end {
+                End::Tokens(head) => {
+                    let teacher = right.as_ref().map(|states| Teacher { head, states });
+                    loss_alone(head, states, teacher, &batch.rows(), &objective)?
                 }
-                _ => self.loss(states, right.as_ref(), batch, 0.0)?.0,
+                _ => self.loss(states, right.as_ref(), batch, &objective, 0.0)?.0,
             };
             terms += self.terms(batch);
         }
@@ -267,13 +291,20 @@ impl<'a> Course<'a> {
     }
 
     /// The summed loss of final `states`, and `scale` times its gradient on them.
-    fn loss(&self, states: &Tensor, right: Option<&Tensor>, batch: &Batch, scale: f64) -> Result<(f64, Tensor)> {
+    fn loss(
+        &self,
+        states: &Tensor,
+        right: Option<&Tensor>,
+        batch: &Batch,
+        objective: &Objective,
+        scale: f64,
+    ) -> Result<(f64, Tensor)> {
         match &self.end {
             End::Tokens(head) => {
                 let teacher = right.map(|states| Teacher { head, states });
-                loss_gradient(head, states, teacher, &batch.rows(), &Objective::DISTIL, scale)
+                loss_gradient(head, states, teacher, &batch.rows(), objective, scale)
             }
-            End::Classes(classifier) => ends::classes(classifier, states, right, batch.labels(), scale),
+            End::Classes(classifier) => ends::classes(classifier, states, right, batch.labels(), objective, scale),
             End::States => ends::turned(states, right.context("states are compared with others")?, scale),
         }
     }

@@ -8,12 +8,14 @@ use candle_core::{D, Tensor, Var};
 /// The summed loss of a classifier behind final `states` (sequences, t, hidden), and `scale` times its gradient on them.
 ///
 /// With labels it is the cross-entropy of the class, or the squared error of the score if there is one logit. Without
-/// them the classifier's answer to the original's states is what is right: KL(original ‖ student), or the squared distance.
+/// them the classifier's answer to the original's states is what is right: KL(original ‖ student) as `distil` has it, or
+/// the squared distance.
 pub(super) fn classes(
     classifier: &Classifier,
     states: &Tensor,
     right: Option<&Tensor>,
     labels: Option<&[f64]>,
+    distil: &Objective,
     scale: f64,
 ) -> Result<(f64, Tensor)> {
     let input = Var::from_tensor(states)?;
@@ -31,7 +33,7 @@ pub(super) fn classes(
         }
         (_, None, Some(right)) => {
             let unused = vec![0; states.dim(0)?];
-            score(&logits, Some(&right), &unused, &Objective::DISTIL, scale)?
+            score(&logits, Some(&right), &unused, distil, scale)?
         }
         (_, None, None) => anyhow::bail!("neither labels nor the original say what is right"),
     };

@@ -1,11 +1,14 @@
 //! Healing: the factors of a finished compression trained a little, so that the model predicts what the original does.
 //!
 //! Minimised is KL(original ‖ compressed) on the calibration windows, or what else a [`Lesson`] makes of the model and
-//! of labels. Whether that helps is judged on windows apart from them, with the factors rounded to the type they will be stored in; the best state seen is the result, and the one
-//! before the first step is among them. Everything but the factors stays as it is.
+//! of labels. Whether that helps is judged on windows apart from them, with the factors rounded to the type they will be
+//! stored in; the best state seen is the result, and the one before the first step is among them. Everything but the
+//! factors stays as it is.
 //!
 //! The learning rate is relative: a step moves an entry of a factor by about `lr` times the root mean square of that
-//! factor's entries at the start. Methods scale their two factors very differently, and so do the layers of a model.
+//! factor's entries at the start. Methods scale their two factors very differently, and so do the layers of a model. What
+//! a model can bear differs too: when some looks in a row bring no better state, training goes back to the best one and on
+//! at half the rate.
 //!
 //! In memory: the factors in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
 //! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
@@ -22,8 +25,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Looks at the held-out windows without a better state after which training stops.
+/// Looks at the held-out windows without a better state after which training goes back.
 const PATIENCE: usize = 5;
+/// Times in a row that it goes back before it stops.
+const RETURNS: usize = 3;
 /// Gradients are scaled down to this norm.
 const CLIP: f64 = 1.0;
 
@@ -81,6 +86,9 @@ pub struct HealReport {
     pub done: usize,
     /// The step whose state was kept; 0 is the state before.
     pub best_step: usize,
+    /// Steps after which training went back to the best state and on at half the rate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slowed: Vec<usize>,
     /// Windows or examples per step.
     pub batch: usize,
     /// Relative learning rate.
@@ -97,6 +105,24 @@ pub struct HealReport {
     pub stopped: Option<String>,
     /// The loss curve.
     pub curve: Vec<HealPoint>,
+}
+
+impl HealReport {
+    /// The last step that led to a better state or back to one.
+    fn turn(&self) -> usize {
+        self.best_step.max(self.slowed.last().copied().unwrap_or(0))
+    }
+
+    /// What learning rates are multiplied with in the next step. Behind every return they rise anew: the optimiser knows
+    /// nothing yet.
+    fn rate(&self) -> f64 {
+        let warm_up = self.steps / 20;
+        let schedule = Schedule { steps: self.steps, warm_up, decay: Decay::Cosine, floor: 0.0 };
+        let since = self.done - self.slowed.last().copied().unwrap_or(0);
+        let risen = ((since + 1) as f64 / (warm_up + 1) as f64).min(1.0);
+        let halved = 0.5f64.powi(self.slowed.len() as i32);
+        halved * if self.slowed.is_empty() { 1.0 } else { risen } * schedule.factor(self.done)
+    }
 }
 
 /// The result of healing.
@@ -133,8 +159,7 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
             break;
         }
         taught.gradients.clip(CLIP)?;
-        let schedule = Schedule { steps: report.steps, warm_up: report.steps / 20, decay: Decay::Cosine, floor: 0.0 };
-        optimiser.step(&taught.gradients.all(), schedule.factor(report.done))?;
+        optimiser.step(&taught.gradients.all(), report.rate())?;
         loss += taught.loss;
         terms += taught.terms;
         report.done = step;
@@ -151,8 +176,14 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
             if heldout < report.loss_after {
                 (report.loss_after, report.best_step) = (heldout, step);
                 best = patient.snapshot()?;
-            } else if step - report.best_step >= patience * job.options.interval() {
-                report.stopped = Some(format!("no better state since step {}", report.best_step));
+            } else if step - report.turn() >= patience * job.options.interval() {
+                if report.slowed.iter().filter(|&&step| step > report.best_step).count() == RETURNS {
+                    report.stopped = Some(format!("no better state since step {}", report.best_step));
+                } else {
+                    report.slowed.push(step);
+                    patient.restore(&best)?;
+                    optimiser.forget()?;
+                }
             }
             patient.save(job.state, &optimiser, &report, &best, watch.elapsed())?;
         }

@@ -6,16 +6,20 @@
 //! z are the student's logits, u the teacher's. The gradient on z is known in closed form; only the final norm is
 //! differentiated by the graph. Positions are taken in chunks, so neither model's logits ever exist as a whole.
 
+use super::backward::back_from;
 use crate::model::Head;
+use crate::model::simd::{add_difference, add_softmax, divergence, log_sum_exp};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
+use serde::Serialize;
+use std::borrow::Cow;
 
 /// Logits of one model held at once, in numbers: 16 MiB.
 const LOGIT_ELEMENTS: usize = 4 << 20;
 
-/// What is minimised.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What is minimised where a model predicts tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Objective {
     /// α, the weight of the divergence from the teacher.
     pub divergence: f64,
@@ -30,6 +34,11 @@ impl Objective {
     pub const DISTIL: Self = Self { divergence: 1.0, temperature: 1.0, likelihood: 0.0 };
     /// Likelihood of what is known to be right alone.
     pub const LABELS: Self = Self { divergence: 0.0, temperature: 1.0, likelihood: 1.0 };
+
+    /// A mean of both, in which the likelihood has this `share`.
+    pub fn mean(share: f64, temperature: f64) -> Self {
+        Self { divergence: 1.0 - share, temperature, likelihood: share }
+    }
 }
 
 /// What the student is to come close to.
@@ -63,7 +72,7 @@ pub fn loss_gradient(
         let logits = head.project(&normalised.detach())?;
         let (loss, gradient) = chunk.score(&logits, objective, scale)?;
         sum += loss;
-        let mut graph = (normalised * head.project_back(&gradient, &logits)?)?.sum_all()?.backward()?;
+        let mut graph = back_from(&normalised, &head.project_back(&gradient, &logits)?)?;
         gradients.push(graph.remove(&input).context("the head passes no gradient on")?);
         Ok(())
     })?;
@@ -72,12 +81,18 @@ pub fn loss_gradient(
     Ok((sum, Tensor::cat(&[gradient, last], 1)?))
 }
 
-/// The sum of KL(teacher ‖ student) over all positions that have a next token, in nats.
-pub fn divergence(head: &Head, states: &Tensor, teacher: Teacher, rows: &[&[u32]]) -> Result<f64> {
+/// The loss of [`loss_gradient`] without the gradient, which costs as much again.
+pub fn loss_alone(
+    head: &Head,
+    states: &Tensor,
+    teacher: Option<Teacher>,
+    rows: &[&[u32]],
+    objective: &Objective,
+) -> Result<f64> {
     let mut sum = 0.0;
-    each_chunk(head, states, Some(teacher), rows, |chunk| {
+    each_chunk(head, states, teacher, rows, |chunk| {
         let logits = head.logits(&chunk.student)?;
-        sum += chunk.score(&logits, &Objective::DISTIL, 0.0)?.0;
+        sum += chunk.score(&logits, objective, 0.0)?.0;
         Ok(())
     })?;
     Ok(sum)
@@ -132,7 +147,8 @@ impl Chunk<'_> {
     }
 }
 
-/// The sum of the loss, and `scale` times its gradient on the student's `logits` (rows, classes). The `teacher`'s are row-major.
+/// The sum of the loss, and `scale` times its gradient on the student's `logits` (rows, classes), which means nothing where
+/// `scale` is 0. The `teacher`'s are row-major.
 pub(super) fn score(
     logits: &Tensor,
     teacher: Option<&[f32]>,
@@ -158,35 +174,30 @@ pub(super) fn score(
 
 /// The loss at one position; `z` holds the logits and is left with `scale` times the gradient on them.
 fn score_row(z: &mut [f32], u: Option<&[f32]>, target: usize, objective: &Objective, scale: f64) -> f64 {
+    let Objective { divergence: alpha, temperature: tau, likelihood: gamma } = *objective;
     let mut loss = 0.0;
-    let mut gradient = vec![0f64; z.len()];
-    if let Some(u) = u.filter(|_| objective.divergence != 0.0) {
-        let (tau, weight) = (objective.temperature, objective.divergence);
-        let (q, lse_q) = distribution(z, tau);
-        let (p, lse_p) = distribution(u, tau);
-        let mut kl = 0.0;
-        for (i, (p, q)) in p.iter().zip(&q).enumerate() {
-            kl += p * ((f64::from(u[i]) - f64::from(z[i])) / tau - lse_p + lse_q);
-            gradient[i] += weight * tau * (q - p);
+    let mut gradient = vec![0f32; if scale == 0.0 { 0 } else { z.len() }];
+    if let Some(u) = u.filter(|_| alpha != 0.0) {
+        let (q, p) = (tempered(z, tau), tempered(u, tau));
+        let (lse_q, lse_p) = (log_sum_exp(&q), log_sum_exp(&p));
+        loss += alpha * tau * tau * divergence(&p, lse_p, &q, lse_q);
+        add_difference(&q, lse_q, &p, lse_p, scale * alpha * tau, &mut gradient);
+    }
+    if gamma != 0.0 {
+        let lse = log_sum_exp(z);
+        loss += gamma * (lse - f64::from(z[target]));
+        add_softmax(z, lse, scale * gamma, &mut gradient);
+        if let Some(gradient) = gradient.get_mut(target) {
+            *gradient -= (scale * gamma) as f32;
         }
-        loss += weight * tau * tau * kl;
     }
-    if objective.likelihood != 0.0 {
-        let (q, lse) = distribution(z, 1.0);
-        loss += objective.likelihood * (lse - f64::from(z[target]));
-        gradient.iter_mut().zip(&q).for_each(|(g, q)| *g += objective.likelihood * q);
-        gradient[target] -= objective.likelihood;
+    if scale != 0.0 {
+        z.copy_from_slice(&gradient);
     }
-    z.iter_mut().zip(&gradient).for_each(|(z, g)| *z = (scale * g) as f32);
     loss
 }
 
-/// softmax(x/τ) and the logarithm of its denominator.
-fn distribution(x: &[f32], tau: f64) -> (Vec<f64>, f64) {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let max = f64::from(max) / tau;
-    let mut p: Vec<f64> = x.iter().map(|&x| (f64::from(x) / tau - max).exp()).collect();
-    let sum: f64 = p.iter().sum();
-    p.iter_mut().for_each(|p| *p /= sum);
-    (p, max + sum.ln())
+/// x / τ
+fn tempered(x: &[f32], tau: f64) -> Cow<'_, [f32]> {
+    if tau == 1.0 { Cow::Borrowed(x) } else { x.iter().map(|&x| (f64::from(x) / tau) as f32).collect() }
 }

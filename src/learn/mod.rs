@@ -25,7 +25,7 @@ pub use backward::{Forward, Gradients, Student, backward, forward};
 pub use batch::Labelled;
 pub use course::{Aim, Lesson, Material};
 pub use heal::{HealOptions, HealPoint, HealReport, Healed, Healing, heal};
-pub use loss::{Objective, Teacher, divergence, loss_gradient};
+pub use loss::{Objective, Teacher, loss_alone, loss_gradient};
 pub use schedule::{Decay, Schedule};
 pub use spectra::learn_spectra;
 pub use spectral_job::{Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralPoint, SpectralReport};

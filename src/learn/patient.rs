@@ -111,6 +111,7 @@ impl<'a> Patient<'a> {
                 let weight = weight.detach();
                 Ok(stored.map_or(Ok(weight.clone()), |dtype| weight.to_dtype(dtype)?.to_dtype(DType::F32))?)
             })?;
+            block.skip_gradients();
             Ok(block)
         })
     }
@@ -131,6 +132,7 @@ impl<'a> Patient<'a> {
             steps: options.steps,
             done: 0,
             best_step: 0,
+            slowed: Vec::new(),
             batch: self.job.lesson.batch,
             lr: options.lr,
             tokens: 0,
@@ -145,6 +147,11 @@ impl<'a> Patient<'a> {
     /// A copy of all factors as they are now.
     pub(super) fn snapshot(&self) -> Result<Vec<Tensor>> {
         self.trained.iter().map(|trained| Ok(trained.var.as_tensor().copy()?.detach())).collect()
+    }
+
+    /// Goes back to a snapshot.
+    pub(super) fn restore(&self, snapshot: &[Tensor]) -> Result<()> {
+        self.trained.iter().zip(snapshot).try_for_each(|(trained, tensor)| Ok(trained.var.set(tensor)?))
     }
 
     /// Writes everything that a resumed run needs.

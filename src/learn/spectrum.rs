@@ -202,6 +202,7 @@ impl<'a> Spectrum<'a> {
             }
             // Whether it is finite is seen in the loss.
             block.set_differentiable(true);
+            block.skip_gradients();
             Ok(block)
         })
     }

@@ -4,7 +4,9 @@
 //! is silently wrong. A block that is being differentiated uses these instead; the numbers agree to rounding.
 
 use super::attention::Sight;
+use super::fused;
 use super::ops::{Activation, Norm};
+use super::simd;
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
 use rayon::prelude::*;
@@ -24,9 +26,20 @@ pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     })
 }
 
+/// act(gate) ∘ up, of the same shape.
+pub(super) fn activation_times(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if kind == Activation::Silu && gate.device().is_cpu() {
+        return fused::silu_times(gate, up);
+    }
+    Ok((activation(kind, gate)? * up)?)
+}
+
 /// Normalises `x` (…, width).
 pub(super) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
+    let on_cpu = x.device().is_cpu();
     Ok(match norm {
+        Norm::Rms { weight, eps } if on_cpu => fused::normalise(x, weight, *eps, false)?,
+        Norm::Layer { weight, bias, eps } if on_cpu => fused::normalise(x, weight, *eps, true)?.broadcast_add(bias)?,
         Norm::Rms { weight, eps } => scaled(x, *eps)?.broadcast_mul(weight)?,
         Norm::Layer { weight, bias, eps } => {
             let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
@@ -40,10 +53,11 @@ fn scaled(x: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.broadcast_div(&(x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?)?)
 }
 
-/// Turns dimension i of `x` (batch, heads, t, d) with dimension i + d/2 by the angles whose cosines and sines are
+/// Turns dimension i of `x` (batch, t, heads, d) with dimension i + d/2 by the angles whose cosines and sines are
 /// given, each (t, d/2).
 pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
+    let (cos, sin) = (&cos.unsqueeze(1)?, &sin.unsqueeze(1)?);
     let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let left = (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?;
     let right = (first.broadcast_mul(sin)? + second.broadcast_mul(cos)?)?;
@@ -130,7 +144,8 @@ impl CustomOp1 for MaskedSoftmax {
         out.par_chunks_exact_mut(seen).zip(scores.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
             |(row, (out, scores))| {
                 let visible = self.visible(row, len);
-                softmax(&scores[visible.clone()], &mut out[visible]);
+                out[visible.clone()].copy_from_slice(&scores[visible.clone()]);
+                simd::softmax(&mut out[visible], 1.0);
             },
         );
         Ok((CpuStorage::F32(out), layout.shape().clone()))
@@ -139,36 +154,21 @@ impl CustomOp1 for MaskedSoftmax {
     /// With p the softmax and g the gradient on it: p ∘ (g − Σ g p) on the scores.
     fn bwd(&self, _: &Tensor, p: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let (len, seen) = last_two(p.dims());
-        let (shape, device) = (p.shape().clone(), p.device().clone());
-        let (p, mut g): (Vec<f32>, Vec<f32>) = (p.flatten_all()?.to_vec1()?, g.flatten_all()?.to_vec1()?);
-        g.par_chunks_exact_mut(seen).zip(p.par_chunks_exact(seen)).enumerate().with_min_len(64).for_each(
-            |(row, (g, p))| {
+        let mut on_scores = vec![0f32; p.elem_count()];
+        let mut back = |p: &[f32], g: &[f32]| {
+            let rows = on_scores.par_chunks_exact_mut(seen).zip(p.par_chunks_exact(seen).zip(g.par_chunks_exact(seen)));
+            rows.enumerate().with_min_len(64).for_each(|(row, (on_scores, (p, g)))| {
                 let visible = self.visible(row, len);
-                g[..visible.start].fill(0.0);
-                g[visible.end..].fill(0.0);
-                let (inner, p) = (&mut g[visible.clone()], &p[visible]);
-                let mean: f32 = inner.iter().zip(p).map(|(g, p)| g * p).sum();
-                inner.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - mean));
-            },
-        );
-        Ok(Some(Tensor::from_vec(g, shape, &device)?))
+                simd::softmax_back(&p[visible.clone()], &g[visible.clone()], &mut on_scores[visible]);
+            });
+        };
+        fused::numbers(p, |p| fused::numbers(g, |g| back(p, g)))??;
+        Ok(Some(Tensor::from_vec(on_scores, p.shape(), p.device())?))
     }
 }
 
 fn last_two(dims: &[usize]) -> (usize, usize) {
     (dims[dims.len() - 2], dims[dims.len() - 1])
-}
-
-/// exp(x − max) / Σ.
-fn softmax(x: &[f32], out: &mut [f32]) {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0f32;
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = (x - max).exp();
-        sum += *out;
-    }
-    let scale = 1.0 / sum;
-    out.iter_mut().for_each(|out| *out *= scale);
 }
 
 #[cfg(test)]

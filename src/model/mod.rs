@@ -13,6 +13,7 @@ pub(crate) mod simd;
 mod attention;
 mod scan;
 mod ops;
+mod fused;
 mod grad;
 mod rope;
 mod linear;

@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Sh
 use rayon::prelude::*;
 
 /// Numbers handed to a thread at once.
-const PIECE: usize = 1 << 14;
+pub(super) const PIECE: usize = 1 << 14;
 
 /// Non-linearity of a feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -162,13 +162,28 @@ impl CustomOp3 for Rotate {
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
+
+    /// The same angle the other way.
+    fn bwd(
+        &self,
+        _: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(gradient.contiguous()?.apply_op3_no_bwd(cos, &sin.neg()?, &Rotate)?), None, None))
+    }
 }
 
 impl Rope {
-    /// [`Rope::apply`] of x (batch, heads, t, d) by operations that carry gradients.
+    /// [`Rope::apply`] of x (batch, t, heads, d) by operations that carry gradients.
     pub(super) fn apply_differentiable(&self, x: &Tensor) -> Result<Tensor> {
-        let (t, d) = (x.dim(2)?, x.dim(3)?);
+        let (t, d) = (x.dim(1)?, x.dim(3)?);
         let (cos, sin) = self.table(0, t, t)?;
+        if x.device().is_cpu() {
+            return Ok(x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rotate)?);
+        }
         let rotated = 2 * cos.dim(1)?;
         let turned = super::grad::rotate(&x.narrow(3, 0, rotated)?, &cos, &sin)?;
         with_rest(turned, x, rotated, d)

@@ -41,6 +41,11 @@ macro_rules! for_each_width {
 }
 pub(super) use for_each_width;
 
+mod back;
+pub use back::{
+    add_difference, add_softmax, normalise_back, scaled, silu_times_back, softmax_back, sum, sum_of_squares,
+};
+
 /// e^x to about one unit in the last place: 2^n times the Taylor polynomial of the rest, which is at most ln 2 / 2.
 /// 0 below −87, infinite above 88, NaN for NaN.
 #[inline(always)]

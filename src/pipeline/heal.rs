@@ -27,7 +27,7 @@ impl Run<'_> {
                 "give more --calib text, or a smaller --window"
             );
         }
-        Ok(())
+        if trains { self.lesson(1).check() } else { Ok(()) }
     }
 
     /// The original and the text to train on.
@@ -38,6 +38,7 @@ impl Run<'_> {
                 Some(labels) => Material::Labelled { train: &labels.train, heldout: &labels.heldout },
                 None => Material::Text { train: &self.calibration.windows, heldout: &self.calibration.heldout },
             },
+            objective: self.recipe.objective,
             batch,
             seed: self.recipe.seed,
             memory: BLOCKS_IN_MEMORY,

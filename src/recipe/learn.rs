@@ -1,13 +1,14 @@
 //! What the learned methods are told: table `[learn]` of a recipe.
 
 use super::size::parse_seconds;
+use crate::learn::Objective;
 use crate::method::{Basis, Method, Pace, ScoreMap, SpectralSettings, Unit, Worth};
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-/// Options of `soft` and `soco`; `--max-time` also limits `--heal`.
+/// Options of `soft` and `soco`; the time limit and what is minimised also concern `--heal`.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearnOptions {
@@ -26,6 +27,15 @@ pub struct LearnOptions {
     /// Time for learning and healing together, at most (`90s`, `20m`, `1.5h`)
     #[arg(long, env = "SOFTLM_MAX_TIME", help_heading = "Learning")]
     pub max_time: Option<String>,
+
+    /// Share that the likelihood of the text itself has in what is minimised; the rest is the divergence from the original
+    /// [default: 0]
+    #[arg(long, env = "SOFTLM_LIKELIHOOD", help_heading = "Learning")]
+    pub likelihood: Option<f64>,
+
+    /// Temperature at which the original's predictions are compared while training [default: 1]
+    #[arg(long, env = "SOFTLM_TEMPERATURE", help_heading = "Learning")]
+    pub temperature: Option<f64>,
 
     /// Learning rate of thresholds (soft) and scores (soco) [default: soft 0.06, soco 0.1]
     #[arg(long, env = "SOFTLM_LR", help_heading = "Learning")]
@@ -123,6 +133,8 @@ impl LearnOptions {
             tokens: if steps { self.tokens } else { other.tokens },
             batch: self.batch.or(other.batch),
             max_time: self.max_time.or(other.max_time),
+            likelihood: self.likelihood.or(other.likelihood),
+            temperature: self.temperature.or(other.temperature),
             lr: self.lr.or(other.lr),
             basis: self.basis.or(other.basis),
             unit: self.unit.or(other.unit),
@@ -147,11 +159,28 @@ impl LearnOptions {
         self.max_time.as_deref().map(|text| parse_seconds("--max-time", text)).transpose()
     }
 
+    /// What is minimised where text is shown. `idle` says why nothing of it is.
+    pub(super) fn objective(&self, idle: Option<&str>) -> Result<Objective> {
+        for (flag, value) in [("--likelihood", self.likelihood), ("--temperature", self.temperature)] {
+            if let (Some(value), Some(idle)) = (value, idle) {
+                user_bail!("{flag} {value} says how to train on text, but {idle}"; "leave it out");
+            }
+        }
+        let (share, temperature) = (self.likelihood.unwrap_or(0.0), self.temperature.unwrap_or(1.0));
+        if !(0.0..=1.0).contains(&share) {
+            user_bail!("--likelihood {share} is out of range"; "it is a share, from 0 to 1");
+        }
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            user_bail!("--temperature {temperature} is not a positive number"; "1 compares predictions as they are");
+        }
+        Ok(Objective::mean(share, temperature))
+    }
+
     /// Fills in the defaults; `None` for a method that does not learn, which takes none of these options.
-    pub(super) fn resolve(self, method: &dyn Method, window: Option<usize>, labelled: bool) -> Result<Option<Learn>> {
+    pub(super) fn resolve(&self, method: &dyn Method, window: Option<usize>, labelled: bool) -> Result<Option<Learn>> {
         let name = method.card().name;
         let Some(learned) = method.learned() else {
-            let unused = Self { max_time: None, ..self };
+            let unused = Self { max_time: None, likelihood: None, temperature: None, ..self.clone() };
             if unused != Self::default() {
                 let given = serde_json::to_value(&unused)?;
                 let given = given.as_object().into_iter().flatten().find(|(_, value)| !value.is_null());
@@ -235,6 +264,8 @@ impl Learn {
             tokens: None,
             batch: Some(self.batch),
             max_time: None,
+            likelihood: None,
+            temperature: None,
             lr: Some(self.lr),
             basis: Some(settings.basis),
             unit: Some(settings.unit),

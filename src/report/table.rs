@@ -89,8 +89,11 @@ pub(super) fn learning(report: &SpectralReport, labels: Option<&LabelsInfo>) -> 
 /// `200 of 200 steps of 8 windows (409,600 tokens); held-out KL 0.61 → 0.12, best after step 190`
 pub(super) fn healing(report: &HealReport, labels: Option<&LabelsInfo>) -> String {
     let stopped = report.stopped.as_ref().map(|why| format!("; {}", plain(why))).unwrap_or_default();
+    let slowed: Vec<String> = report.slowed.iter().map(|&step| grouped(step as u64)).collect();
+    let slowed =
+        if slowed.is_empty() { String::new() } else { format!("; rate halved after step {}", slowed.join(", ")) };
     format!(
-        "{} of {} steps of {} {} ({} tokens); held-out {} {} → {}, best after step {}{stopped}",
+        "{} of {} steps of {} {} ({} tokens); held-out {} {} → {}, best after step {}{slowed}{stopped}",
         grouped(report.done as u64),
         grouped(report.steps as u64),
         report.batch,

@@ -148,6 +148,10 @@ fn labels_that_cannot_be_learnt_from_are_refused() {
     place.run(&format!("compress {classes} {tokens} --task sst2=s.tsv")).refused(&["--tokens 900", "--steps"]);
     let svd = "--method svd -o x --task sst2=s.tsv";
     place.run(&format!("compress {classes} {svd}")).refused(&["--task", "--heal"]);
+    let text = "--calib sample --likelihood 0.5 -o x";
+    place
+        .run(&format!("compress {classes} --method svd --heal 2 {FAST} {text}"))
+        .refused(&["--likelihood 0.5", "next token"]);
     assert!(!place.path("x").exists());
 }
 

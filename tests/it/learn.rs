@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
-use softlm::learn::{HealOptions, Healed, Healing, Lesson, Material, heal};
+use softlm::learn::{Aim, HealOptions, Healed, Healing, Lesson, Material, Objective, heal};
 use softlm::model::{Block, Linear, Model, Role};
 use softlm::pipeline;
 use softlm::progress::{Interrupted, Progress};
@@ -116,6 +116,60 @@ fn an_interrupted_healing_ends_with_the_same_bytes() {
     }
 }
 
+/// At a rate that no model bears training goes back to the best state, at half the rate, and in the end gives up; what a
+/// kill interrupts in between ends with the same bytes.
+#[test]
+fn training_that_gets_worse_goes_back_and_slows_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, steps) = (folder.path().join("whole"), 60);
+    let report = run(healed(&whole, steps, 2.0), &()).unwrap();
+    let expected = report.healing.clone().unwrap();
+    assert!(expected.loss_after < expected.loss_before, "{expected:?}");
+    let worst = expected.curve.iter().filter_map(|point| point.heldout_loss).fold(0.0, f64::max);
+    assert!(worst > 2.0 * expected.loss_before, "the rate is not too high: {expected:?}");
+    // A look every three steps; the first better state or return comes after five of them.
+    assert!(!expected.slowed.is_empty() && expected.slowed.iter().all(|step| step % 3 == 0), "{expected:?}");
+    let first = expected.slowed[0];
+    let after = |step| expected.curve.iter().find(|point| point.step == step).unwrap().heldout_loss.unwrap();
+    let last = *expected.slowed.last().unwrap();
+    assert!(after(last + 3) < after(last), "what it went back to was better: {expected:?}");
+    let table = softlm::report::table(&report, 400, false);
+    assert!(table.contains(&format!("rate halved after step {first}")), "{table}");
+    let output = folder.path().join("stopped");
+    run(healed(&output, steps, 2.0), &StopAfter::steps(first as i64 + 4)).expect_err("it was stopped");
+    assert_eq!(run(healed(&output, steps, 2.0), &()).unwrap().healing, Some(expected));
+    assert!(weights(&output) == weights(&whole));
+}
+
+/// With the whole weight on the likelihood of the text the original has no say; in between both have.
+#[test]
+fn the_text_itself_can_have_a_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |share: f64, temperature: f64| {
+        let mut options = healed(&folder.path().join(format!("{share} {temperature}")), 24, 0.01);
+        options.learn.likelihood = Some(share);
+        options.learn.temperature = Some(temperature);
+        let report = run(options, &()).unwrap();
+        let recipe = folder.path().join(format!("{share} {temperature}/softlm.toml"));
+        let objective = Options::default().or_file(&recipe).unwrap().resolve().unwrap().objective;
+        assert_eq!(
+            (objective.likelihood, objective.divergence, objective.temperature),
+            (share, 1.0 - share, temperature)
+        );
+        report.healing.unwrap()
+    };
+    let [kl, half, nll] = [0.0, 0.5, 1.0].map(|share| with(share, 1.0));
+    assert_eq!([&kl, &half, &nll].map(|report| report.aim), [Aim::Kl, Aim::KlAndLikelihood, Aim::Likelihood]);
+    // The same text and the same model before the first step.
+    let mean = (kl.loss_before + nll.loss_before) / 2.0;
+    assert!((half.loss_before - mean).abs() < 1e-6 * mean, "{} {mean}", half.loss_before);
+    assert!([&kl, &half, &nll].iter().all(|report| report.loss_after < report.loss_before));
+    // Judged as they are, learned softened.
+    let soft = with(0.0, 3.0);
+    assert_eq!(soft.loss_before, kl.loss_before);
+    assert!(soft.loss_after < soft.loss_before && soft.curve[1].loss != kl.curve[1].loss, "{soft:?}");
+}
+
 #[test]
 fn a_training_that_explodes_leaves_the_result_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
@@ -139,6 +193,7 @@ fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: 
         lesson: Lesson {
             model: &model,
             material: Material::Text { train: &train, heldout: &heldout },
+            objective: Objective::DISTIL,
             batch: 5,
             seed: 1,
             memory,
@@ -222,6 +277,19 @@ fn mistakes_are_refused_with_a_reason() {
     assert!(with(&|o| o.heal_lr = Some(f64::NAN)).contains("--heal-lr"));
     assert!(with(&|o| o.heal_lr = Some(-1.0)).contains("--heal-lr -1"));
     assert!(with(&|o| o.heal_batch = Some(0)).contains("--heal-batch is 0"));
+    for (share, temperature, expected) in [
+        (Some(1.5), None, "--likelihood 1.5 is out of range"),
+        (Some(f64::NAN), None, "--likelihood NaN is out of range"),
+        (None, Some(0.0), "--temperature 0 is not a positive number"),
+        (None, Some(f64::INFINITY), "--temperature inf is not a positive number"),
+    ] {
+        let error = with(&|o| (o.learn.likelihood, o.learn.temperature) = (share, temperature));
+        assert!(error.contains(expected), "{error}");
+    }
+    let idle = with(&|o| (o.heal, o.heal_lr, o.heal_batch, o.learn.temperature) = (None, None, None, Some(2.0)));
+    assert!(idle.contains("--temperature 2") && idle.contains("nothing is trained"), "{idle}");
+    let labelled = with(&|o| (o.task, o.learn.likelihood) = (Some("sst2".into()), Some(0.5)));
+    assert!(labelled.contains("--likelihood 0.5") && labelled.contains("labels"), "{labelled}");
     let short = folder.path().join("short.txt");
     std::fs::write(&short, "One line of text, which is not long enough for two windows of thirty tokens.").unwrap();
     let error = with(&|o| {

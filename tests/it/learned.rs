@@ -6,7 +6,7 @@ use serde_json::Value;
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
 use softlm::learn::{
-    Components, Learned, Lesson, Material, SpectralJob, SpectralOptions, SpectralRates, learn_spectra,
+    Components, Learned, Lesson, Material, Objective, SpectralJob, SpectralOptions, SpectralRates, learn_spectra,
 };
 use softlm::linalg::Mat;
 use softlm::method::{Basis, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis};
@@ -43,7 +43,12 @@ fn train(method: &str, lr: f64, pressure: f64, memory: usize) -> Learned {
     let model = tiny();
     let windows = windows(&model, 48);
     let material = Material::Text { train: &windows, heldout: &windows };
-    train_on(Lesson { model: &model, material, batch: 2, seed: 0, memory }, method, lr, pressure)
+    train_on(
+        Lesson { model: &model, material, objective: Objective::DISTIL, batch: 2, seed: 0, memory },
+        method,
+        lr,
+        pressure,
+    )
 }
 
 /// Trains the controls of every linear alone, on the components of its weight.

@@ -4,7 +4,7 @@ use crate::learned::train_on;
 use candle_core::Device;
 use serde_json::Value;
 use softlm::checkpoint::Source;
-use softlm::learn::{Aim, Labelled, Lesson, Material};
+use softlm::learn::{Aim, Labelled, Lesson, Material, Objective};
 use softlm::model::Model;
 use softlm::text::{Sequence, Window, Windows};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ fn training_encoders_is_that_of_pytorch() {
         let model = Model::load(Source::open(&golden().join("encoders").join(folder)).unwrap(), &Device::Cpu).unwrap();
         let batch = if matches!(material, Material::Text { .. }) { 2 } else { 4 };
         for memory in [usize::MAX, 0] {
-            let lesson = Lesson { model: &model, material, batch, seed: 0, memory };
+            let lesson = Lesson { model: &model, material, objective: Objective::DISTIL, batch, seed: 0, memory };
             let learned = train_on(lesson, "soft", 0.15, 0.1);
             assert_eq!(learned.report.aim, aim, "{case}");
             let losses = expected[case]["loss"].as_array().unwrap();
@@ -76,7 +76,7 @@ fn labels_need_a_classifier() {
     let model = Model::load(Source::demo(), &Device::Cpu).unwrap();
     let examples = labelled(&[1.0]);
     let material = Material::Labelled { train: &examples, heldout: &examples };
-    let lesson = Lesson { model: &model, material, batch: 1, seed: 0, memory: 0 };
+    let lesson = Lesson { model: &model, material, objective: Objective::DISTIL, batch: 1, seed: 0, memory: 0 };
     let state = tempfile::tempdir().unwrap();
     let job = softlm::learn::Healing {
         lesson,

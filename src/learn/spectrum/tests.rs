@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::checkpoint::Source;
-use crate::learn::Material;
+use crate::learn::{Material, Objective};
 use crate::linalg::Mat;
 use crate::method::{Basis, Pace, ScoreMap, Unit, Worth, by_name, of_basis};
 use crate::model::Model;
@@ -52,6 +52,7 @@ fn gradients_are_those_of_finite_differences() {
     let lesson = Lesson {
         model: &model,
         material: Material::Text { train: &windows, heldout: &windows },
+        objective: Objective::DISTIL,
         batch: 2,
         seed: 0,
         memory: usize::MAX,

@@ -56,13 +56,11 @@ impl Attend {
         let mut k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
         let mut v = split(Role::V, self.kv_heads)?;
         if block.differentiable {
-            let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
-            let (mut q, mut k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
             if let Some(rope) = &self.rope {
-                q = rope.apply_differentiable(&q)?;
-                k = rope.apply_differentiable(&k)?;
+                (q, k) = (rope.apply_differentiable(&q)?, rope.apply_differentiable(&k)?);
             }
-            return grad::attention(&q, &k, &v, &sight);
+            let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
+            return grad::attention(&heads_first(q)?, &heads_first(k)?, &heads_first(v)?, &sight);
         }
         if let Some(rope) = &self.rope {
             let (start, length) = pass.place(t);

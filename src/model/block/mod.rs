@@ -123,6 +123,7 @@ pub struct Block<'m> {
     tensors: BTreeMap<&'static str, Tensor>,
     linears: BTreeMap<Role, Linear>,
     differentiable: bool,
+    checked: bool,
 }
 
 impl<'m> Block<'m> {
@@ -143,6 +144,7 @@ impl<'m> Block<'m> {
             norms: norms.collect::<Result<_>>()?,
             tensors: tensors.collect::<Result<_>>()?,
             differentiable: false,
+            checked: true,
         })
     }
 }
@@ -161,7 +163,12 @@ impl Block<'_> {
     /// Whether the forward pass may use nothing but operations that carry gradients. It is slower then, and leaves the
     /// search for NaN to the one who sees the loss.
     pub fn set_differentiable(&mut self, on: bool) {
-        self.differentiable = on;
+        (self.differentiable, self.checked) = (on, !on);
+    }
+
+    /// Leaves a differentiable block with the fast operations again, but the search for NaN to the one who sees the loss.
+    pub fn skip_gradients(&mut self) {
+        self.differentiable = false;
     }
 
     /// Runs x (batch, t, hidden) through the block; `None` when the tap stopped it.
@@ -197,7 +204,7 @@ impl Block<'_> {
             Shape::StateSpace(shape) => shape.forward(self, x, &mut pass)?,
         };
         if let Some(y) = &y
-            && !self.differentiable
+            && self.checked
             && !is_finite(y)?
         {
             user_bail!(
@@ -274,7 +281,7 @@ impl Block<'_> {
     /// act(gate) ∘ up, or act(up) without a gate.
     fn activate(&self, activation: Activation, gate: Option<&Tensor>, up: &Tensor) -> Result<Tensor> {
         match (gate, self.differentiable) {
-            (Some(gate), true) => Ok((grad::activation(activation, gate)? * up)?),
+            (Some(gate), true) => grad::activation_times(activation, gate, up),
             (Some(gate), false) => activation.apply_gate(gate, up),
             (None, true) => grad::activation(activation, up),
             (None, false) => activation.apply(up),
