@@ -37,7 +37,7 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_TEMPERATURE", help_heading = "Learning")]
     pub temperature: Option<f64>,
 
-    /// Learning rate of thresholds (soft) and scores (soco) [default: soft 0.06, soco 0.1]
+    /// Learning rate of thresholds (soft) and scores (soco) [default: soft 0.06, soco 0.1; more if there are few steps]
     #[arg(long, env = "SOFTLM_LR", help_heading = "Learning")]
     pub lr: Option<f64>,
 
@@ -108,6 +108,13 @@ pub struct LearnOptions {
 /// Windows or examples per step: an example is a sentence or two.
 pub(super) fn usual_batch(labelled: bool) -> usize {
     if labelled { 32 } else { 8 }
+}
+
+/// Learning rate of scores, or of thresholds. Either has some way to go, at most one rate per step, before anything is
+/// cut: a short run needs longer steps.
+fn usual_lr(scores: bool, steps: usize) -> f64 {
+    let steps = steps as f64;
+    if scores { (24.0 / steps).clamp(0.1, 0.4) } else { (4.0 / steps).clamp(0.06, 0.4) }
 }
 
 /// The effective options of a learned method.
@@ -208,7 +215,7 @@ impl LearnOptions {
             }
         }
         // What served best on small models (README, "How good").
-        let (explore, refine, lr, pressure) = if refines { (0.25, 0.25, 0.1, 0.5) } else { (1.0, 0.0, 0.06, 0.1) };
+        let (explore, refine, pressure) = if refines { (0.25, 0.25, 0.5) } else { (1.0, 0.0, 0.1) };
         let (explore, refine) = (self.explore.unwrap_or(explore), self.refine.unwrap_or(refine));
         if explore + refine > 1.0 {
             user_bail!("--explore {explore} and --refine {refine} are more than the whole run"; "they are shares of the steps");
@@ -233,7 +240,7 @@ impl LearnOptions {
         Ok(Some(Learn {
             steps,
             batch,
-            lr: self.lr.unwrap_or(lr),
+            lr: self.lr.unwrap_or(usual_lr(refines, steps)),
             basis_lr: self.basis_lr.unwrap_or(if labelled { 0.0003 } else { 0.01 }),
             deviation_lr: self.deviation_lr.unwrap_or(0.001),
             explore,
