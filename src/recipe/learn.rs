@@ -55,7 +55,7 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_PACE", help_heading = "Learning")]
     pub pace: Option<Pace>,
 
-    /// The pressure, or where it starts: λ of soft, l1 of soco [default: soft 0.1, soco 0.5]
+    /// The pressure, or where it starts: λ of soft, l1 of soco [default: soft 0.1, soco 0.5, 30 if it is constant]
     #[arg(long, env = "SOFTLM_PRESSURE", help_heading = "Learning")]
     pub pressure: Option<f64>,
 
@@ -215,7 +215,13 @@ impl LearnOptions {
             }
         }
         // What served best on small models (README, "How good").
-        let (explore, refine, pressure) = if refines { (0.25, 0.25, 0.5) } else { (1.0, 0.0, 0.1) };
+        let (explore, refine) = if refines { (0.25, 0.25) } else { (1.0, 0.0) };
+        let pace = self.pace.unwrap_or(Pace::Even);
+        let pressure = match (refines, pace) {
+            (true, Pace::Constant) => 30.0,
+            (true, Pace::Even) => 0.5,
+            (false, _) => 0.1,
+        };
         let (explore, refine) = (self.explore.unwrap_or(explore), self.refine.unwrap_or(refine));
         if explore + refine > 1.0 {
             user_bail!("--explore {explore} and --refine {refine} are more than the whole run"; "they are shares of the steps");
@@ -248,7 +254,7 @@ impl LearnOptions {
             settings: SpectralSettings {
                 basis: self.basis.unwrap_or(Basis::Whitened),
                 unit: self.unit.unwrap_or(Unit::Sensitivity),
-                pace: self.pace.unwrap_or(Pace::Even),
+                pace,
                 pressure: self.pressure.unwrap_or(pressure),
                 sharpness: self.sharpness.unwrap_or(50.0),
                 train_basis: self.train_basis.unwrap_or(true),
