@@ -94,10 +94,7 @@ impl<'a> Patient<'a> {
             let lr = self.job.options.lr * root_mean_square(&trained.var)?;
             Ok(Group { lr, weight_decay: 0.0, parameters: vec![(trained.key(), trained.var.clone())] })
         };
-        AdamW::new(
-            self.trained.iter().map(group).collect::<Result<_>>()?,
-            AdamWOptions { beta2: 0.95, ..AdamWOptions::default() },
-        )
+        AdamW::new(self.trained.iter().map(group).collect::<Result<_>>()?, AdamWOptions::default())
     }
 
     /// The loss of `step` and its gradients.
