@@ -118,10 +118,8 @@ impl HealReport {
     fn rate(&self) -> f64 {
         let warm_up = self.steps / 20;
         let schedule = Schedule { steps: self.steps, warm_up, decay: Decay::Cosine, floor: 0.0 };
-        let since = self.done - self.slowed.last().copied().unwrap_or(0);
-        let risen = ((since + 1) as f64 / (warm_up + 1) as f64).min(1.0);
-        let halved = 0.5f64.powi(self.slowed.len() as i32);
-        halved * if self.slowed.is_empty() { 1.0 } else { risen } * schedule.factor(self.done)
+        let risen = self.slowed.last().map_or(1.0, |&step| (self.done - step + 1) as f64 / (warm_up + 1) as f64);
+        0.5f64.powi(self.slowed.len() as i32) * risen.min(1.0) * schedule.factor(self.done)
     }
 }
 

@@ -36,10 +36,17 @@ pub(super) fn activation_times(kind: Activation, gate: &Tensor, up: &Tensor) -> 
 
 /// Normalises `x` (…, width).
 pub(super) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
-    let on_cpu = x.device().is_cpu();
+    if !x.device().is_cpu() {
+        return composed_norm(norm, x);
+    }
     Ok(match norm {
-        Norm::Rms { weight, eps } if on_cpu => fused::normalise(x, weight, *eps, false)?,
-        Norm::Layer { weight, bias, eps } if on_cpu => fused::normalise(x, weight, *eps, true)?.broadcast_add(bias)?,
+        Norm::Rms { weight, eps } => fused::normalise(x, weight, *eps, false)?,
+        Norm::Layer { weight, bias, eps } => fused::normalise(x, weight, *eps, true)?.broadcast_add(bias)?,
+    })
+}
+
+fn composed_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
+    Ok(match norm {
         Norm::Rms { weight, eps } => scaled(x, *eps)?.broadcast_mul(weight)?,
         Norm::Layer { weight, bias, eps } => {
             let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
@@ -176,6 +183,41 @@ mod tests {
     use super::super::attention::{Reach, Scores};
     use super::*;
     use candle_core::{Device, Var};
+
+    fn var(shape: &[usize], phase: f32) -> Var {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i| 1.5 * (phase + 1.7 * i as f32).sin()).collect();
+        Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    /// Compares `a` and `b`, which are made of `vars`, and their gradients on these.
+    fn agree(a: Result<Tensor>, b: Result<Tensor>, vars: &[&Var], what: &str) {
+        let (a, b) = (a.unwrap(), b.unwrap());
+        let weights = var(a.dims(), 0.4).as_detached_tensor();
+        let graph = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let (on_a, on_b) = (graph(&a), graph(&b));
+        let gradients = vars.iter().map(|var| (on_a.get(var).unwrap().clone(), on_b.get(var).unwrap().clone()));
+        for (i, (a, b)) in std::iter::once((a.detach(), b.detach())).chain(gradients).enumerate() {
+            let apart = (&a - &b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            let size = b.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(
+                a.dims() == b.dims() && size > 0.1 && apart < 1e-5 * size.max(1.0),
+                "{what} {i}: {apart:e} of {size}"
+            );
+        }
+    }
+
+    #[test]
+    fn fused_operations_are_what_devices_without_them_compute() {
+        let (x, weight, bias) = (var(&[3, 700, 37], 0.0), var(&[37], 1.0), var(&[37], 2.0));
+        let rms = Norm::Rms { weight: weight.as_tensor().clone(), eps: 0.01 };
+        agree(norm(&rms, &x), composed_norm(&rms, &x), &[&x, &weight], "root mean square norm");
+        let (weight_, bias_) = (weight.as_tensor().clone(), bias.as_tensor().clone());
+        let layer = Norm::Layer { weight: weight_, bias: bias_, eps: 0.01 };
+        agree(norm(&layer, &x), composed_norm(&layer, &x), &[&x, &weight, &bias], "layer norm");
+        let (gate, up) = (var(&[2, 500, 37], 0.0), var(&[2, 500, 37], 1.0));
+        let composed = || Ok((activation(Activation::Silu, &gate)? * up.as_tensor())?);
+        agree(activation_times(Activation::Silu, &gate, &up), composed(), &[&gate, &up], "gate");
+    }
 
     #[test]
     fn chunks_of_queries_change_neither_attention_nor_its_gradients() {

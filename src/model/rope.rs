@@ -179,15 +179,20 @@ impl CustomOp3 for Rotate {
 impl Rope {
     /// [`Rope::apply`] of x (batch, t, heads, d) by operations that carry gradients.
     pub(super) fn apply_differentiable(&self, x: &Tensor) -> Result<Tensor> {
-        let (t, d) = (x.dim(1)?, x.dim(3)?);
+        let t = x.dim(1)?;
         let (cos, sin) = self.table(0, t, t)?;
         if x.device().is_cpu() {
-            return Ok(x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rotate)?);
+            return Ok(x.contiguous()?.apply_op3(&cos, &sin, Rotate)?);
         }
-        let rotated = 2 * cos.dim(1)?;
-        let turned = super::grad::rotate(&x.narrow(3, 0, rotated)?, &cos, &sin)?;
-        with_rest(turned, x, rotated, d)
+        composed(x, &cos, &sin)
     }
+}
+
+/// [`Rotate`] made of operations that every device has.
+fn composed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let rotated = 2 * cos.dim(1)?;
+    let turned = super::grad::rotate(&x.narrow(3, 0, rotated)?, cos, sin)?;
+    with_rest(turned, x, rotated, x.dim(3)?)
 }
 
 /// θ^(−2i/d) for i < d/2, d dimensions being rotated.
@@ -366,5 +371,33 @@ impl LongRope {
         let usual = table(&self.short, positions.min(self.original))?;
         let beyond = (positions > self.original).then(|| table(&self.long, positions)).transpose()?;
         Ok(Rope { usual, beyond: beyond.map(|table| (self.original, table)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn the_rotation_and_its_gradient_are_those_of_plain_operations() {
+        let wave = |len: usize, phase: f32| (0..len).map(|i| (phase + 1.7 * i as f32).sin()).collect::<Vec<_>>();
+        // Six of eight dimensions are rotated.
+        let x = Var::from_vec(wave(2 * 70 * 3 * 8, 0.0), (2, 70, 3, 8), &Device::Cpu).unwrap();
+        let weights = Tensor::from_vec(wave(2 * 70 * 3 * 8, 1.0), (2, 70, 3, 8), &Device::Cpu).unwrap();
+        let rotation = Rotation { theta: 100.0, rotated: 6, kind: None, scaling: None, original: None };
+        let rope = Rope::new(rotation, 128, &Device::Cpu).unwrap();
+        let (cos, sin) = rope.table(0, 70, 70).unwrap();
+        let results = [rope.apply_differentiable(&x), composed(&x, &cos, &sin)].map(|y| {
+            let y = y.unwrap();
+            let graph = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+            [y.detach(), graph.get(&x).unwrap().clone()]
+        });
+        for (fused, plain) in results[0].iter().zip(&results[1]) {
+            let apart = (fused - plain).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(apart < 1e-6, "{apart:e}");
+        }
+        let moved = (&results[0][0] - x.as_detached_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(moved.to_scalar::<f32>().unwrap() > 0.5);
     }
 }
