@@ -26,9 +26,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Looks at the held-out windows without a better state after which training goes back.
-const PATIENCE: usize = 5;
+const PATIENCE: usize = 3;
 /// Times in a row that it goes back before it stops.
-const RETURNS: usize = 3;
+const RETURNS: usize = 4;
 /// Gradients are scaled down to this norm.
 const CLIP: f64 = 1.0;
 

@@ -37,7 +37,8 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_TEMPERATURE", help_heading = "Learning")]
     pub temperature: Option<f64>,
 
-    /// Learning rate of thresholds (soft) and scores (soco) [default: soft 0.06, soco 0.1; more if there are few steps]
+    /// Learning rate of thresholds (soft) and scores (soco) [default: soft 0.06, more if there are few steps;
+    /// soco 0.1]
     #[arg(long, env = "SOFTLM_LR", help_heading = "Learning")]
     pub lr: Option<f64>,
 
@@ -110,11 +111,10 @@ pub(super) fn usual_batch(labelled: bool) -> usize {
     if labelled { 32 } else { 8 }
 }
 
-/// Learning rate of scores, or of thresholds. Either has some way to go, at most one rate per step, before anything is
-/// cut: a short run needs longer steps.
+/// Learning rate of scores, or of thresholds. These have some way to go, at most one rate per step, before they cut
+/// anything: a short run needs longer steps. Scores must not jump in the last phase, which is what a short run is good for.
 fn usual_lr(scores: bool, steps: usize) -> f64 {
-    let steps = steps as f64;
-    if scores { (24.0 / steps).clamp(0.1, 0.4) } else { (4.0 / steps).clamp(0.06, 0.4) }
+    if scores { 0.1 } else { (4.0 / steps as f64).clamp(0.06, 0.4) }
 }
 
 /// The effective options of a learned method.
