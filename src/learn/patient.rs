@@ -111,7 +111,7 @@ impl<'a> Patient<'a> {
                 let weight = weight.detach();
                 Ok(stored.map_or(Ok(weight.clone()), |dtype| weight.to_dtype(dtype)?.to_dtype(DType::F32))?)
             })?;
-            block.skip_gradients();
+            block.leave_unchecked();
             Ok(block)
         })
     }

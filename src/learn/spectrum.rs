@@ -201,8 +201,7 @@ impl<'a> Spectrum<'a> {
                 linear.install(&mut block, b.matmul(&a)?)?;
             }
             // Whether it is finite is seen in the loss.
-            block.set_differentiable(true);
-            block.skip_gradients();
+            block.leave_unchecked();
             Ok(block)
         })
     }

@@ -2,7 +2,7 @@
 //! composition keeps and walks a tensor for every elementary step.
 
 use super::attention::slice;
-use super::ops::{PIECE, with_numbers};
+use super::ops::{PIECE, Pairwise, by_rows, row_piece, with_numbers};
 use super::simd;
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
@@ -46,14 +46,9 @@ impl CustomOp2 for Normalise {
         weight_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, weight) = (slice(x, layout)?, slice(weight, weight_layout)?);
-        let width = weight.len().max(1);
-        let mut y = vec![0f32; x.len()];
-        let piece = width * (PIECE / width).max(1);
-        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let (mean, scale) = self.moments(x);
-                simd::scaled(x, mean, scale, weight, y);
-            }
+        let y = by_rows(x, weight.len(), |x, y| {
+            let (mean, scale) = self.moments(x);
+            simd::scaled(x, mean, scale, weight, y);
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -72,7 +67,7 @@ impl CustomOp2 for Normalise {
         let w: Vec<f32> = weight.to_vec1()?;
         let learns = weight.track_op();
         let mut on_x = vec![0f32; x.elem_count()];
-        let piece = width * (PIECE / width).max(1);
+        let piece = row_piece(width);
         let parts: Vec<Vec<f32>> = numbers(x, |x| {
             numbers(gradient, |gradient| {
                 let pieces = on_x.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(gradient.par_chunks(piece));
@@ -117,11 +112,7 @@ impl CustomOp2 for SiluTimes {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (gate, up) = (slice(gate, layout)?, slice(up, up_layout)?);
-        let mut y = vec![0f32; gate.len()];
-        let pieces = y.par_chunks_mut(PIECE).zip(gate.par_chunks(PIECE)).zip(up.par_chunks(PIECE));
-        pieces.for_each(|((y, gate), up)| simd::silu_times(gate, up, y));
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        Pairwise(simd::silu_times).cpu_fwd(gate, layout, up, up_layout)
     }
 
     fn bwd(

@@ -87,7 +87,7 @@ impl CustomOp1 for Elementwise {
 }
 
 /// A function of each pair of numbers alone, on the CPU.
-struct Pairwise(fn(&[f32], &[f32], &mut [f32]));
+pub(super) struct Pairwise(pub fn(&[f32], &[f32], &mut [f32]));
 
 impl CustomOp2 for Pairwise {
     fn name(&self) -> &'static str {
@@ -174,16 +174,25 @@ impl CustomOp2 for RmsNorm {
         weight_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, weight) = (slice(x, layout)?, slice(weight, weight_layout)?);
-        let width = weight.len().max(1);
-        let mut y = vec![0f32; x.len()];
-        let piece = width * (PIECE / width).max(1);
-        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                simd::rms_norm(x, weight, self.eps, y);
-            }
-        });
+        let y = by_rows(x, weight.len(), |x, y| simd::rms_norm(x, weight, self.eps, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
+}
+
+/// What `f` makes of every row of `width` numbers.
+pub(super) fn by_rows(x: &[f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
+    let width = width.max(1);
+    let mut y = vec![0f32; x.len()];
+    let piece = row_piece(width);
+    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
+        y.chunks_exact_mut(width).zip(x.chunks_exact(width)).for_each(|(y, x)| f(x, y));
+    });
+    y
+}
+
+/// Numbers handed to a thread at once where whole rows belong together.
+pub(super) fn row_piece(width: usize) -> usize {
+    width * (PIECE / width).max(1)
 }
 
 /// Shows the numbers of an f32 tensor, without a copy where it lies in one piece in this machine's memory.

@@ -129,6 +129,23 @@ pub(super) fn fold<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) 
     lanes[0]
 }
 
+/// Σ f(x)
+#[inline(always)]
+fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(x);
+        }
+    }
+    let mut sum = fold(lanes, |a, b| a + b);
+    for &x in rest {
+        sum += f(x);
+    }
+    sum
+}
+
 /// The largest element, NaN left out; −∞ for none.
 #[inline(always)]
 fn max_of(x: &[f32]) -> f32 {
@@ -161,18 +178,7 @@ for_each_width! {
         for x in x.iter_mut() {
             *x = exp32(scale * (*x - max));
         }
-        let (chunks, rest) = x.as_chunks::<LANES>();
-        let mut lanes = [0f32; LANES];
-        for chunk in chunks {
-            for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane += x;
-            }
-        }
-        let mut sum = fold(lanes, |a, b| a + b);
-        for &x in rest {
-            sum += x;
-        }
-        let factor = 1.0 / sum;
+        let factor = 1.0 / sum_of(x, #[inline(always)] |x| x);
         for x in x.iter_mut() {
             *x *= factor;
         }
@@ -275,17 +281,7 @@ for_each_width! {
 for_each_width! {
     /// y ← x / √(mean x² + eps) · weight
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-        let (chunks, rest) = x.as_chunks::<LANES>();
-        let mut lanes = [0f32; LANES];
-        for chunk in chunks {
-            for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane += x * x;
-            }
-        }
-        let mut sum = fold(lanes, |a, b| a + b);
-        for &x in rest {
-            sum += x * x;
-        }
+        let sum = sum_of(x, #[inline(always)] |x| x * x);
         let rms = (sum / x.len() as f32 + eps).sqrt();
         for ((&x, &weight), y) in x.iter().zip(weight).zip(y) {
             *y = x / rms * weight;

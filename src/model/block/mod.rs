@@ -166,9 +166,9 @@ impl Block<'_> {
         (self.differentiable, self.checked) = (on, !on);
     }
 
-    /// Leaves a differentiable block with the fast operations again, but the search for NaN to the one who sees the loss.
-    pub fn skip_gradients(&mut self) {
-        self.differentiable = false;
+    /// The fast operations, which carry no gradients, but the search for NaN left to the one who sees the loss.
+    pub fn leave_unchecked(&mut self) {
+        (self.differentiable, self.checked) = (false, false);
     }
 
     /// Runs x (batch, t, hidden) through the block; `None` when the tap stopped it.

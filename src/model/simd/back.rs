@@ -1,23 +1,6 @@
 //! What training needs: sums, and the backward passes of norms, gates and losses.
 
-use super::{LANES, exp32, exp64, fold};
-
-/// Σ f(x)
-#[inline(always)]
-fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [0f32; LANES];
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(x);
-        }
-    }
-    let mut sum = fold(lanes, |a, b| a + b);
-    for &x in rest {
-        sum += f(x);
-    }
-    sum
-}
+use super::{LANES, exp32, exp64, fold, sum_of};
 
 for_each_width! {
     /// Σ x
