@@ -7,10 +7,10 @@
 use super::heal::finite;
 use super::schedule::{Decay, Schedule};
 use super::spectral_job::{Learned, LearnedLinear, SpectralJob, SpectralPoint, SpectralReport};
-use super::spectrum::{Cut, Spectrum};
+use super::spectrum::Spectrum;
 use super::watch::Watch;
 use crate::checkpoint::{TensorFile, write_tensors};
-use crate::method::{Controlled, Pace, Phase, ratios};
+use crate::method::{Phase, ratios};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::user_bail;
@@ -19,7 +19,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// By how much the pressure can change while the size falls to the budget, under [`Pace::Even`]: e to this power.
+/// By how much a steered pressure can change while the size falls to the budget: e to this power.
 const RANGE: f64 = 5.0;
 /// Share of that time after which the size should have arrived.
 const FALL: f64 = 0.7;
@@ -44,14 +44,6 @@ pub fn learn_spectra(job: &SpectralJob, progress: &dyn Progress) -> Result<Learn
     training.finish()
 }
 
-/// What a budget leaves of a student.
-struct CutStudent {
-    plan: Plan,
-    cuts: Vec<Cut>,
-    worth: Vec<Vec<f64>>,
-    controlled: Vec<Controlled>,
-}
-
 struct Training<'a> {
     job: &'a SpectralJob<'a>,
     student: Spectrum<'a>,
@@ -64,21 +56,23 @@ struct Training<'a> {
     since: (f64, usize),
     /// The unbounded ratio at the start.
     start: f64,
-    frozen: Option<Frozen>,
+    frozen: Option<Choice>,
 }
 
-/// What the last phase has to do with: the cut is final, its components are not.
+/// What a budget leaves of a student: which components, not their gates.
 #[derive(Clone, Serialize, Deserialize)]
-struct Frozen {
+struct Choice {
     plan: Plan,
     kept: Vec<Vec<usize>>,
+    /// Why these.
+    worth: Vec<Vec<f64>>,
 }
 
 /// What has to survive a kill beside tensors.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     report: SpectralReport,
-    frozen: Option<Frozen>,
+    frozen: Option<Choice>,
     pressure: f64,
     seconds: f64,
 }
@@ -119,10 +113,14 @@ impl<'a> Training<'a> {
             stopped: None,
             curve: Vec::new(),
         };
-        let (best, pressure) = (student.snapshot()?, job.settings.pressure);
+        let (best, pressure) = (student.snapshot()?, 0.0);
         let watch = Watch::start(options.seconds, 0.0);
         let since = (0.0, 0);
         let mut this = Self { job, student, optimiser, report, best, pressure, watch, since, start, frozen: None };
+        this.pressure = match job.settings.pressure {
+            Some(pressure) => pressure,
+            None => job.method.usual_pressure(&|| this.price())?,
+        };
         this.look()?;
         Ok(this)
     }
@@ -130,7 +128,7 @@ impl<'a> Training<'a> {
     fn step(&mut self) -> Result<()> {
         let (job, done) = (self.job, self.report.done);
         self.student.phase = self.phase(done);
-        if self.student.phase == Phase::Sparsify && self.freezes() && self.frozen.is_none() {
+        if self.student.phase == Phase::Sparsify && self.ends_on_a_cut() && self.frozen.is_none() {
             self.freeze()?;
         }
         let mut taught = self.student.course.teach(&self.student, &self.student.course.batch(done))?;
@@ -140,8 +138,7 @@ impl<'a> Training<'a> {
             return Ok(());
         }
         if self.frozen.is_none() {
-            let over = self.steer()?;
-            let strength = if over || job.settings.pace == Pace::Even { self.pressure } else { 0.0 };
+            let strength = self.strength()?;
             let controlled = self.student.controlled()?;
             let pressure = job.method.pressure(job.settings, self.student.phase, &controlled, strength);
             self.student.add_pressure(&mut taught.gradients, pressure.gradients)?;
@@ -153,8 +150,8 @@ impl<'a> Training<'a> {
         self.report.done = done + 1;
         self.report.tokens += taught.tokens;
         self.report.steps = self.watch.fitting(done + 1, self.report.steps);
-        let met = !job.method.refines() && job.settings.pace == Pace::Constant && self.ratio()?.0 <= job.keep;
-        if met {
+        let met = || Ok::<_, anyhow::Error>(self.ratio()?.0 <= job.keep);
+        if !job.method.refines() && !self.steers() && met()? {
             self.report.steps = done + 1;
         }
         if self.watch.is_over() {
@@ -167,26 +164,48 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Whether the last phase works on a final cut instead of driving out what will be dropped.
-    fn freezes(&self) -> bool {
-        self.job.settings.pace == Pace::Even
+    fn ends_on_a_cut(&self) -> bool {
+        self.job.method.refines() && self.job.method.ends_on_a_cut(self.job.settings)
     }
 
-    /// Goes back to the best state and cuts it for good.
+    fn steers(&self) -> bool {
+        self.job.method.steers(self.job.settings)
+    }
+
+    /// Goes back to the best choice, makes it final and begins anew with it.
     fn freeze(&mut self) -> Result<()> {
         self.student.restore(&self.best)?;
-        if let Some(cut) = self.cut()? {
-            let kept: Vec<Vec<usize>> = cut.cuts.into_iter().map(|cut| cut.kept).collect();
-            self.student.freeze(&kept)?;
-            self.frozen = Some(Frozen { plan: cut.plan, kept });
+        if let Some(choice) = self.choice()? {
+            self.student.begin_anew()?;
+            self.student.freeze(&choice.kept)?;
+            self.frozen = Some(choice);
+            self.best = self.student.snapshot()?;
             self.optimiser = self.student.optimiser()?;
         }
         Ok(())
     }
 
-    /// Whether the student is too large for this moment of the run; raises or lowers the pressure accordingly.
-    fn steer(&mut self) -> Result<bool> {
+    /// What the budget costs a model that is not trained: held-out loss per share of the linears' parameters given up, when
+    /// all are cut alike to their largest components.
+    fn price(&self) -> Result<f64> {
+        let sizes: Vec<Vec<f64>> = self.student.controlled()?.into_iter().map(|linear| linear.sigma).collect();
+        let kept = self.student.kept(&sizes, &(self.job.even)()?);
+        let price = self.student.heldout_loss(&kept)? / (1.0 - self.job.keep);
+        Ok(if price.is_finite() { price } else { 0.0 })
+    }
+
+    /// How hard the size is pressed in the next step.
+    fn strength(&mut self) -> Result<f64> {
         let (bounded, free) = self.ratio()?;
+        if self.steers() {
+            self.steer(bounded, free);
+            return Ok(self.pressure);
+        }
+        Ok(if bounded > self.job.keep { self.pressure } else { 0.0 })
+    }
+
+    /// Raises the pressure if the student is too large for this moment of the run, lowers it if it is too small.
+    fn steer(&mut self, bounded: f64, free: f64) {
         let keep = self.job.keep;
         let explore = self.job.options.explore * self.report.steps as f64;
         let progress = self.report.done as f64 / (FALL * explore).max(1.0);
@@ -194,13 +213,10 @@ impl<'a> Training<'a> {
         let allowed = self.start + (keep - self.start) * progress.min(1.0).sqrt();
         // What counts is the bounded size, but before anything falls below its dense size only the other one moves.
         let off = (bounded - keep).min(free - allowed);
-        if self.job.settings.pace == Pace::Even {
-            let most = RANGE / explore.max(RANGE);
-            let gain = (off / (TOLERANCE * keep) * most).clamp(-most, most).exp();
-            self.pressure = (self.pressure * gain).max(self.job.settings.pressure);
-        }
-        let over = bounded > keep;
-        Ok(over)
+        let most = RANGE / explore.max(RANGE);
+        let gain = (off / (TOLERANCE * keep) * most).clamp(-most, most).exp();
+        let least = self.report.curve.first().map_or(0.0, |point| point.pressure);
+        self.pressure = (self.pressure * gain).max(least);
     }
 
     /// The student's own count of what it keeps: bounded by dense forms, and not.
@@ -228,7 +244,7 @@ impl<'a> Training<'a> {
         let options = &self.job.options;
         let whole = self.report.steps;
         let first = ((options.explore + options.refine) * whole as f64).ceil() as usize;
-        let (begin, steps) = match (self.job.method.refines() && self.freezes(), self.frozen.is_some()) {
+        let (begin, steps) = match (self.ends_on_a_cut(), self.frozen.is_some()) {
             (true, true) => (first, whole.saturating_sub(first)),
             (true, false) => (0, first),
             (false, _) => (0, whole),
@@ -244,8 +260,8 @@ impl<'a> Training<'a> {
 
     /// Cuts the student as it is and judges it, keeps it if it is the best so far, and saves everything.
     fn look(&mut self) -> Result<()> {
-        let loss = match self.cut()? {
-            Some(cut) => self.student.heldout_loss(&cut.cuts)?,
+        let loss = match self.choice()? {
+            Some(choice) => self.judged(&choice)?,
             None => f64::INFINITY,
         };
         let step = self.report.done;
@@ -295,31 +311,42 @@ impl<'a> Training<'a> {
     }
 
     /// What the budget would leave of the student as it is; `None` when training has made that meaningless.
-    fn cut(&self) -> Result<Option<CutStudent>> {
-        let controlled = self.student.controlled()?;
+    fn choice(&self) -> Result<Option<Choice>> {
+        if self.frozen.is_some() {
+            return Ok(self.frozen.clone());
+        }
         let worth: Vec<Vec<f64>> =
-            controlled.iter().map(|linear| self.job.method.worth(self.job.settings, linear)).collect();
+            self.student.controlled()?.iter().map(|linear| self.job.method.worth(self.job.settings, linear)).collect();
         if !worth.iter().flatten().all(|worth| worth.is_finite()) {
             return Ok(None);
         }
-        let Frozen { plan, kept } = match &self.frozen {
-            Some(frozen) => frozen.clone(),
-            None => {
-                let plan = (self.job.plan)(&worth)?;
-                Frozen { kept: self.student.kept(&worth, &plan), plan }
-            }
-        };
-        let cuts = self.student.gated(&controlled, &kept)?;
-        Ok(Some(CutStudent { plan, cuts, worth, controlled }))
+        let plan = (self.job.plan)(&worth)?;
+        Ok(Some(Choice { kept: self.student.kept(&worth, &plan), plan, worth }))
+    }
+
+    /// Mean held-out loss of what `choice` leaves, as the last phase would find it.
+    fn judged(&self, choice: &Choice) -> Result<f64> {
+        if self.frozen.is_some() || !self.ends_on_a_cut() {
+            return self.student.heldout_loss(&choice.kept);
+        }
+        let now = self.student.snapshot()?;
+        self.student.begin_anew()?;
+        let loss = self.student.heldout_loss(&choice.kept)?;
+        self.student.restore(&now)?;
+        Ok(loss)
     }
 
     /// Goes back to the best state, cuts it and folds the gates into factors.
     fn finish(self) -> Result<Learned> {
         self.student.restore(&self.best)?;
-        let Some(cut) = self.cut()?.filter(|_| self.report.loss < f64::MAX) else {
+        let Some(choice) = self.choice()?.filter(|_| self.report.loss < f64::MAX) else {
             user_bail!("the compressed model's output is NaN or infinite at every look"; "keep more, or lower --lr")
         };
-        let CutStudent { plan, cuts, worth, controlled } = cut;
+        if self.frozen.is_none() && self.ends_on_a_cut() {
+            self.student.begin_anew()?;
+        }
+        let Choice { plan, kept, worth } = choice;
+        let (cuts, controlled) = (self.student.cuts(&kept)?, self.student.controlled()?);
         let mut linears = Vec::new();
         for (((linear, cut), worth), controlled) in self.student.linears().zip(&cuts).zip(worth).zip(controlled) {
             let (b, a) = linear.factors(cut)?;

@@ -37,6 +37,8 @@ pub struct SpectralJob<'a> {
     pub basis: &'a dyn Fn(usize) -> Result<Vec<Components>>,
     /// Shares the budget out by what components are worth, linears in model order.
     pub plan: &'a dyn Fn(&[Vec<f64>]) -> Result<Plan>,
+    /// Shares the budget out evenly.
+    pub even: &'a dyn Fn() -> Result<Plan>,
     /// Share of the linears' parameters that may be left, which the pressure aims at.
     pub keep: f64,
     /// The file that makes it resumable.

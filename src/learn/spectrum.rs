@@ -13,6 +13,10 @@ use crate::plan::{Choice, Plan};
 use anyhow::{Context, Result};
 use candle_core::{Tensor, Var};
 
+/// Names of what is trained, behind that of the linear.
+const CONTROL: &str = "control";
+const DEVIATION: &str = "deviation";
+
 /// The components of one linear: W = B A.
 pub struct Components {
     /// B, (m, k)
@@ -93,7 +97,7 @@ impl<'a> Spectrum<'a> {
             };
             let start = method.start(k);
             let length = start.len();
-            let control = train(true, "control", Tensor::from_vec(start, length, device)?, rates.control)?;
+            let control = train(true, CONTROL, Tensor::from_vec(start, length, device)?, rates.control)?;
             let one = Tensor::ones(k, candle_core::DType::F32, device)?;
             let rho = train(trains.spectrum, "rho", one, rates.basis)?;
             let rate = |tensor: &Tensor| Ok::<_, anyhow::Error>(rates.basis * root_mean_square(tensor)?);
@@ -102,7 +106,7 @@ impl<'a> Spectrum<'a> {
             let a = train(trains.basis, "a", parts.a, rate_a)?;
             let deviation = if trains.deviation {
                 let zero = Tensor::zeros(spec.out, candle_core::DType::F32, device)?;
-                Some(train(true, "deviation", zero, rates.deviation)?)
+                Some(train(true, DEVIATION, zero, rates.deviation)?)
             } else {
                 None
             };
@@ -190,8 +194,9 @@ impl<'a> Spectrum<'a> {
         self.linears().zip(worth).map(keep).collect()
     }
 
-    /// Mean held-out loss of what `cuts` leave.
-    pub(super) fn heldout_loss(&self, cuts: &[Cut]) -> Result<f64> {
+    /// Mean held-out loss of the components in `kept`, a list for each linear.
+    pub(super) fn heldout_loss(&self, kept: &[Vec<usize>]) -> Result<f64> {
+        let cuts = self.cuts(kept)?;
         let starts: Vec<usize> =
             self.blocks.iter().scan(0, |at, block| Some(std::mem::replace(at, *at + block.len()))).collect();
         self.course.judge(&|index| {
@@ -223,13 +228,29 @@ impl<'a> Spectrum<'a> {
         Ok(())
     }
 
-    /// The gates of what is `kept` of every linear.
-    pub(super) fn gated(&self, controlled: &[Controlled], kept: &[Vec<usize>]) -> Result<Vec<Cut>> {
+    /// Puts controls and deviations back to where training began with them.
+    pub(super) fn begin_anew(&self) -> Result<()> {
+        for linear in self.linears() {
+            let start = self.method.start(linear.sigma.elem_count());
+            for (name, var, _) in &linear.trained {
+                if name.ends_with(CONTROL) {
+                    var.set(&Tensor::from_slice(&start, var.dims(), var.device())?)?;
+                } else if name.ends_with(DEVIATION) {
+                    var.set(&var.zeros_like()?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left of every linear when no components but those in `kept` stay.
+    pub(super) fn cuts(&self, kept: &[Vec<usize>]) -> Result<Vec<Cut>> {
+        let controlled = self.controlled()?;
         let gate = |((linear, controlled), kept): ((&Gated, &Controlled), &Vec<usize>)| {
             let gates = self.method.final_gates(self.settings, controlled, &doubles(&linear.rho)?, kept);
             Ok(Cut { kept: kept.clone(), gates })
         };
-        self.linears().zip(controlled).zip(kept).map(gate).collect()
+        self.linears().zip(&controlled).zip(kept).map(gate).collect()
     }
 
     fn student_block(&self, index: usize) -> Result<Block<'a>> {

@@ -19,7 +19,8 @@ pub use heldout::{HeldoutCurve, heldout_curve};
 pub use lorap::ffn_keep;
 pub use soft::soft_gate;
 pub use spectral::{
-    Basis, Controlled, Pace, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Unit, Worth, ratios,
+    Basis, Controlled, LastPhase, Pace, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Unit, Worth,
+    ratios,
 };
 
 use crate::calibrate::SiteStats;

@@ -1,6 +1,6 @@
 //! SoCo: importance scores learned on the singular spectrum.
 
-use super::spectral::{Controlled, Pace, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Worth};
+use super::spectral::{Controlled, LastPhase, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Worth};
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
@@ -40,7 +40,7 @@ One continuous run in three phases:
 | exploration | s | KL(original ‖ compressed) + l1 · max(0, ratio − keep) |
 | refinement | s | the same; below the budget the second term is off and what was dropped too early comes back |
 | sparsification | s ∘ z, gradients pass z as if it were s | the same + l2 · mean of s over the components with s ≤ τ |
-| the same with `--pace even` | s of the final cut, 0 elsewhere | KL(original ‖ compressed) |
+| the same with `--last-phase cut` | s of the final cut, 1 and d = 0 at its start; 0 elsewhere | KL(original ‖ compressed) |
 
 Then the components that are worth most per parameter are kept, over all linears, as many as the budget pays for and
 whatever their place in the spectrum; their scores and Σ are folded into two factors. A linear for which that is better,
@@ -50,9 +50,13 @@ The published parts are the form of W', the scores above 1, the deviation, the t
 Formulas and constants are our reading. In particular:
 - The ratio's gradient counts m + n for every component (as if z were s), also where the dense form bounds the ratio:
   otherwise a matrix above break-even would feel no pressure.
-- `--pace even` steers l1 so that the ratio falls evenly to the budget in the first phase and stays around it after, and
-  the last phase begins with the best cut so far and makes it final: its survivors are amplified to make up for what is
-  gone. `--pace constant` is a constant l1 and the last phase of the table.
+- `--last-phase cut` takes from the first two phases what is worth keeping and nothing else: scores on their way down are
+  no gates to cut with. Now and then the model is cut by what its components are worth, the survivors with scores of 1, and
+  judged on held-out windows. The last phase makes the best of these cuts final and amplifies its survivors to make up for
+  what is gone. `--last-phase sparsity` is that of the table.
+- l1 is three times what the budget costs a model that is not trained: held-out loss per share of the linears' parameters
+  given up, when all are cut alike (`--pressure` sets l1 itself). A component whose loss costs more than its parameters
+  times l1 stays, a weaker one goes.
 - `--basis whitened` takes the components of the outputs on the calibration text in place of the weight's own; see the
   recipe in configs/ for what each achieves.
 - `--worth energy`: what a component is worth in the end is its size after scoring, (s σ)², with σ in a unit that makes
@@ -60,6 +64,9 @@ Formulas and constants are our reading. In particular:
 - The paper trains scores and d only. `--heal STEPS` trains the factors themselves in a last part of the run, which
   is more than the paper does.
 ";
+
+/// l1 in units of what the budget costs: enough for the size to get to it.
+const PRICES: f64 = 3.0;
 
 /// Learned importance scores.
 pub struct Soco;
@@ -135,6 +142,18 @@ impl Spectral for Soco {
         false
     }
 
+    fn ends_on_a_cut(&self, settings: &SpectralSettings) -> bool {
+        settings.last_phase == LastPhase::Cut
+    }
+
+    fn steers(&self, _: &SpectralSettings) -> bool {
+        false
+    }
+
+    fn usual_pressure(&self, price: &dyn Fn() -> Result<f64>) -> Result<f64> {
+        Ok(PRICES * price()?)
+    }
+
     fn start(&self, k: usize) -> Vec<f32> {
         vec![0.0; k]
     }
@@ -148,7 +167,7 @@ impl Spectral for Soco {
         control: &Tensor,
     ) -> Result<Tensor> {
         let s = settings.score_map.tensor(control)?;
-        if phase != Phase::Sparsify || settings.pace == Pace::Even {
+        if phase != Phase::Sparsify || self.ends_on_a_cut(settings) {
             return Ok(s);
         }
         let now = s.detach();
@@ -198,7 +217,7 @@ impl Spectral for Soco {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::spectral::{Basis, Unit};
+    use crate::method::spectral::{Basis, Pace, Unit};
     use candle_core::{Device, Var};
 
     fn settings(score_map: ScoreMap) -> SpectralSettings {
@@ -207,11 +226,12 @@ mod tests {
             unit: Unit::Raw,
             worth: Worth::Score,
             pace: Pace::Constant,
-            pressure: 1.0,
+            pressure: None,
             sharpness: 50.0,
             train_basis: true,
             score_map,
             cut: 0.5,
+            last_phase: LastPhase::Sparsity,
             sparsity: 0.3,
             deviation: true,
         }

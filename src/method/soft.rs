@@ -91,6 +91,8 @@ pub fn soft_gate(sigma: f64, alpha: f64, sharpness: f64) -> f64 {
     if sigma > alpha { (sharpness * (sigma - alpha)).tanh() } else { 0.0 }
 }
 
+/// λ, or where it starts.
+const PRESSURE: f64 = 0.1;
 /// Thresholds below this are as good as none.
 const SMALLEST: f64 = 1e-3;
 
@@ -109,6 +111,18 @@ impl Spectral for Soft {
 
     fn heals(&self) -> bool {
         true
+    }
+
+    fn ends_on_a_cut(&self, _: &SpectralSettings) -> bool {
+        false
+    }
+
+    fn steers(&self, settings: &SpectralSettings) -> bool {
+        settings.pace == Pace::Even
+    }
+
+    fn usual_pressure(&self, _: &dyn Fn() -> Result<f64>) -> Result<f64> {
+        Ok(PRESSURE)
     }
 
     fn start(&self, _: usize) -> Vec<f32> {
@@ -167,7 +181,7 @@ impl Spectral for Soft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::spectral::{Basis, ScoreMap, Unit, Worth};
+    use crate::method::spectral::{Basis, LastPhase, ScoreMap, Unit, Worth};
     use candle_core::{DType, Device, Var};
 
     fn settings() -> SpectralSettings {
@@ -176,11 +190,12 @@ mod tests {
             unit: Unit::Raw,
             worth: Worth::Score,
             pace: Pace::Constant,
-            pressure: 0.1,
+            pressure: None,
             sharpness: 50.0,
             train_basis: true,
             score_map: ScoreMap::Sigmoid,
             cut: 0.5,
+            last_phase: LastPhase::Sparsity,
             sparsity: 0.0,
             deviation: false,
         }

@@ -27,7 +27,7 @@ pub enum Basis {
     Whitened,
 }
 
-/// How hard the pressure is at each step.
+/// How hard the pressure of `soft` is at each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Pace {
@@ -35,6 +35,16 @@ pub enum Pace {
     Constant,
     /// Raised and lowered step by step, so that the size falls evenly to the budget and then stays around it.
     Even,
+}
+
+/// What the last phase of `soco` works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LastPhase {
+    /// The final cut: its scores and deviations begin anew and are trained to make up for what is gone.
+    Cut,
+    /// Everything: a sparsity term drives out what is going to be dropped, as published.
+    Sparsity,
 }
 
 /// The unit in which the sizes σ of a linear's components are measured.
@@ -80,10 +90,11 @@ pub struct SpectralSettings {
     pub basis: Basis,
     /// What sizes are measured in.
     pub unit: Unit,
-    /// How the pressure changes.
+    /// How the pressure of `soft` changes.
     pub pace: Pace,
-    /// λ of `soft`, l1 of `soco`: the pressure, or where it starts.
-    pub pressure: f64,
+    /// λ of `soft`, l1 of `soco`: the pressure, or where it starts; [`Spectral::usual_pressure`] without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<f64>,
     /// s of `soft`.
     pub sharpness: f64,
     /// Whether `soft` trains the basis and ρ beside the thresholds.
@@ -94,6 +105,8 @@ pub struct SpectralSettings {
     pub score_map: ScoreMap,
     /// τ of `soco`: a component counts as kept above this score.
     pub cut: f64,
+    /// How `soco` ends.
+    pub last_phase: LastPhase,
     /// l2 of `soco`: weight of the sparsity term in the last phase.
     pub sparsity: f64,
     /// Whether `soco` trains an output deviation for every linear.
@@ -153,6 +166,16 @@ pub trait Spectral: Sync {
 
     /// Whether the factors are trained on after the cut, as part of the method.
     fn heals(&self) -> bool;
+
+    /// Whether the phase [`Phase::Sparsify`] trains the components of a final cut, beginning anew with them, and no others.
+    fn ends_on_a_cut(&self, settings: &SpectralSettings) -> bool;
+
+    /// Whether the pressure changes from step to step; otherwise it is there as long as the size is above the budget.
+    fn steers(&self, settings: &SpectralSettings) -> bool;
+
+    /// The pressure if the recipe names none. `price` is what the budget costs a model that is not trained: held-out loss
+    /// per share of the linears' parameters given up, when all are cut alike.
+    fn usual_pressure(&self, price: &dyn Fn() -> Result<f64>) -> Result<f64>;
 
     /// The controls of a linear with `k` components at the start.
     fn start(&self, k: usize) -> Vec<f32>;

@@ -13,8 +13,8 @@ use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::method::{Decomposition, Method, Spectral, Unit, heldout_curve, of_basis};
 use crate::model::{Block, Linear, LinearSpec};
-use crate::plan::{Choice, Plan};
-use crate::recipe::Learn;
+use crate::plan::{AllocationRule, Choice, Plan};
+use crate::recipe::{Learn, Recipe};
 use crate::report::{LearnedSpectrum, LinearReport};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -49,6 +49,10 @@ impl Run<'_> {
                 Ok(components)
             },
             plan: &|worth| allocate::by_worth(self.recipe, self.method, &self.model, worth),
+            even: &|| {
+                let even = Recipe { allocation: AllocationRule::Even, ..self.recipe.clone() };
+                allocate::by_shape(&even, self.method, &self.model)
+            },
             keep: allocate::keep_fraction(self.recipe, &self.model)?,
             state: &state,
             options: SpectralOptions {

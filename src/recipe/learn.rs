@@ -2,7 +2,7 @@
 
 use super::size::parse_seconds;
 use crate::learn::Objective;
-use crate::method::{Basis, Method, Pace, ScoreMap, SpectralSettings, Unit, Worth};
+use crate::method::{Basis, LastPhase, Method, Pace, ScoreMap, SpectralSettings, Unit, Worth};
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
@@ -51,12 +51,12 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_UNIT", help_heading = "Learning")]
     pub unit: Option<Unit>,
 
-    /// How the pressure on the size changes: constant (as the papers have it) or so that the size falls evenly
+    /// soft: how the pressure on the size changes: constant (as the paper has it) or so that the size falls evenly
     /// [default: even]
     #[arg(long, env = "SOFTLM_PACE", help_heading = "Learning")]
     pub pace: Option<Pace>,
 
-    /// The pressure, or where it starts: λ of soft, l1 of soco [default: soft 0.1, soco 0.5, 30 if it is constant]
+    /// The pressure, or where it starts: λ of soft, l1 of soco [default: soft 0.1, soco what the budget costs the model]
     #[arg(long, env = "SOFTLM_PRESSURE", help_heading = "Learning")]
     pub pressure: Option<f64>,
 
@@ -93,7 +93,11 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_CUT", help_heading = "Learning")]
     pub cut: Option<f64>,
 
-    /// soco: weight l2 of the sparsity term in the last phase [default: 0.1]
+    /// soco: what the last phase trains: the survivors of a final cut, or everything (as published) [default: cut]
+    #[arg(long, env = "SOFTLM_LAST_PHASE", help_heading = "Learning")]
+    pub last_phase: Option<LastPhase>,
+
+    /// soco: weight l2 of the sparsity term that --last-phase sparsity has [default: 0.1]
     #[arg(long, env = "SOFTLM_SPARSITY", help_heading = "Learning")]
     pub sparsity: Option<f64>,
 
@@ -105,6 +109,12 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_DEVIATION_LR", help_heading = "Learning")]
     pub deviation_lr: Option<f64>,
 }
+
+/// What only soft is told.
+const OF_SOFT: [&str; 4] = ["pace", "sharpness", "train_basis", "basis_lr"];
+/// What only soco is told.
+const OF_SOCO: [&str; 8] =
+    ["refine", "worth", "score_map", "cut", "last_phase", "sparsity", "deviation", "deviation_lr"];
 
 /// Windows or examples per step: an example is a sentence or two.
 pub(super) fn usual_batch(labelled: bool) -> usize {
@@ -155,10 +165,18 @@ impl LearnOptions {
             worth: self.worth.or(other.worth),
             score_map: self.score_map.or(other.score_map),
             cut: self.cut.or(other.cut),
+            last_phase: self.last_phase.or(other.last_phase),
             sparsity: self.sparsity.or(other.sparsity),
             deviation: self.deviation.or(other.deviation),
             deviation_lr: self.deviation_lr.or(other.deviation_lr),
         }
+    }
+
+    /// The first flag that was given of those whose key is `wanted`.
+    fn given(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Option<String>> {
+        let all = serde_json::to_value(self)?;
+        let given = all.as_object().into_iter().flatten().find(|(key, value)| !value.is_null() && wanted(key));
+        Ok(given.map(|(key, _)| key.replace('_', "-")))
     }
 
     /// Seconds that training may take.
@@ -188,15 +206,16 @@ impl LearnOptions {
         let name = method.card().name;
         let Some(learned) = method.learned() else {
             let unused = Self { max_time: None, likelihood: None, temperature: None, ..self.clone() };
-            if unused != Self::default() {
-                let given = serde_json::to_value(&unused)?;
-                let given = given.as_object().into_iter().flatten().find(|(_, value)| !value.is_null());
-                let flag = given.map_or_else(String::new, |(key, _)| key.replace('_', "-"));
+            if let Some(flag) = unused.given(&|_| true)? {
                 user_bail!("--{flag} belongs to the learned methods, but {name} does not learn"; "use --method soft or soco, or leave it out");
             }
             return Ok(None);
         };
         let refines = learned.refines();
+        let (others, other) = if refines { (&OF_SOFT[..], "soft") } else { (&OF_SOCO[..], "soco") };
+        if let Some(flag) = self.given(&|key| others.contains(&key))? {
+            user_bail!("--{flag} belongs to --method {other}, but this is {name}"; "leave it out");
+        }
         for (flag, value, least, most) in [
             ("--lr", self.lr, 0.0, f64::MAX),
             ("--basis-lr", self.basis_lr, 0.0, f64::MAX),
@@ -216,12 +235,6 @@ impl LearnOptions {
         }
         // What served best on small models (README, "How good").
         let (explore, refine) = if refines { (0.25, 0.25) } else { (1.0, 0.0) };
-        let pace = self.pace.unwrap_or(Pace::Even);
-        let pressure = match (refines, pace) {
-            (true, Pace::Constant) => 30.0,
-            (true, Pace::Even) => 0.5,
-            (false, _) => 0.1,
-        };
         let (explore, refine) = (self.explore.unwrap_or(explore), self.refine.unwrap_or(refine));
         if explore + refine > 1.0 {
             user_bail!("--explore {explore} and --refine {refine} are more than the whole run"; "they are shares of the steps");
@@ -254,13 +267,14 @@ impl LearnOptions {
             settings: SpectralSettings {
                 basis: self.basis.unwrap_or(Basis::Whitened),
                 unit: self.unit.unwrap_or(Unit::Sensitivity),
-                pace,
-                pressure: self.pressure.unwrap_or(pressure),
+                pace: self.pace.unwrap_or(Pace::Even),
+                pressure: self.pressure,
                 sharpness: self.sharpness.unwrap_or(50.0),
                 train_basis: self.train_basis.unwrap_or(true),
                 worth: self.worth.unwrap_or(Worth::Energy),
                 score_map: self.score_map.unwrap_or(ScoreMap::Sigmoid),
                 cut: self.cut.unwrap_or(0.3),
+                last_phase: self.last_phase.unwrap_or(LastPhase::Cut),
                 sparsity: self.sparsity.unwrap_or(0.1),
                 deviation: self.deviation.unwrap_or(true),
             },
@@ -269,10 +283,10 @@ impl LearnOptions {
 }
 
 impl Learn {
-    /// The same as options.
-    pub(super) fn to_options(&self) -> LearnOptions {
+    /// The same as options of soco, if the method is that, or of soft.
+    pub(super) fn to_options(&self, soco: bool) -> LearnOptions {
         let settings = &self.settings;
-        LearnOptions {
+        let both = LearnOptions {
             steps: Some(self.steps),
             tokens: None,
             batch: Some(self.batch),
@@ -283,7 +297,7 @@ impl Learn {
             basis: Some(settings.basis),
             unit: Some(settings.unit),
             pace: Some(settings.pace),
-            pressure: Some(settings.pressure),
+            pressure: settings.pressure,
             explore: Some(self.explore),
             sharpness: Some(settings.sharpness),
             train_basis: Some(settings.train_basis),
@@ -292,9 +306,24 @@ impl Learn {
             worth: Some(settings.worth),
             score_map: Some(settings.score_map),
             cut: Some(settings.cut),
+            last_phase: Some(settings.last_phase),
             sparsity: Some(settings.sparsity),
             deviation: Some(settings.deviation),
             deviation_lr: Some(self.deviation_lr),
+        };
+        if soco {
+            return LearnOptions { pace: None, sharpness: None, train_basis: None, basis_lr: None, ..both };
+        }
+        LearnOptions {
+            refine: None,
+            worth: None,
+            score_map: None,
+            cut: None,
+            last_phase: None,
+            sparsity: None,
+            deviation: None,
+            deviation_lr: None,
+            ..both
         }
     }
 }

@@ -4,7 +4,7 @@ use super::learn::usual_batch;
 use super::size::{default_output, parse_bytes};
 use super::{Budget, Learn, LearnOptions, Options, SamplingRule, StoredType, WeightRule};
 use crate::learn::Objective;
-use crate::method::Inputs;
+use crate::method::{Inputs, by_name};
 use crate::plan::AllocationRule;
 use crate::text::Sampling;
 use crate::user_bail;
@@ -187,6 +187,8 @@ impl Recipe {
             Budget::ModelParams(params) => (None, Some(params), None),
             Budget::ModelBytes(bytes) => (None, None, Some(bytes.to_string())),
         };
+        let learned = by_name(&self.method).ok().and_then(|method| method.learned());
+        let soco = learned.is_some_and(|learned| learned.refines());
         let ppl = if self.ppl.is_empty() { vec!["none".to_string()] } else { self.ppl.clone() };
         Options {
             model: Some(self.model.clone()),
@@ -217,7 +219,7 @@ impl Recipe {
                 max_time: self.max_seconds.map(|seconds| format!("{seconds}s")),
                 likelihood: (self.objective.likelihood > 0.0).then_some(self.objective.likelihood),
                 temperature: (self.objective.temperature != 1.0).then_some(self.objective.temperature),
-                ..self.learn.as_ref().map(Learn::to_options).unwrap_or_default()
+                ..self.learn.as_ref().map(|learn| learn.to_options(soco)).unwrap_or_default()
             },
             dtype: Some(self.dtype),
             max_shard_size: Some(self.max_shard_bytes.to_string()),

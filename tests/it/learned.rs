@@ -6,15 +6,16 @@ use serde_json::Value;
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
 use softlm::learn::{
-    Components, Learned, Lesson, Material, Objective, SpectralJob, SpectralOptions, SpectralRates, learn_spectra,
+    Components, Learned, Lesson, Material, Objective, SpectralJob, SpectralOptions, SpectralPoint, SpectralRates,
+    learn_spectra,
 };
 use softlm::linalg::Mat;
-use softlm::method::{Basis, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis};
+use softlm::method::{Basis, LastPhase, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis};
 use softlm::model::Model;
 use softlm::pipeline;
 use softlm::plan::{AllocationRule, GlobalOptions, Item, Target, global};
 use softlm::progress::{Interrupted, Progress};
-use softlm::recipe::{LearnOptions, Options};
+use softlm::recipe::{LearnOptions, Options, StoredType};
 use softlm::report::Report;
 use softlm::text::{Window, Windows};
 use std::path::{Path, PathBuf};
@@ -58,12 +59,13 @@ pub fn train_on(lesson: Lesson, method: &str, lr: f64, pressure: f64) -> Learned
         basis: Basis::Weight,
         unit: Unit::Raw,
         pace: Pace::Constant,
-        pressure,
+        pressure: Some(pressure),
         sharpness: 50.0,
         train_basis: false,
         worth: Worth::Score,
         score_map: ScoreMap::Sigmoid,
         cut: 0.5,
+        last_phase: LastPhase::Sparsity,
         sparsity: 0.2,
         deviation: false,
     };
@@ -94,6 +96,7 @@ pub fn train_on(lesson: Lesson, method: &str, lr: f64, pressure: f64) -> Learned
         settings: &settings,
         basis: &basis,
         plan: &plan,
+        even: &|| unreachable!("the pressure is given"),
         keep: 0.3,
         state: &work.path().join("state.safetensors"),
         options: SpectralOptions {
@@ -256,7 +259,7 @@ fn learning_beats_not_learning_and_what_it_promises_is_what_is_stored() {
         let name = |what: &str| folder.path().join(format!("{method}-{what}"));
         let with = |what: &str, steps: usize| {
             let mut options = options(method, name(what));
-            options.dtype = Some(softlm::recipe::StoredType::F32);
+            options.dtype = Some(StoredType::F32);
             options.heal = Some(1);
             options.heal_batch = Some(1);
             options.learn.steps = Some(steps);
@@ -304,6 +307,46 @@ fn forced_ranks_are_possible_and_worse() {
 }
 
 #[test]
+fn soco_cuts_with_scores_of_one_and_ends_better_than_it_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |name: &str, refine: f64| {
+        let mut options = options("soco", folder.path().join(name));
+        (options.learn.steps, options.learn.lr) = (Some(40), Some(0.2));
+        (options.learn.explore, options.learn.refine) = (Some(0.25), Some(refine));
+        run(options, &()).unwrap()
+    };
+    // Without a last phase nothing is made of the survivors.
+    let choice = with("choice", 0.75);
+    for linear in &choice.linears {
+        let learned = linear.learned.as_ref().expect("learned");
+        assert!(learned.gates.iter().all(|gate| [0.0, 1.0].contains(gate)), "{}", linear.name);
+    }
+    assert!(choice.learning.unwrap().best_step > 0, "nothing better than the closed form was found");
+    let learning = with("whole", 0.25).learning.unwrap();
+    let (before, last): (Vec<_>, Vec<_>) = learning.curve.iter().partition(|point| point.phase != Phase::Sparsify);
+    let least = |points: &[SpectralPoint]| points.iter().filter_map(|point| point.heldout_loss).fold(9.0, f64::min);
+    assert!(least(&last) < 0.995 * least(&before), "{} {}", least(&last), least(&before));
+    // Scores on their way down would make the cuts of the first phases worse and worse.
+    let dearest = before.iter().filter_map(|point| point.heldout_loss).fold(0.0, f64::max);
+    assert!(dearest < 1.5 * before[0].heldout_loss.unwrap(), "{dearest}");
+}
+
+#[test]
+fn the_pressure_of_soco_is_what_the_budget_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut soco = options("soco", folder.path().join("soco"));
+    (soco.learn.steps, soco.learn.deviation) = (Some(1), Some(false));
+    let mut even = options("whiten", folder.path().join("even"));
+    (even.allocation, even.heal, even.dtype) = (Some(AllocationRule::Even), Some(1), Some(StoredType::F32));
+    even.learn = LearnOptions::default();
+    let pressure = |options: &Options| run(options.clone(), &()).unwrap().learning.unwrap().curve[0].pressure;
+    let (found, cost) = (pressure(&soco), run(even, &()).unwrap().healing.unwrap().loss_before);
+    assert!((found / (3.0 * cost / 0.5) - 1.0).abs() < 1e-3, "{found} {cost}");
+    (soco.learn.pressure, soco.output) = (Some(7.5), Some(folder.path().join("given")));
+    assert_eq!(pressure(&soco), 7.5);
+}
+
+#[test]
 fn a_training_that_explodes_gives_the_best_state_before() {
     let folder = tempfile::tempdir().unwrap();
     let mut wild = options("soft", folder.path().join("wild"));
@@ -335,6 +378,9 @@ fn mistakes_are_refused_with_a_reason() {
     };
     assert!(refused(&|o| o.method = Some("svd".into())).contains("--steps belongs to the learned methods"));
     assert!(refused(&|o| o.learn.steps = Some(0)).contains("--steps is 0"));
+    assert!(refused(&|o| o.learn.pace = Some(Pace::Even)).contains("--pace belongs to --method soft"));
+    let of_the_other = |o: &mut Options| (o.method, o.learn.score_map) = (Some("soft".into()), Some(ScoreMap::Exp));
+    assert!(refused(&of_the_other).contains("--score-map belongs to --method soco"));
     assert!(refused(&|o| o.learn.lr = Some(-1.0)).contains("--lr -1"));
     assert!(refused(&|o| o.learn.cut = Some(1.5)).contains("--cut 1.5"));
     assert!(refused(&|o| o.learn.explore = Some(0.9)).contains("--explore 0.9"));

@@ -4,7 +4,7 @@ use super::*;
 use crate::checkpoint::Source;
 use crate::learn::{Material, Objective};
 use crate::linalg::Mat;
-use crate::method::{Basis, Pace, ScoreMap, Unit, Worth, by_name, of_basis};
+use crate::method::{Basis, LastPhase, Pace, ScoreMap, Unit, Worth, by_name, of_basis};
 use crate::model::Model;
 use crate::text::{Window, Windows};
 use candle_core::Device;
@@ -15,13 +15,14 @@ fn settings() -> SpectralSettings {
         basis: Basis::Weight,
         unit: Unit::Raw,
         pace: Pace::Constant,
-        pressure: 0.1,
+        pressure: None,
         // Soft enough for a difference quotient in f32.
         sharpness: 2.0,
         train_basis: true,
         worth: Worth::Score,
         score_map: ScoreMap::Sigmoid,
         cut: 0.5,
+        last_phase: LastPhase::Sparsity,
         sparsity: 0.1,
         deviation: true,
     }
