@@ -56,12 +56,12 @@ struct Training<'a> {
     since: (f64, usize),
     /// The unbounded ratio at the start.
     start: f64,
-    frozen: Option<Choice>,
+    frozen: Option<Survivors>,
 }
 
 /// What a budget leaves of a student: which components, not their gates.
 #[derive(Clone, Serialize, Deserialize)]
-struct Choice {
+struct Survivors {
     plan: Plan,
     kept: Vec<Vec<usize>>,
     /// Why these.
@@ -72,7 +72,7 @@ struct Choice {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     report: SpectralReport,
-    frozen: Option<Choice>,
+    frozen: Option<Survivors>,
     pressure: f64,
     seconds: f64,
 }
@@ -128,7 +128,7 @@ impl<'a> Training<'a> {
     fn step(&mut self) -> Result<()> {
         let (job, done) = (self.job, self.report.done);
         self.student.phase = self.phase(done);
-        if self.student.phase == Phase::Sparsify && self.ends_on_a_cut() && self.frozen.is_none() {
+        if self.student.phase == Phase::Sparsify && self.will_begin_anew() {
             self.freeze()?;
         }
         let mut taught = self.student.course.teach(&self.student, &self.student.course.batch(done))?;
@@ -165,20 +165,25 @@ impl<'a> Training<'a> {
     }
 
     fn ends_on_a_cut(&self) -> bool {
-        self.job.method.refines() && self.job.method.ends_on_a_cut(self.job.settings)
+        self.job.method.ends_on_a_cut(self.job.settings)
+    }
+
+    /// Whether the last phase will, or would, begin anew with what a cut leaves.
+    fn will_begin_anew(&self) -> bool {
+        self.ends_on_a_cut() && self.frozen.is_none()
     }
 
     fn steers(&self) -> bool {
         self.job.method.steers(self.job.settings)
     }
 
-    /// Goes back to the best choice, makes it final and begins anew with it.
+    /// Goes back to the best cut, makes it final and begins anew with it.
     fn freeze(&mut self) -> Result<()> {
         self.student.restore(&self.best)?;
-        if let Some(choice) = self.choice()? {
+        if let Some(survivors) = self.survivors()? {
             self.student.begin_anew()?;
-            self.student.freeze(&choice.kept)?;
-            self.frozen = Some(choice);
+            self.student.freeze(&survivors.kept)?;
+            self.frozen = Some(survivors);
             self.best = self.student.snapshot()?;
             self.optimiser = self.student.optimiser()?;
         }
@@ -191,6 +196,7 @@ impl<'a> Training<'a> {
         let sizes: Vec<Vec<f64>> = self.student.controlled()?.into_iter().map(|linear| linear.sigma).collect();
         let kept = self.student.kept(&sizes, &(self.job.even)()?);
         let price = self.student.heldout_loss(&kept)? / (1.0 - self.job.keep);
+        // A model that such a cut ruins is cut to the budget in the end all the same.
         Ok(if price.is_finite() { price } else { 0.0 })
     }
 
@@ -260,8 +266,8 @@ impl<'a> Training<'a> {
 
     /// Cuts the student as it is and judges it, keeps it if it is the best so far, and saves everything.
     fn look(&mut self) -> Result<()> {
-        let loss = match self.choice()? {
-            Some(choice) => self.judged(&choice)?,
+        let loss = match self.survivors()? {
+            Some(survivors) => self.judged(&survivors)?,
             None => f64::INFINITY,
         };
         let step = self.report.done;
@@ -311,7 +317,7 @@ impl<'a> Training<'a> {
     }
 
     /// What the budget would leave of the student as it is; `None` when training has made that meaningless.
-    fn choice(&self) -> Result<Option<Choice>> {
+    fn survivors(&self) -> Result<Option<Survivors>> {
         if self.frozen.is_some() {
             return Ok(self.frozen.clone());
         }
@@ -321,17 +327,17 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         let plan = (self.job.plan)(&worth)?;
-        Ok(Some(Choice { kept: self.student.kept(&worth, &plan), plan, worth }))
+        Ok(Some(Survivors { kept: self.student.kept(&worth, &plan), plan, worth }))
     }
 
-    /// Mean held-out loss of what `choice` leaves, as the last phase would find it.
-    fn judged(&self, choice: &Choice) -> Result<f64> {
-        if self.frozen.is_some() || !self.ends_on_a_cut() {
-            return self.student.heldout_loss(&choice.kept);
+    /// Mean held-out loss of what is left with `survivors`, as the last phase would find it.
+    fn judged(&self, survivors: &Survivors) -> Result<f64> {
+        if !self.will_begin_anew() {
+            return self.student.heldout_loss(&survivors.kept);
         }
         let now = self.student.snapshot()?;
         self.student.begin_anew()?;
-        let loss = self.student.heldout_loss(&choice.kept)?;
+        let loss = self.student.heldout_loss(&survivors.kept)?;
         self.student.restore(&now)?;
         Ok(loss)
     }
@@ -339,13 +345,13 @@ impl<'a> Training<'a> {
     /// Goes back to the best state, cuts it and folds the gates into factors.
     fn finish(self) -> Result<Learned> {
         self.student.restore(&self.best)?;
-        let Some(choice) = self.choice()?.filter(|_| self.report.loss < f64::MAX) else {
+        let Some(survivors) = self.survivors()?.filter(|_| self.report.loss < f64::MAX) else {
             user_bail!("the compressed model's output is NaN or infinite at every look"; "keep more, or lower --lr")
         };
-        if self.frozen.is_none() && self.ends_on_a_cut() {
+        if self.will_begin_anew() {
             self.student.begin_anew()?;
         }
-        let Choice { plan, kept, worth } = choice;
+        let Survivors { plan, kept, worth } = survivors;
         let (cuts, controlled) = (self.student.cuts(&kept)?, self.student.controlled()?);
         let mut linears = Vec::new();
         for (((linear, cut), worth), controlled) in self.student.linears().zip(&cuts).zip(worth).zip(controlled) {

@@ -93,7 +93,6 @@ pub struct SpectralSettings {
     /// How the pressure of `soft` changes.
     pub pace: Pace,
     /// λ of `soft`, l1 of `soco`: the pressure, or where it starts; [`Spectral::usual_pressure`] without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub pressure: Option<f64>,
     /// s of `soft`.
     pub sharpness: f64,

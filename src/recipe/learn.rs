@@ -110,12 +110,6 @@ pub struct LearnOptions {
     pub deviation_lr: Option<f64>,
 }
 
-/// What only soft is told.
-const OF_SOFT: [&str; 4] = ["pace", "sharpness", "train_basis", "basis_lr"];
-/// What only soco is told.
-const OF_SOCO: [&str; 8] =
-    ["refine", "worth", "score_map", "cut", "last_phase", "sparsity", "deviation", "deviation_lr"];
-
 /// Windows or examples per step: an example is a sentence or two.
 pub(super) fn usual_batch(labelled: bool) -> usize {
     if labelled { 32 } else { 8 }
@@ -172,11 +166,29 @@ impl LearnOptions {
         }
     }
 
-    /// The first flag that was given of those whose key is `wanted`.
-    fn given(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Option<String>> {
-        let all = serde_json::to_value(self)?;
-        let given = all.as_object().into_iter().flatten().find(|(key, value)| !value.is_null() && wanted(key));
-        Ok(given.map(|(key, _)| key.replace('_', "-")))
+    /// Those that soco takes, or soft.
+    fn of(self, soco: bool) -> Self {
+        if soco {
+            return Self { pace: None, sharpness: None, train_basis: None, basis_lr: None, ..self };
+        }
+        Self {
+            refine: None,
+            worth: None,
+            score_map: None,
+            cut: None,
+            last_phase: None,
+            sparsity: None,
+            deviation: None,
+            deviation_lr: None,
+            ..self
+        }
+    }
+
+    /// A flag that was given and is not among `taken`.
+    fn beyond(&self, taken: &Self) -> Result<Option<String>> {
+        let (given, taken) = (serde_json::to_value(self)?, serde_json::to_value(taken)?);
+        let mut given = given.as_object().into_iter().flatten();
+        Ok(given.find(|(key, value)| taken[key] != **value).map(|(key, _)| key.replace('_', "-")))
     }
 
     /// Seconds that training may take.
@@ -205,15 +217,15 @@ impl LearnOptions {
     pub(super) fn resolve(&self, method: &dyn Method, window: Option<usize>, labelled: bool) -> Result<Option<Learn>> {
         let name = method.card().name;
         let Some(learned) = method.learned() else {
-            let unused = Self { max_time: None, likelihood: None, temperature: None, ..self.clone() };
-            if let Some(flag) = unused.given(&|_| true)? {
+            let Self { max_time, likelihood, temperature, .. } = self.clone();
+            if let Some(flag) = self.beyond(&Self { max_time, likelihood, temperature, ..Self::default() })? {
                 user_bail!("--{flag} belongs to the learned methods, but {name} does not learn"; "use --method soft or soco, or leave it out");
             }
             return Ok(None);
         };
         let refines = learned.refines();
-        let (others, other) = if refines { (&OF_SOFT[..], "soft") } else { (&OF_SOCO[..], "soco") };
-        if let Some(flag) = self.given(&|key| others.contains(&key))? {
+        if let Some(flag) = self.beyond(&self.clone().of(refines))? {
+            let other = if refines { "soft" } else { "soco" };
             user_bail!("--{flag} belongs to --method {other}, but this is {name}"; "leave it out");
         }
         for (flag, value, least, most) in [
@@ -286,7 +298,7 @@ impl Learn {
     /// The same as options of soco, if the method is that, or of soft.
     pub(super) fn to_options(&self, soco: bool) -> LearnOptions {
         let settings = &self.settings;
-        let both = LearnOptions {
+        let all = LearnOptions {
             steps: Some(self.steps),
             tokens: None,
             batch: Some(self.batch),
@@ -311,19 +323,6 @@ impl Learn {
             deviation: Some(settings.deviation),
             deviation_lr: Some(self.deviation_lr),
         };
-        if soco {
-            return LearnOptions { pace: None, sharpness: None, train_basis: None, basis_lr: None, ..both };
-        }
-        LearnOptions {
-            refine: None,
-            worth: None,
-            score_map: None,
-            cut: None,
-            last_phase: None,
-            sparsity: None,
-            deviation: None,
-            deviation_lr: None,
-            ..both
-        }
+        all.of(soco)
     }
 }

@@ -89,7 +89,7 @@ fn the_recipe_in_an_output_makes_it_again() {
         "--method rom --last-blocks 2 --block-keep 0.4",
         "--method whiten --target-params 600000 --weight energy --seed 3",
         "--method soft --keep 0.6 --steps 4 --batch 2 --heal 2 --basis weight --unit median",
-        "--method soco --keep 0.6 --steps 4 --batch 2 --score-map tanh --worth score --deviation false",
+        "--method soco --keep 0.6 --steps 4 --batch 2 --score-map tanh --worth score --last-phase sparsity --deviation false",
     ];
     for share in shares {
         place.run(&format!("compress demo {share} {FAST} -o out --force")).fine();

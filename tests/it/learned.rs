@@ -313,15 +313,19 @@ fn soco_cuts_with_scores_of_one_and_ends_better_than_it_cut() {
         let mut options = options("soco", folder.path().join(name));
         (options.learn.steps, options.learn.lr) = (Some(40), Some(0.2));
         (options.learn.explore, options.learn.refine) = (Some(0.25), Some(refine));
+        // Healing measures what is stored before it does anything.
+        (options.heal, options.dtype) = (Some(1), Some(StoredType::F32));
         run(options, &()).unwrap()
     };
     // Without a last phase nothing is made of the survivors.
-    let choice = with("choice", 0.75);
-    for linear in &choice.linears {
+    let cut = with("cut", 0.75);
+    for linear in &cut.linears {
         let learned = linear.learned.as_ref().expect("learned");
         assert!(learned.gates.iter().all(|gate| [0.0, 1.0].contains(gate)), "{}", linear.name);
     }
-    assert!(choice.learning.unwrap().best_step > 0, "nothing better than the closed form was found");
+    let (learning, stored) = (cut.learning.unwrap(), cut.healing.unwrap().loss_before);
+    assert!(learning.best_step > 0, "nothing better than the closed form was found");
+    assert!((learning.loss / stored - 1.0).abs() < 1e-3, "{} {stored}", learning.loss);
     let learning = with("whole", 0.25).learning.unwrap();
     let (before, last): (Vec<_>, Vec<_>) = learning.curve.iter().partition(|point| point.phase != Phase::Sparsify);
     let least = |points: &[SpectralPoint]| points.iter().filter_map(|point| point.heldout_loss).fold(9.0, f64::min);
