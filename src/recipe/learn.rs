@@ -56,7 +56,8 @@ pub struct LearnOptions {
     #[arg(long, env = "SOFTLM_PACE", help_heading = "Learning")]
     pub pace: Option<Pace>,
 
-    /// The pressure, or where it starts: λ of soft, l1 of soco [default: soft 0.1, soco what the budget costs the model]
+    /// The pressure, or where it starts: λ of soft, l1 of soco [default: soft 0.1, soco three times what an even cut to the
+    /// budget costs the model per share of its parameters]
     #[arg(long, env = "SOFTLM_PRESSURE", help_heading = "Learning")]
     pub pressure: Option<f64>,
 
