@@ -2,18 +2,40 @@
 
     python benches/temperature.py --model FOLDER --text FILE [FILE ...]
 
-First 100 windows of 256 tokens of each text, 255 targets each, stride 256, no BOS, f32. Needs torch and transformers.
+First 100 windows of 256 tokens of each text, 255 targets each, stride 256, no BOS, f32. FOLDER is a checkpoint or what
+softlm made of one (factors are multiplied out). Needs torch and transformers.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 WINDOW, WINDOWS = 256, 100
 TEMPERATURES = (0.9, 1.0, 1.05, 1.1, 1.15, 1.2)
+
+
+def load(folder):
+    stored = {}
+    for path in folder.glob("*.safetensors"):
+        stored |= {name: tensor.float() for name, tensor in load_file(path).items()}
+    for name in [name for name in stored if name.endswith(".factor_a.weight")]:
+        linear = name.removesuffix(".factor_a.weight")
+        a, b = stored.pop(name), stored.pop(f"{linear}.factor_b.weight")
+        stored[f"{linear}.weight"] = (b.double() @ a.double()).float()
+    config = AutoConfig.from_pretrained(folder)
+    for part, key in (("o_proj", "attention_bias"), ("down_proj", "mlp_bias")):
+        if any(name.endswith(f"{part}.bias") for name in stored):
+            setattr(config, key, True)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    missing, unknown = model.load_state_dict(stored, strict=False)
+    model.tie_weights()
+    tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    assert not unknown and set(missing) <= tied, f"{folder}: missing {missing}, unknown {unknown}"
+    return model.eval()
 
 
 def main():
@@ -21,7 +43,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     given = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    model = load(given.model)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     for path in given.text:
         ids = tokenizer(path.read_text(encoding="utf8"), add_special_tokens=False)["input_ids"]

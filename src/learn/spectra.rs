@@ -1,8 +1,9 @@
 //! Learning which components of a model's linears matter: the training run of the learned methods.
 //!
-//! Every step lowers KL(original ‖ student), or what else a [`Lesson`](super::Lesson) asks for, on a batch and, as long as the student is too large, puts pressure on the
-//! method's controls. Now and then the student is cut to the budget and judged on held-out windows: such
-//! cuts have one size, so they can be compared over the whole run, and the best one is the result.
+//! Every step lowers KL(original ‖ student), or what else a [`Lesson`](super::Lesson) asks for, on a batch and, as long as
+//! the student is too large, puts pressure on the method's controls. Now and then the student is cut to the budget and
+//! judged on held-out windows: such cuts have one size, so they can be compared over the whole run, and the best one is the
+//! result.
 
 use super::heal::finite;
 use super::schedule::{Decay, Schedule};
