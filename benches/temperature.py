@@ -2,8 +2,8 @@
 
     python benches/temperature.py --model FOLDER --text FILE [FILE ...]
 
-First 100 windows of 256 tokens of each text, 255 targets each, stride 256, no BOS, f32. FOLDER is a checkpoint or what
-softlm made of one (factors are multiplied out). Needs torch and transformers.
+First 100 windows of 256 tokens of each text, 255 targets each, stride 256, no BOS, f32. FOLDER is a Llama checkpoint or
+what softlm made of one, channels of feed-forward layers not pruned. Needs torch, safetensors and transformers.
 """
 
 import argparse
@@ -19,6 +19,7 @@ TEMPERATURES = (0.9, 1.0, 1.05, 1.1, 1.15, 1.2)
 
 
 def load(folder):
+    """The model in f32, factors multiplied out."""
     stored = {}
     for path in folder.glob("*.safetensors"):
         stored |= {name: tensor.float() for name, tensor in load_file(path).items()}
@@ -27,6 +28,7 @@ def load(folder):
         a, b = stored.pop(name), stored.pop(f"{linear}.factor_b.weight")
         stored[f"{linear}.weight"] = (b.double() @ a.double()).float()
     config = AutoConfig.from_pretrained(folder)
+    # Deviations are stored as biases of linears that had none.
     for part, key in (("o_proj", "attention_bias"), ("down_proj", "mlp_bias")):
         if any(name.endswith(f"{part}.bias") for name in stored):
             setattr(config, key, True)
@@ -34,7 +36,8 @@ def load(folder):
     missing, unknown = model.load_state_dict(stored, strict=False)
     model.tie_weights()
     tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
-    assert not unknown and set(missing) <= tied, f"{folder}: missing {missing}, unknown {unknown}"
+    if unknown or not set(missing) <= tied:
+        raise SystemExit(f"{folder} is no such model: missing {missing}, unknown {unknown}")
     return model.eval()
 
 
