@@ -16,6 +16,7 @@ pub mod learn;
 pub mod eval;
 pub mod generate;
 pub mod report;
+pub mod export;
 pub mod machine;
 pub mod recipe;
 pub mod job;

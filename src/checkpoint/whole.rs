@@ -1,6 +1,7 @@
 //! Comparison of a compressed checkpoint with its base, tensor by tensor.
 
 use super::convert;
+use super::section::Section;
 use super::source::Source;
 use super::verify::{Channels, WEIGHT, channels, fused_of, is_buffer, linear_of, shape_of};
 
@@ -79,7 +80,7 @@ fn check_linear(output: &Source, base: &Source, linear: &str, (out, input): (usi
 }
 
 fn is_softlm(output: &Source) -> bool {
-    output.config().get("softlm").is_some_and(|section| section.is_object())
+    Section::of(output.config()).is_some()
 }
 
 /// Where the output stores a matrix that the base stores under another of the tied names.

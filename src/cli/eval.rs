@@ -3,6 +3,7 @@
 use super::page::{page_width, print_result, stdout_color};
 use super::values::{fraction, limit, percentage, switch};
 use super::{Context, Outcome};
+use crate::checkpoint::Section;
 use crate::eval::{Evaluation, GlueResult};
 use crate::model::{Model, Output};
 use crate::pipeline::{self, EvalProtocol, Quality};
@@ -68,7 +69,7 @@ struct Measured {
 impl Eval {
     pub fn run(self, context: &Context) -> Result<Outcome> {
         let source = pipeline::open_source(&self.model, &context.hub)?;
-        let made_from = source.config().get("softlm").and_then(|s| s.get("base_model")?.as_str().map(str::to_string));
+        let made_from = Section::of(source.config()).and_then(|section| section.base_model);
         let model = Model::load(source, &context.device)?;
         let base = self.base(made_from, context)?;
         if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {

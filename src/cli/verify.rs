@@ -3,7 +3,7 @@
 use super::page::print_result;
 use super::values::switch;
 use super::{Context, Outcome};
-use crate::checkpoint;
+use crate::checkpoint::{self, Section};
 use crate::pipeline;
 use anyhow::Result;
 use clap::Args;
@@ -24,7 +24,7 @@ pub struct Verify {
 impl Verify {
     pub fn run(self, context: &Context) -> Result<Outcome> {
         let output = pipeline::open_source(&self.output, &context.hub)?;
-        let made_from = output.config().get("softlm").and_then(|s| s.get("base_model")?.as_str().map(str::to_string));
+        let made_from = Section::of(output.config()).and_then(|section| section.base_model);
         let base = match (&self.against, &made_from) {
             (Some(name), _) => Some(pipeline::open_source(name, &context.hub)?),
             // Without the original what can be checked alone still is.

@@ -7,7 +7,7 @@ use super::layout::{Layout, Readout};
 use super::linear::load_bias;
 use super::ops::Norm;
 use super::spec::LinearSpec;
-use crate::checkpoint::Source;
+use crate::checkpoint::{Section, Source};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -41,7 +41,7 @@ impl Model {
     pub fn load(mut source: Source, device: &Device) -> Result<Self> {
         let mut layout = super::family::layout(&mut source, device)?;
         // A compressed model may have biases where its family has none.
-        if source.config().contains_key("softlm") {
+        if Section::of(source.config()).is_some() {
             for spec in &mut layout.linears {
                 spec.bias |= source.info(&format!("{}.bias", spec.name)).is_some();
             }

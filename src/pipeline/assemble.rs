@@ -3,8 +3,9 @@
 use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
 use super::{Run, Shrunk, allocate};
-use crate::checkpoint::{Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file};
+use crate::checkpoint::{Entry, FORMAT, Origin, Section, Source, TensorFile, free_space, write_checkpoint, write_file};
 use crate::eval::Fidelity;
+use crate::export;
 use crate::learn::HealReport;
 use crate::method::Needs;
 use crate::model::LinearSpec;
@@ -13,13 +14,9 @@ use crate::report::{self, AllocationInfo, BeforeAfter, Cost, FileHash, ModelInfo
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{Device, DeviceLocation};
-use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Version of the `softlm` section in config.json and of the factor names.
-const FORMAT: u32 = 1;
 
 /// Fails early when the disk cannot hold the work folder and the output.
 pub fn check_space(run: &Run) -> Result<()> {
@@ -82,39 +79,31 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
     let metadata =
         BTreeMap::from([("format".to_string(), "pt".to_string()), ("softlm_format".to_string(), FORMAT.to_string())]);
     write_checkpoint(&dir, &entries, source, run.recipe.max_shard_bytes, &metadata, &mut |_| {})?;
-    let config = serde_json::to_string_pretty(&config(run, plan)?)?;
+    let config = export::output_config(&run.model, &entries, &widths(run, plan), section(run, plan));
+    let config = serde_json::to_string_pretty(&config)?;
     write_file(&dir.join("config.json"), (config + "\n").as_bytes())?;
     Ok(dir)
 }
 
-/// The source's config with the `softlm` section and, after pruning, the new feed-forward width.
-fn config(run: &Run, plan: &Plan) -> Result<Map<String, Value>> {
-    let source = run.model.source();
-    let mut config = source.config().clone();
-    let mut linears = Map::new();
-    for spec in run.model.linears() {
-        match plan.choice(spec.id) {
-            Some(Choice::Rank(rank)) => {
-                linears.insert(spec.name.clone(), json!({ "rank": rank }));
-            }
-            Some(Choice::Width(width)) => {
-                linears.insert(spec.name.clone(), json!({ "width": width }));
-                config.insert(run.model.width_key(spec.id).to_string(), json!(width));
-            }
-            Some(Choice::Dense) | None => {}
-        }
+/// Feed-forward widths that `plan` changes, by their key in config.json.
+fn widths<'a>(run: &'a Run, plan: &Plan) -> BTreeMap<&'a str, usize> {
+    let width = |spec: &LinearSpec| match plan.choice(spec.id) {
+        Some(Choice::Width(width)) => Some((run.model.width_key(spec.id), width)),
+        _ => None,
+    };
+    run.model.linears().iter().filter_map(width).collect()
+}
+
+/// What config.json says about how the output was made.
+fn section(run: &Run, plan: &Plan) -> Section {
+    Section {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        method: run.recipe.method.clone(),
+        keep: plan.keep(),
+        base_model: Some(run.recipe.model.clone()),
+        base_revision: run.model.source().revision().map(str::to_string),
+        ..Section::default()
     }
-    let section = json!({
-        "format": FORMAT,
-        "version": env!("CARGO_PKG_VERSION"),
-        "method": run.recipe.method,
-        "keep": plan.keep(),
-        "base_model": run.recipe.model,
-        "base_revision": source.revision(),
-        "linears": linears,
-    });
-    config.insert("softlm".to_string(), section);
-    Ok(config)
 }
 
 /// Gathers the report.
@@ -271,6 +260,8 @@ pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
             write(&name, &content)?;
         }
     }
+    let (name, code) = export::LOADING_CODE;
+    write(name, code.as_bytes())?;
     write("report.json", (serde_json::to_string_pretty(report)? + "\n").as_bytes())?;
     write("README.md", report::card(report).as_bytes())?;
     write("softlm.toml", toml::to_string_pretty(&run.recipe.to_options())?.as_bytes())

@@ -27,7 +27,7 @@ pub use sizes::checkpoint_sizes;
 pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, calibration, evaluation};
 
 use crate::calibrate::{Origin, StatsStore};
-use crate::checkpoint::Source;
+use crate::checkpoint::{Section, Source};
 use crate::eval::Fidelity;
 use crate::hub::HubOptions;
 use crate::job::Job;
@@ -182,7 +182,7 @@ pub fn tokenizer(source: &Source) -> Result<Tokenizer> {
 
 fn open_dense(name: &str, hub: &HubOptions, device: &Device) -> Result<Model> {
     let source = open_source(name, hub)?;
-    if source.config().contains_key("softlm") {
+    if Section::of(source.config()).is_some() {
         user_bail!("{name} is already compressed"; "compress the model it was made from; its README.md names it");
     }
     Model::load(source, device)

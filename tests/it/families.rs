@@ -2,8 +2,10 @@
 //! A family is here as soon as its model is.
 
 use candle_core::{Device, Tensor};
+use serde_json::{Map, Value, json};
 use softlm::calibrate::{Origin, States, StatsStore, collect};
-use softlm::checkpoint::{Source, verify};
+use softlm::checkpoint::{FORMAT, GUARD, MODEL_TYPE, Section, Source, base_config, family_config, verify};
+use softlm::export::StoredLinear;
 use softlm::machine::StageClock;
 use softlm::method::{METHODS, by_name};
 use softlm::model::{Block, FfnPart, Flow, Linear, Model, Output, Role, Site, Tap};
@@ -12,6 +14,7 @@ use softlm::plan::largest_saving_rank;
 use softlm::recipe::{LearnOptions, Options};
 use softlm::report::{CorpusInfo, Report};
 use softlm::text::{Sampling, Windows, cut, split_heldout};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const KEEP: f64 = 0.6;
@@ -103,6 +106,7 @@ fn every_method_works_on_every_family() {
             );
             let compressed = open(&output);
             check_linears(&compressed, &report, &case);
+            check_config(&base, &compressed, &case);
             check_quality(&compressed, &report, &case);
         }
     }
@@ -212,5 +216,72 @@ fn check_linears(compressed: &Model, report: &Report, case: &str) {
                 assert_eq!((a.dims(), b.dims()), (&[rank, input][..], &[out, rank][..]), "{case}: {}", spec.id);
             }
         }
+    }
+}
+
+/// config.json does not claim to be the base's, gives the base's back, and describes every tensor that the base lacks.
+fn check_config(base: &Source, compressed: &Model, case: &str) {
+    let config = compressed.source().config();
+    assert_eq!(config["model_type"], MODEL_TYPE, "{case}");
+    assert_eq!((&config["problem_type"], &config["transformers_weights"]), (&json!(GUARD), &json!(GUARD)), "{case}");
+    // A null says what a missing key says.
+    let given = |config: &Map<String, Value>| -> Vec<(String, Value)> {
+        config.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    assert_eq!(given(&base_config(config)), given(base.config()), "{case}");
+    let described: BTreeMap<String, StoredLinear> =
+        serde_json::from_value(config["softlm"]["linears"].clone()).unwrap_or_else(|e| panic!("{case}: {e}"));
+    for spec in compressed.linears() {
+        let shape = |part: &str| compressed.source().info(&format!("{}.{part}", spec.name)).map(|info| &info.shape[..]);
+        let Some(entry) = described.get(&spec.name) else {
+            assert!(shape("factor_a.weight").is_none(), "{case}: {} is not described", spec.name);
+            assert!(spec.fused().is_none() || shape("weight").is_none(), "{case}: {} is not described", spec.name);
+            continue;
+        };
+        assert_eq!(entry.bias, shape("bias").is_some(), "{case}: {}", spec.name);
+        match entry.rank {
+            Some(rank) => {
+                assert_eq!(shape("factor_a.weight"), Some(&[rank, entry.input][..]), "{case}: {}", spec.name);
+                assert_eq!(shape("factor_b.weight"), Some(&[entry.out, rank][..]), "{case}: {}", spec.name);
+            }
+            None if entry.transposed => assert_eq!(shape("weight"), Some(&[entry.input, entry.out][..]), "{case}"),
+            None => assert_eq!(shape("weight"), Some(&[entry.out, entry.input][..]), "{case}: {}", spec.name),
+        }
+    }
+    for matrix in described.values().filter_map(|entry| entry.part_of.as_deref()) {
+        let parts = compressed.linears().iter().filter(|spec| spec.fused() == Some(matrix));
+        let known = parts.filter(|spec| described.contains_key(&spec.name)).count();
+        assert_eq!(
+            known,
+            described.values().filter(|entry| entry.part_of.as_deref() == Some(matrix)).count(),
+            "{case}"
+        );
+        assert!(known > 1 && !compressed.source().is_stored(&format!("{matrix}.weight")), "{case}: {matrix}");
+    }
+}
+
+#[test]
+fn outputs_of_the_first_version_are_read_as_before() {
+    let place = tempfile::tempdir().expect("a scratch folder");
+    for name in ["gpt2-tiny", "llama-tiny-bias", "phi3-tiny"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
+        let output = place.path().join(name);
+        compress(&folder, "lorap", &output);
+        let logits = |model: &Model| {
+            let mut x = model.embed(&[&[1, 5, 9, 7]]).expect("embedded");
+            for index in 0..model.blocks() {
+                let next = model.block(index).expect("a block").forward(&x, &mut ()).expect("a forward pass");
+                x = next.expect("no tap stops it");
+            }
+            x.flatten_all().expect("numbers").to_vec1::<f32>().expect("numbers")
+        };
+        let now = logits(&open(&output));
+        // What 0.1 wrote: the base's keys, and a section beside them.
+        let config = Source::open(&output).expect("an output").config().clone();
+        assert_eq!(Section::of(&config).expect("a section").format, FORMAT);
+        let mut first = family_config(&config);
+        first.insert("softlm".into(), json!({"format": 1, "version": "0.1.0", "base_model": name}));
+        std::fs::write(output.join("config.json"), serde_json::to_vec(&first).expect("JSON")).expect("written");
+        assert_eq!(logits(&open(&output)), now, "{name}");
     }
 }

@@ -15,7 +15,7 @@ mod qwen;
 
 use super::config::Config;
 use super::layout::Layout;
-use crate::checkpoint::Source;
+use crate::checkpoint::{Source, family_config};
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
@@ -50,7 +50,7 @@ pub fn known_families() -> impl Iterator<Item = &'static str> {
 
 /// Recognises the family by `model_type` and reads its layout.
 pub(super) fn layout(source: &mut Source, device: &Device) -> Result<Layout> {
-    let map = source.config().clone();
+    let map = family_config(source.config());
     let config = Config(&map);
     let family = config.str_or("model_type", "")?;
     if family.is_empty() {
