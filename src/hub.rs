@@ -25,6 +25,15 @@ use crate::user_bail;
 #[cfg(feature = "hub")]
 mod net;
 
+/// Whether `path`, relative to a repository, belongs to a module that sentence-transformers puts behind the transformer, such
+/// as `1_Pooling/config.json` and `2_Dense/model.safetensors`.
+pub(crate) fn is_module_file(path: &str) -> bool {
+    let Some((folder, file)) = path.split_once('/') else { return false };
+    let number = folder.split_once('_').map_or("", |(number, _)| number);
+    let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+    numbered && matches!(file, "config.json" | "model.safetensors")
+}
+
 /// Receives one line of text at a time while files are fetched.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -301,6 +310,22 @@ mod online {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modules_are_told_by_their_folders() {
+        for path in ["1_Pooling/config.json", "2_Dense/model.safetensors", "12_Dense_512/config.json"] {
+            assert!(is_module_file(path), "{path}");
+        }
+        for path in [
+            "config.json",
+            "onnx/config.json",
+            "Dense/model.safetensors",
+            "_x/config.json",
+            "2_Dense/pytorch_model.bin",
+        ] {
+            assert!(!is_module_file(path), "{path}");
+        }
+    }
 
     #[test]
     fn ids_are_told_from_paths() {

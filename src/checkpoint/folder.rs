@@ -2,6 +2,7 @@
 
 use super::file::{TensorFile, unreadable};
 use super::header::{DAMAGED, Pairs};
+use crate::hub::is_module_file;
 use crate::user_bail;
 use anyhow::Result;
 use serde::Deserialize;
@@ -223,7 +224,7 @@ fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut Vec<String>) -> Resu
             if depth < 2 && !OTHER_RUNTIMES.contains(&name.as_str()) {
                 walk(&entry.path(), &format!("{relative}/"), depth + 1, found)?;
             }
-        } else if entry.path().is_file() && !is_weights(&name) && relative != CONFIG {
+        } else if entry.path().is_file() && relative != CONFIG && (!is_weights(&name) || is_module_file(&relative)) {
             found.push(relative);
         }
     }

@@ -19,6 +19,7 @@ mod file;
 mod folder;
 mod header;
 mod section;
+mod lfs;
 mod source;
 mod verify;
 mod whole;
@@ -26,6 +27,7 @@ mod writer;
 
 pub use atomic::{free_space, write_file, write_tensors};
 pub use file::{TensorFile, TensorInfo};
+pub(crate) use lfs::refuse_pointer;
 pub use safetensors::Dtype;
 pub use section::{FORMAT, GUARD, MODEL_TYPE, Section, base_config, family_config, wrap as wrap_config};
 pub use source::{Source, WeightFile};

@@ -3,6 +3,7 @@
 use super::convert::{self, Number};
 use super::file::{TensorFile, TensorInfo, unreadable};
 use super::folder::{self, CONFIG, Index, SINGLE};
+use super::lfs::refuse_pointer;
 use crate::error::UserError;
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -277,7 +278,19 @@ impl Source {
     }
 
     /// Contents of another file of the folder by its relative name, such as `tokenizer.json`; `None` if there is none.
+    ///
+    /// # Errors
+    /// A [`UserError`] for a name outside the folder, a file that cannot be read, and one that Git LFS has yet to fetch.
     pub fn side_file(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+        let found = self.stored_file(name)?;
+        if let Some(bytes) = &found {
+            refuse_pointer(&format!("{name} of {}", self.label), bytes)?;
+        }
+        Ok(found)
+    }
+
+    /// [`side_file`](Self::side_file) for copying: as it lies there, unfetched or not.
+    pub fn stored_file(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
         let Some(dir) = &self.dir else {
             return Ok(DEMO.iter().find(|(file, _)| *file == name).map(|(_, bytes)| Cow::Borrowed(*bytes)));
         };

@@ -11,7 +11,7 @@ use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::RepoTreeEntry;
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, HFResult, RepoType, split_id};
 
-use super::{DatasetFile, HubOptions, Log, Repository, Snapshot, shards};
+use super::{DatasetFile, HubOptions, Log, Repository, Snapshot, is_module_file, shards};
 use crate::error::UserError;
 use crate::user_bail;
 
@@ -139,11 +139,12 @@ fn file(entry: RepoTreeEntry) -> Option<(String, u64)> {
 }
 
 /// Tokenizer, generation settings, chat template, licence: everything small beside the weights, and nothing that
-/// describes weights in another format.
+/// describes weights in another format. What sentence-transformers puts behind the transformer lies in folders.
 fn is_side_file(path: &str, size: u64) -> bool {
     let licence = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| path.starts_with(start));
     let settings = [".json", ".txt", ".model", ".jinja"].iter().any(|end| path.ends_with(end));
-    !path.contains('/') && (licence || settings) && !path.ends_with(".index.json") && size <= LARGEST_SIDE_FILE
+    let beside = !path.contains('/') && (licence || settings) && !path.ends_with(".index.json");
+    (beside || is_module_file(path)) && size <= LARGEST_SIDE_FILE
 }
 
 fn no_weights(repository: &Repository, files: &[(String, u64)]) -> UserError {

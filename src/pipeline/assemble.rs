@@ -256,7 +256,7 @@ pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
     };
     let source = run.model.source();
     for name in source.side_files()?.into_iter().filter(|name| name != "README.md" && name != "report.json") {
-        if let Some(content) = source.side_file(&name)? {
+        if let Some(content) = source.stored_file(&name)? {
             write(&name, &content)?;
         }
     }

@@ -62,6 +62,23 @@ fn a_model_is_fetched_once_and_then_found_offline() {
 }
 
 #[test]
+fn the_modules_behind_an_encoder_come_with_it() {
+    let hub = Hub::start();
+    hub.put_demo("ours/demo");
+    for (path, content) in [
+        ("modules.json", "[]"),
+        ("1_Pooling/config.json", "{}"),
+        ("2_Dense/model.safetensors", "weights"),
+        ("onnx/config.json", "{}"),
+    ] {
+        hub.put("ours/demo", path, content.as_bytes());
+    }
+    let dir = model("ours/demo", &hub.options()).unwrap().dir;
+    assert_eq!(fs::read(dir.join("2_Dense/model.safetensors")).unwrap(), b"weights");
+    assert!(dir.join("1_Pooling/config.json").exists() && !dir.join("onnx").exists());
+}
+
+#[test]
 fn shards_come_with_their_index() {
     let hub = Hub::start();
     hub.put_demo("ours/demo");
