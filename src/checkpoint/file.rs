@@ -1,5 +1,6 @@
 //! One opened safetensors file.
 
+use super::convert;
 use super::header::{self, DAMAGED};
 use crate::error::UserError;
 use anyhow::{Context, Result};
@@ -29,6 +30,11 @@ impl TensorInfo {
     /// Length of the stored data in bytes.
     pub fn bytes(&self) -> usize {
         self.range.len()
+    }
+
+    /// Whether its elements are numbers of a type that weights can have.
+    pub fn is_float(&self) -> bool {
+        convert::float_size(self.dtype).is_some()
     }
 
     /// Number of elements; 1 for a scalar.

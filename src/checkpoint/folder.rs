@@ -2,6 +2,7 @@
 
 use super::file::{TensorFile, unreadable};
 use super::header::{DAMAGED, Pairs};
+use super::lfs::refuse_pointer;
 use crate::hub::is_module_file;
 use crate::user_bail;
 use anyhow::Result;
@@ -12,6 +13,10 @@ use std::path::{Component, Path};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const SINGLE: &str = "model.safetensors";
+/// Settings of an adapter that peft wrote.
+const ADAPTER: &str = "adapter_config.json";
+/// What some editors put in front of UTF-8.
+const BOM: &[u8] = "\u{feff}".as_bytes();
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Weight formats of any runtime, this program's included: never copied as side files.
@@ -56,6 +61,12 @@ pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
         user_bail!("{shown} is a file, not a model folder"; "give the folder that holds {CONFIG} and the weights");
     }
     let path = dir.join(CONFIG);
+    if !path.exists() && dir.join(ADAPTER).exists() {
+        user_bail!(
+            "{shown} holds a LoRA adapter ({ADAPTER}), not a model";
+            "merge it into its base model first with peft: `model.merge_and_unload()`, then `save_pretrained(folder)`"
+        );
+    }
     if !path.exists() {
         user_bail!("{shown} has no {CONFIG}"; "a model folder needs the {CONFIG} that came with the weights");
     }
@@ -64,6 +75,8 @@ pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
 
 /// Parses a configuration that errors call `name`.
 pub(super) fn parse_config(name: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
+    refuse_pointer(name, bytes)?;
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
     let finite = without_infinity(bytes);
     match serde_json::from_slice(finite.as_deref().unwrap_or(bytes)) {
         Ok(config) => Ok(config),
@@ -132,7 +145,8 @@ fn read_index(path: &Path) -> Result<Index> {
     }
     let shown = path.display();
     let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
-    let raw: Raw = match serde_json::from_slice(&bytes) {
+    refuse_pointer(&shown.to_string(), &bytes)?;
+    let raw: Raw = match serde_json::from_slice(bytes.strip_prefix(BOM).unwrap_or(&bytes)) {
         Ok(raw) => raw,
         Err(error) => user_bail!("{shown} is not a valid index: {error}"; "{DAMAGED}"),
     };
@@ -180,6 +194,12 @@ fn refuse<T>(dir: &Path) -> Result<T> {
             "{shown} has its weights as {name}, a format for inference that softlm does not read";
             "use the original Hugging Face checkpoint, or save it with transformers: \
              `from_pretrained(…, gguf_file=…)`, then `save_pretrained(folder, safe_serialization=True)`"
+        );
+    }
+    if dir.join(ADAPTER).exists() {
+        user_bail!(
+            "{shown} holds a LoRA adapter ({ADAPTER}), not the weights of a model";
+            "merge it into its base model first with peft: `model.merge_and_unload()`, then `save_pretrained(folder)`"
         );
     }
     if let Some(name) = with(&["safetensors"]) {

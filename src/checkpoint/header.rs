@@ -4,6 +4,7 @@
 //! shape and the byte range it holds in the data; the ranges must tile the data without overlap or hole.
 
 use super::TensorInfo;
+use super::lfs::refuse_pointer;
 use crate::user_bail;
 use anyhow::Result;
 use safetensors::Dtype;
@@ -28,12 +29,7 @@ pub(super) struct Header {
 /// errors name it.
 pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Header> {
     let size = bytes.len();
-    if bytes.starts_with(b"version https://git-lfs") {
-        user_bail!(
-            "{file} is a Git LFS pointer, not a weight file";
-            "run `git lfs pull` in the folder to fetch the weights"
-        );
-    }
+    refuse_pointer(file, bytes)?;
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_FIELD>() else {
         user_bail!("{file} is {size} bytes long, too short for a safetensors file"; "{DAMAGED}");
     };

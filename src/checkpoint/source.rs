@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -140,6 +141,23 @@ impl Source {
     /// Whether a tensor of exactly this name is stored.
     pub fn is_stored(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Whether any stored tensor's name begins like this.
+    pub fn has_prefix(&self, prefix: &str) -> bool {
+        self.names_behind(prefix).next().is_some()
+    }
+
+    /// The numbers that follow `prefix` in the names of stored tensors and end at a dot: those of layers.
+    pub fn numbers_behind(&self, prefix: &str) -> impl Iterator<Item = usize> {
+        let number = |rest: &str| rest.split_once('.').and_then(|(number, _)| number.parse().ok());
+        self.names_behind(prefix).filter_map(number)
+    }
+
+    /// What follows `prefix` in the names that begin with it.
+    fn names_behind(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        let from = self.tensors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        from.map_while(move |(name, _)| name.strip_prefix(prefix))
     }
 
     /// Makes `missing` another name of the stored tensor `stored`, as tied embeddings need it: from now on every

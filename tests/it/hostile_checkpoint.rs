@@ -90,7 +90,7 @@ fn a_missing_config() {
 
 #[test]
 fn a_config_that_is_no_json_object() {
-    for text in ["{", "[]", "", "\u{feff}{}", "null"] {
+    for text in ["{", "[]", "", "\u{feff}", "{\u{feff}}", "null"] {
         let dir = folder_with(&file(GOOD, 8));
         fs::write(dir.path().join("config.json"), text).unwrap();
         assert_refused(dir.path(), &["config.json", "not a JSON object"]);
