@@ -6,7 +6,7 @@
 //! | `version`, `method`, `keep` | what made the output, and which fraction of the block linears' parameters it kept |
 //! | `base_model`, `base_revision` | what it was made from |
 //! | `base_model_type`, `base_architectures` | those keys of the base's config.json; null where it had none |
-//! | `base_config` | other keys of the base's config.json that the output changed, null for one that the base lacks or has as null |
+//! | `base_config` | other keys of the base's config.json that the output changed, null for one that the base lacks or has as null; `a.b` is key b of object a |
 //! | `linears` | how each linear that differs from the base's is stored, see `export::StoredLinear` |
 //!
 //! A program that knows nothing of factors would take an output for a damaged checkpoint of the base family and run it with
@@ -121,9 +121,15 @@ pub fn family_config(config: &Map<String, Value>) -> Map<String, Value> {
 pub fn base_config(config: &Map<String, Value>) -> Map<String, Value> {
     let mut base = family_config(config);
     for (key, value) in Section::of(config).map(|section| section.base_config).unwrap_or_default() {
+        // `text_config.intermediate_size` lies in the config of the text model inside.
+        let (object, key) = match key.split_once('.') {
+            None => (Some(&mut base), key.as_str()),
+            Some((outer, inner)) => (base.get_mut(outer).and_then(Value::as_object_mut), inner),
+        };
+        let Some(object) = object else { continue };
         match value {
-            Value::Null => drop(base.shift_remove(&key)),
-            value => drop(base.insert(key, value)),
+            Value::Null => drop(object.shift_remove(key)),
+            value => drop(object.insert(key.to_string(), value)),
         }
     }
     base
@@ -167,6 +173,18 @@ mod tests {
         let output = wrap(narrower, section, json!({}), "SoftlmForCausalLM", json!({}));
         assert_eq!(base_config(&output), base);
         assert_eq!(family_config(&output).get("n_inner"), Some(&json!(7)));
+    }
+
+    #[test]
+    fn widths_inside_the_text_model_come_back() {
+        let base = object(json!({"model_type": "llava", "text_config": {"intermediate_size": 24}}));
+        let mut narrower = base.clone();
+        narrower["text_config"]["intermediate_size"] = json!(16);
+        let changed = object(json!({"text_config.intermediate_size": 24}));
+        let section = Section { format: FORMAT, base_config: changed, ..Section::default() };
+        let output = wrap(narrower, section, json!({}), "SoftlmModel", json!({}));
+        assert_eq!(family_config(&output)["text_config"]["intermediate_size"], 16);
+        assert_eq!(base_config(&output), base);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use super::page::print_result;
 use super::{Context, Outcome};
 use crate::calibrate::{self, Origin, States, StatsStore, collect};
-use crate::model::Model;
 use crate::pipeline::{self, CalibrationWish};
 use crate::progress::Progress;
 use crate::text::Sampling;
@@ -50,7 +49,8 @@ impl Calibrate {
 
     fn collect(&self, context: &Context) -> Result<Origin> {
         let name = self.model.as_deref().unwrap_or_default();
-        let model = Model::load(pipeline::open_source(name, &context.hub)?, &context.device)?;
+        let source = pipeline::open_source(name, &context.hub)?;
+        let model = pipeline::load_model(source, &context.device, context.ui)?;
         let tokenizer = pipeline::tokenizer(model.source())?;
         let wish = CalibrationWish {
             specs: &self.calib,

@@ -70,7 +70,7 @@ impl Eval {
     pub fn run(self, context: &Context) -> Result<Outcome> {
         let source = pipeline::open_source(&self.model, &context.hub)?;
         let made_from = Section::of(source.config()).and_then(|section| section.base_model);
-        let model = Model::load(source, &context.device)?;
+        let model = pipeline::load_model(source, &context.device, context.ui)?;
         let base = self.base(made_from, context)?;
         if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {
             user_bail!("--max-ppl-increase and --min-top1 compare with an original"; "name it with --against");

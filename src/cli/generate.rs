@@ -4,7 +4,6 @@ use super::page::{print_part, print_result};
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::generate::{Choosing, Generated, generate};
-use crate::model::Model;
 use crate::pipeline;
 use crate::progress::Progress;
 use anyhow::{Context as _, Result};
@@ -55,7 +54,7 @@ impl Generate {
         };
         choosing.check()?;
         let source = pipeline::open_source(&self.model, &context.hub)?;
-        let model = Model::load(source, &context.device)?;
+        let model = pipeline::load_model(source, &context.device, context.ui)?;
         let tokenizer = pipeline::tokenizer(model.source())?;
         let prompt = self.prompt()?;
         let ids = tokenizer.encode_prompt(&prompt)?;

@@ -55,8 +55,8 @@ pub fn output_config(
     let mut config = model.source().config().clone();
     let mut section = Section { format: FORMAT, ..section };
     for (&key, &width) in widths {
-        let before = config.insert(key.to_string(), json!(width));
-        section.base_config.insert(key.to_string(), before.unwrap_or(Value::Null));
+        let before = model.config_in(&mut config).insert(key.to_string(), json!(width));
+        section.base_config.insert(format!("{}{key}", model.config_path()), before.unwrap_or(Value::Null));
     }
     let (architecture, auto_map) = classes(model);
     wrap_config(config, section, linears(model, &shapes), &architecture, auto_map)

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 /// Typed access to a model's `config.json`.
 pub struct Config<'a>(pub &'a Map<String, Value>);
 
-impl Config<'_> {
+impl<'a> Config<'a> {
     /// The value of `key`, with `null` treated as absent.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
@@ -25,6 +25,12 @@ impl Config<'_> {
     /// A positive integer, or `default` when the key is absent.
     pub fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
         self.get(key).map_or(Ok(default), |v| positive(key, v))
+    }
+
+    /// An integer that may be 0, or `default` when the key is absent.
+    pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+        let count = |v: &Value| v.as_u64().map(|x| x as usize).ok_or_else(|| odd(key, v, "an integer of at least 0"));
+        self.get(key).map_or(Ok(default), count)
     }
 
     /// A finite number, or `default` when the key is absent.

@@ -3,7 +3,8 @@
 
 use super::block::Shape;
 use super::ops::Activation;
-use super::spec::LinearSpec;
+use super::spec::{LinearSpec, Stored};
+use crate::checkpoint::Source;
 
 /// The context of a model that has no longest sequence.
 pub const UNBOUNDED: usize = usize::MAX;
@@ -53,6 +54,15 @@ pub(super) struct NormSpec {
     pub name: String,
     pub width: usize,
     pub kind: NormKind,
+}
+
+impl NormSpec {
+    /// Names of its weight and its bias. The oldest checkpoints have other ones.
+    pub fn parts(&self, source: &Source) -> [String; 2] {
+        let name = |part: &str| format!("{}.{part}", self.name);
+        let old = source.info(&name("weight")).is_none() && source.info(&name("gamma")).is_some();
+        if old { [name("gamma"), name("beta")] } else { [name("weight"), name("bias")] }
+    }
 }
 
 /// Kind of normalisation, with its ε.
@@ -148,6 +158,37 @@ pub(super) struct ClassLayout {
 }
 
 impl Layout {
+    /// Every name of a tensor, and every base of such names.
+    pub fn names_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let Self { linears, blocks, embedding, head, .. } = self;
+        let linears = linears.iter_mut().flat_map(|spec| {
+            let matrix = match &mut spec.stored {
+                Stored::Part { matrix, .. } => Some(matrix),
+                Stored::Plain => None,
+            };
+            std::iter::once(&mut spec.name).chain(matrix)
+        });
+        let blocks = blocks.iter_mut().flat_map(|block| {
+            let norms = block.norms.iter_mut().map(|norm| &mut norm.name);
+            norms.chain(block.tensors.iter_mut().map(|tensor| &mut tensor.name))
+        });
+        let Embedding { tokens, positions, types, norm, .. } = embedding;
+        let embedding = std::iter::once(tokens)
+            .chain(positions.as_mut().map(|positions| &mut positions.name))
+            .chain(types.as_mut().map(|types| &mut types.name))
+            .chain(norm.as_mut().map(|norm| &mut norm.name));
+        let head: Vec<&mut String> = match head {
+            Readout::Next(head) | Readout::Masked(head) => {
+                let dense = head.dense.as_mut().map(|dense| &mut dense.name);
+                let norm = head.norm.as_mut().map(|norm| &mut norm.name);
+                dense.into_iter().chain(norm).chain([&mut head.weight]).chain(head.bias.as_mut()).collect()
+            }
+            Readout::Classes(head) => vec![&mut head.pooler.name, &mut head.name],
+            Readout::States => Vec::new(),
+        };
+        linears.chain(blocks).chain(embedding).chain(head)
+    }
+
     /// What makes logits of tokens, if anything does.
     pub fn token_head(&self) -> Option<&HeadLayout> {
         match &self.head {

@@ -21,7 +21,9 @@ mod block;
 mod head;
 mod opened;
 mod decoder;
+mod tensors;
 mod family;
+mod quantised;
 
 pub use block::{Block, Flow, Memory, Tap};
 pub use decoder::Decoder;

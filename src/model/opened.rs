@@ -1,16 +1,18 @@
 //! A model over its checkpoint: names and sizes; weights are read when asked for.
 
 use super::block::Block;
+use super::family::{TextModel, text_model, unknown_keys};
 use super::head::{Classifier, Head};
 use super::ids::{LinearId, Site};
 use super::layout::{Layout, Readout};
 use super::linear::load_bias;
 use super::ops::Norm;
 use super::spec::LinearSpec;
-use crate::checkpoint::{Section, Source};
+use crate::checkpoint::{Section, Source, family_config};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// What a model says about a text, beside its final states.
@@ -33,13 +35,17 @@ pub struct Model {
     layout: Layout,
     /// Those of the layout's linears that may be compressed.
     linears: Vec<LinearSpec>,
+    /// Where its config lies.
+    text: TextModel,
     device: Device,
 }
 
 impl Model {
     /// Recognises the family of `source` and checks names and shapes. Reads no weight.
     pub fn load(mut source: Source, device: &Device) -> Result<Self> {
-        let mut layout = super::family::layout(&mut source, device)?;
+        let text = text_model(&family_config(source.config()))?;
+        super::quantised::refuse(&source, &text.config)?;
+        let mut layout = super::family::layout(&mut source, text.family, &text.config)?;
         // A compressed model may have biases where its family has none.
         if Section::of(source.config()).is_some() {
             for spec in &mut layout.linears {
@@ -48,7 +54,7 @@ impl Model {
         }
         super::check::check(&source, &layout)?;
         let linears = layout.linears.iter().filter(|spec| !spec.id.role.is_small()).cloned().collect();
-        Ok(Self { source, layout, linears, device: device.clone() })
+        Ok(Self { source, layout, linears, text, device: device.clone() })
     }
 
     /// Counts small linears among those that may be compressed: x_proj and dt_proj of a state-space block.
@@ -65,6 +71,46 @@ impl Model {
     /// Name of the family, as `model_type` has it.
     pub fn family(&self) -> &'static str {
         self.layout.family
+    }
+
+    /// `model_type` of the multimodal model whose text model this is, if it is one's.
+    pub fn inside(&self) -> Option<&'static str> {
+        self.text.inside
+    }
+
+    /// Name of the family, and of the multimodal model around it: `llama`, `llama in llava`.
+    pub fn described_family(&self) -> String {
+        let family = self.family();
+        self.inside().map_or_else(|| family.to_string(), |inside| format!("{family} in {inside}"))
+    }
+
+    /// The config of the model itself: all of config.json, or what it says about the text model, with what it leaves out
+    /// there.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.text.config
+    }
+
+    /// The object of a copy of config.json that holds the model's own config.
+    pub fn config_in<'c>(&self, whole: &'c mut Map<String, Value>) -> &'c mut Map<String, Value> {
+        let mut config = whole;
+        for key in self.text.path {
+            let inner = config.entry(*key).or_insert_with(|| Value::Object(Map::new()));
+            if !inner.is_object() {
+                *inner = Value::Object(Map::new());
+            }
+            config = inner.as_object_mut().expect("it is one now");
+        }
+        config
+    }
+
+    /// Where that object lies: `text_config.`, or nothing where it is the whole.
+    pub fn config_path(&self) -> String {
+        self.text.path.iter().map(|key| format!("{key}.")).collect()
+    }
+
+    /// Keys of its config that neither softlm nor the family's configuration class knows, and that say something.
+    pub fn unknown_keys(&self) -> Vec<String> {
+        unknown_keys(&self.text.config, self.text.family)
     }
 
     /// Number of blocks.

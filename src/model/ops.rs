@@ -130,16 +130,13 @@ pub enum Norm {
 impl Norm {
     /// Reads the norm that `spec` describes.
     pub(super) fn load(source: &Source, spec: &NormSpec, device: &Device) -> Result<Self> {
-        let name = |part: &str| format!("{}.{part}", spec.name);
-        // The oldest checkpoints have other names for weight and bias.
-        let old = source.info(&name("weight")).is_none() && source.info(&name("gamma")).is_some();
-        let (weight, bias) = if old { ("gamma", "beta") } else { ("weight", "bias") };
-        let read = |part: &str| source.tensor(&name(part), &[spec.width], DType::F32, device);
-        let weight = read(weight)?;
+        let [weight, bias] = spec.parts(source);
+        let read = |name: &str| source.tensor(name, &[spec.width], DType::F32, device);
+        let weight = read(&weight)?;
         Ok(match spec.kind {
             NormKind::Rms(eps) => Norm::Rms { weight, eps },
             NormKind::RmsPlusOne(eps) => Norm::Rms { weight: (weight + 1.0)?, eps },
-            NormKind::Layer(eps) => Norm::Layer { weight, bias: read(bias)?, eps },
+            NormKind::Layer(eps) => Norm::Layer { weight, bias: read(&bias)?, eps },
         })
     }
 

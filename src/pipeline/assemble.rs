@@ -134,7 +134,7 @@ pub fn report(
         paper: card.paper.to_string(),
         model: ModelInfo {
             name: run.recipe.model.clone(),
-            family: run.model.family().to_string(),
+            family: run.model.described_family(),
             encoder: run.model.is_encoder().then(|| run.model.output()),
             revision: source.revision().map(str::to_string),
             weights: hashes,

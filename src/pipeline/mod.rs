@@ -78,7 +78,7 @@ pub fn compress(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let mut clock = StageClock::start(progress);
-    let mut model = open_dense(&recipe.model, hub, device)?;
+    let mut model = open_dense(&recipe.model, hub, device, progress)?;
     if recipe.small_linears {
         model = model.with_small_linears();
     }
@@ -180,12 +180,26 @@ pub fn tokenizer(source: &Source) -> Result<Tokenizer> {
     Tokenizer::load(source.label(), &file, source.config())
 }
 
-fn open_dense(name: &str, hub: &HubOptions, device: &Device) -> Result<Model> {
+/// The model in `source`. Says which keys of its config.json nobody knows.
+pub fn load_model(source: Source, device: &Device, progress: &dyn Progress) -> Result<Model> {
+    let model = Model::load(source, device)?;
+    let unknown = model.unknown_keys();
+    if !unknown.is_empty() {
+        let (label, family) = (model.source().label(), model.family());
+        progress.note(&format!(
+            "{label}: config.json has keys that {family} does not know, ignored: {}",
+            unknown.join(", ")
+        ));
+    }
+    Ok(model)
+}
+
+fn open_dense(name: &str, hub: &HubOptions, device: &Device, progress: &dyn Progress) -> Result<Model> {
     let source = open_source(name, hub)?;
     if Section::of(source.config()).is_some() {
         user_bail!("{name} is already compressed"; "compress the model it was made from; its README.md names it");
     }
-    Model::load(source, device)
+    load_model(source, device, progress)
 }
 
 /// What has to be equal for two runs to produce the same weights.

@@ -48,7 +48,7 @@ pub fn windows(model: &Model) -> (Windows, Windows, Windows) {
     (calibration, heldout, evaluation)
 }
 
-fn compress(folder: &Path, method: &str, output: &Path) -> Report {
+pub fn compress(folder: &Path, method: &str, output: &Path) -> Report {
     let options = Options {
         model: Some(folder.display().to_string()),
         method: Some(method.into()),

@@ -41,7 +41,7 @@ fn refusal<T>(result: Result<T, anyhow::Error>, case: &str) -> (String, String) 
 fn what_cannot_be_run_is_refused_by_name() {
     let longrope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0] });
     let old_style = json!({ "type": "su", "factor": 4.0 });
-    let cases: [(&str, &str, Value, &[&str]); 55] = [
+    let cases: [(&str, &str, Value, &[&str]); 66] = [
         (LLAMA, "model_type", json!("rwkv"), &["rwkv"]),
         (LLAMA, "model_type", json!(7), &["model_type", "7"]),
         (LLAMA, "num_attention_heads", json!(5), &["num_attention_heads", "5"]),
@@ -73,6 +73,22 @@ fn what_cannot_be_run_is_refused_by_name() {
         ("qwen2-tiny", "layer_types", json!(["full_attention"]), &["layer_types", "1 of 3"]),
         ("qwen2-tiny", "layer_types", json!(["chunked_attention", 1, 2]), &["layer_types", "chunked_attention"]),
         ("qwen2-tiny", "max_window_layers", json!(-1), &["max_window_layers", "-1"]),
+        (
+            LLAMA,
+            "num_hidden_layers",
+            json!(1_000_000_000),
+            &["num_hidden_layers", "1000000000", "model.layers.2.", "missing"],
+        ),
+        (LLAMA, "num_hidden_layers", json!(100_000_000_000u64), &["num_hidden_layers", "model.layers.2."]),
+        (LLAMA, "head_dim", json!(1u64 << 62), &["head_dim", "4611686018427387904", "longer than 96"]),
+        (LLAMA, "hidden_size", json!(1u64 << 40), &["model.embed_tokens.weight", "1099511627776"]),
+        (LLAMA, "vocab_size", json!(1_000_000_000_000u64), &["model.embed_tokens.weight", "1000000000000"]),
+        (LLAMA, "intermediate_size", json!(1u64 << 62), &["gate_proj.weight", "4611686018427387904"]),
+        ("qwen3-moe-tiny", "num_experts", json!(1_000_000_000), &["num_experts", "1000000000"]),
+        ("qwen3-moe-tiny", "num_experts", json!(60_000), &["model.layers.1.mlp.gate.weight", "60000"]),
+        ("mamba-tiny", "state_size", json!(1u64 << 62), &["A_log", "4611686018427387904"]),
+        ("mamba2-tiny", "n_groups", json!(1u64 << 62), &["num_heads", "n_groups"]),
+        (GPT2, "n_positions", json!(u64::MAX), &["transformer.wpe.weight"]),
         ("qwen3-tiny", "num_key_value_heads", json!(3), &["num_key_value_heads", "3", "4"]),
         ("gemma2-tiny", "query_pre_attn_scalar", json!(-1), &["query_pre_attn_scalar", "-1"]),
         ("gemma2-tiny", "attn_logit_softcapping", json!(0.0), &["attn_logit_softcapping", "0"]),
@@ -197,4 +213,67 @@ fn a_window_longer_than_the_context_is_refused() {
     assert!(model.embed(&[&[1; 64]]).is_ok());
     let (message, hint) = refusal(model.embed(&[&[1; 65]]), "65 of 64");
     assert!(message.contains("65") && message.contains("64") && hint.contains("--window"), "{message}; {hint}");
+}
+
+/// Where in a config integers stand, as JSON pointers.
+fn integers(value: &Value, at: String, found: &mut Vec<String>) {
+    match value {
+        Value::Number(number) if number.is_u64() || number.is_i64() => found.push(at),
+        Value::Object(map) => map.iter().for_each(|(key, value)| integers(value, format!("{at}/{key}"), found)),
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(i, value)| integers(value, format!("{at}/{i}"), found));
+        }
+        _ => {}
+    }
+}
+
+/// Whatever stands in the place of an integer, the model loads or is refused, at once; and one that loads can be asked.
+#[test]
+fn any_integer_may_be_anything() {
+    let values = [
+        json!(0),
+        json!(1),
+        json!(1u64 << 31),
+        json!(1u64 << 62),
+        json!(u64::MAX),
+        json!(1_000_000_000_000u64),
+        json!(-1),
+        json!(1.5),
+        json!("x"),
+        json!(null),
+        json!([]),
+        json!({}),
+    ];
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (mut loaded, mut refused) = (0, 0);
+    for folder in ["models", "encoders"].iter().flat_map(|kind| fs::read_dir(golden.join(kind)).expect("generated")) {
+        let folder = folder.expect("an entry").path();
+        fs::copy(folder.join("model.safetensors"), scratch.path().join("model.safetensors")).expect("copied");
+        let config: Value =
+            serde_json::from_slice(&fs::read(folder.join("config.json")).expect("a config")).expect("JSON");
+        let mut places = Vec::new();
+        integers(&config, String::new(), &mut places);
+        for (place, value) in places.iter().flat_map(|place| values.iter().map(move |value| (place, value))) {
+            let case = format!("{} with {place} = {value}", folder.display());
+            let mut config = config.clone();
+            *config.pointer_mut(place).expect("a place") = value.clone();
+            fs::write(scratch.path().join("config.json"), config.to_string()).expect("written");
+            let since = std::time::Instant::now();
+            let model = Source::open(scratch.path()).and_then(|source| Model::load(source, &Device::Cpu));
+            match model {
+                Ok(model) => {
+                    loaded += 1;
+                    let states = model.embed(&[&[1, 2, 3]]);
+                    drop(states.and_then(|x| model.block(0)?.forward(&x, &mut ())));
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(error.downcast_ref::<UserError>().is_some(), "{case}: no user error: {error:?}");
+                }
+            }
+            assert!(since.elapsed().as_secs() < 5, "{case}: {:?}", since.elapsed());
+        }
+    }
+    assert!(loaded > 100 && refused > 100, "{loaded} loaded, {refused} refused");
 }

@@ -17,6 +17,7 @@ mod tasks; // encoders that learn, against PyTorch
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason
+mod reading; // checkpoints under every name and spelling; quantised ones, adapters and pointers
 mod hostile_config; // a config.json that is wrong, incomplete or of another family
 mod text; // corpora, tokenizers and windows on real text
 mod report; // the report's views

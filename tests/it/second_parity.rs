@@ -91,7 +91,8 @@ fn open(folder: &Path, changes: &Value) -> (Model, Map<String, Value>) {
 #[test]
 fn logits_equal_those_of_a_second_implementation() {
     let no_window = json!({ "sliding_window": null });
-    let plain_scale = json!({ "sliding_window": null, "query_pre_attn_scalar": 8 });
+    let full = ["full_attention", "full_attention"];
+    let plain_scale = json!({ "sliding_window": null, "layer_types": full, "query_pre_attn_scalar": 8 });
     let all = json!({ "sliding_window": 1000 });
     // Model, what is changed for both, what is added for the other one, how that is made.
     let cases: [(&str, Value, Value, Build); 11] = [

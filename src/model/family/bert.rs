@@ -13,8 +13,8 @@ use super::super::layout::{
 };
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
-use super::{must_divide, resolve_head};
-use crate::checkpoint::Source;
+use super::super::tensors::Tensors;
+use super::{Family, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 
@@ -23,12 +23,11 @@ const EPSILON: f64 = 1e-12;
 
 /// What the two families call their parts, and the keys of their configs.
 struct Names {
-    family: &'static str,
-    /// In front of every tensor of the encoder, in checkpoints that have a head.
-    prefix: &'static str,
+    family: &'static Family,
     /// Keys of hidden width, feed-forward width, blocks, heads and activation.
     keys: [&'static str; 5],
-    blocks: &'static str,
+    /// Key of LayerNorm's ε, for families whose configs have one.
+    epsilon_key: Option<&'static str>,
     /// q, k, v, o, up, down
     linears: [&'static str; 6],
     norms: [&'static str; 2],
@@ -40,11 +39,75 @@ struct Names {
     types: Option<&'static str>,
 }
 
-const BERT: Names = Names {
-    family: "bert",
+pub(super) const BERT: Family = Family {
+    model_type: "bert",
     prefix: "bert.",
+    embedding: "embeddings.word_embeddings.weight",
+    layers: "encoder.layer",
+    head: "cls.predictions.decoder.weight",
+    synonyms: &[],
+    keys: &[&[
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "layer_norm_eps",
+        "position_embedding_type",
+        "is_decoder",
+        "add_cross_attention",
+        // Training alone.
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        // A pooler of the first, Chinese, files, which had no other.
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+    ]],
+    sizes: &[],
+    describe: layout,
+};
+
+pub(super) const DISTILBERT: Family = Family {
+    model_type: "distilbert",
+    prefix: "distilbert.",
+    embedding: "embeddings.word_embeddings.weight",
+    layers: "transformer.layer",
+    head: "vocab_projector.weight",
+    synonyms: &[("hidden_size", "dim"), ("num_attention_heads", "n_heads"), ("num_hidden_layers", "n_layers")],
+    keys: &[&[
+        "vocab_size",
+        "max_position_embeddings",
+        "n_layers",
+        "n_heads",
+        "dim",
+        "hidden_dim",
+        "activation",
+        // How positions are drawn; the checkpoint has them in any case.
+        "sinusoidal_pos_embds",
+        // Training alone.
+        "dropout",
+        "attention_dropout",
+        "qa_dropout",
+        "seq_classif_dropout",
+        // Names of the first files.
+        "tie_weights_",
+    ]],
+    sizes: &[],
+    describe: layout_distil,
+};
+
+const BERT_NAMES: Names = Names {
+    family: &BERT,
+    epsilon_key: Some("layer_norm_eps"),
     keys: ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"],
-    blocks: "encoder.layer",
     linears: [
         "attention.self.query",
         "attention.self.key",
@@ -60,11 +123,10 @@ const BERT: Names = Names {
     types: Some("embeddings.token_type_embeddings.weight"),
 };
 
-const DISTILBERT: Names = Names {
-    family: "distilbert",
-    prefix: "distilbert.",
+const DISTILBERT_NAMES: Names = Names {
+    family: &DISTILBERT,
+    epsilon_key: None,
     keys: ["dim", "hidden_dim", "n_layers", "n_heads", "activation"],
-    blocks: "transformer.layer",
     linears: ["attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"],
     norms: ["sa_layer_norm", "output_layer_norm"],
     masked: ["vocab_transform", "vocab_layer_norm", "vocab_projector"],
@@ -73,7 +135,7 @@ const DISTILBERT: Names = Names {
     types: None,
 };
 
-pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let kind = config.str_or("position_embedding_type", "absolute")?;
     if kind != "absolute" {
         user_bail!(
@@ -83,26 +145,26 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     }
     config.only("is_decoder", false)?;
     config.only("add_cross_attention", false)?;
-    BERT.layout(source, config)
+    BERT_NAMES.layout(tensors, config)
 }
 
-pub(super) fn layout_distil(source: &mut Source, config: &Config) -> Result<Layout> {
-    DISTILBERT.layout(source, config)
+fn layout_distil(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    DISTILBERT_NAMES.layout(tensors, config)
 }
 
 impl Names {
-    fn layout(&self, source: &mut Source, config: &Config) -> Result<Layout> {
+    fn layout(&self, tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         let [hidden_key, ffn_key, blocks_key, heads_key, activation_key] = self.keys;
-        let (hidden, ffn) = (config.usize(hidden_key)?, config.usize(ffn_key)?);
-        let (blocks, heads) = (config.usize(blocks_key)?, config.usize(heads_key)?);
+        let (hidden, vocab) = tensors.embedding_sizes(config, hidden_key, "vocab_size")?;
+        let (ffn, heads) = (config.usize(ffn_key)?, config.usize(heads_key)?);
+        let blocks = tensors.layers(config, blocks_key)?;
         must_divide(hidden_key, hidden, heads_key, heads)?;
         let activation = Activation::from_config(config, activation_key, "gelu")?;
-        let kind = NormKind::Layer(config.f64_or("layer_norm_eps", EPSILON)?);
-        // Files of the encoder alone lack the prefix.
-        let bare = source.info("embeddings.word_embeddings.weight").is_some();
-        let prefix = if bare { "" } else { self.prefix };
+        let epsilon = self.epsilon_key.map(|key| config.f64_or(key, EPSILON)).transpose()?;
+        let kind = NormKind::Layer(epsilon.unwrap_or(EPSILON));
+        let prefix = self.family.prefix;
         let norm = |key, name: String| NormSpec { key, name, width: hidden, kind };
-        let at = |index: usize, name: &str| format!("{prefix}{}.{index}.{name}", self.blocks);
+        let at = |index: usize, name: &str| format!("{prefix}{}.{index}.{name}", self.family.layers);
 
         let sizes = [hidden, hidden, hidden, hidden, ffn, hidden];
         let inputs = [hidden, hidden, hidden, hidden, hidden, ffn];
@@ -133,18 +195,18 @@ impl Names {
             None => None,
         };
         let positions = Positions { name: format!("{prefix}embeddings.position_embeddings.weight"), offset: 0 };
-        let tokens = format!("{prefix}embeddings.word_embeddings.weight");
+        let tokens = format!("{prefix}{}", self.family.embedding);
         Ok(Layout {
-            family: self.family,
+            family: self.family.model_type,
             hidden,
-            vocab: config.usize("vocab_size")?,
+            vocab,
             context: config.usize_or("max_position_embeddings", 512)?,
             linears: (0..blocks)
                 .flat_map(|index| (0..roles.len()).map(move |i| (index, i)))
                 .map(|(index, i)| linear(index, i))
                 .collect(),
             blocks: (0..blocks).map(block).collect(),
-            head: self.head(source, config, &tokens, hidden, kind)?,
+            head: self.head(tensors, config, &tokens, hidden, kind)?,
             embedding: Embedding {
                 tokens,
                 positions: Some(positions),
@@ -158,7 +220,7 @@ impl Names {
 
     fn head(
         &self,
-        source: &mut Source,
+        tensors: &mut Tensors,
         config: &Config,
         embedding: &str,
         width: usize,
@@ -166,15 +228,15 @@ impl Names {
     ) -> Result<Readout> {
         let [dense, norm, projection] = self.masked;
         let (pooler, pooled) = self.pooler;
-        let shape = |name: &str| source.info(&format!("{name}.weight")).map(|info| info.shape.clone());
+        let shape = |name: &str| tensors.shape(&format!("{name}.weight")).map(<[usize]>::to_vec);
         if shape(dense).is_some() {
-            let bias = self.masked_bias.into_iter().find(|name| source.info(name).is_some());
+            let bias = self.masked_bias.into_iter().find(|name| tensors.is_there(name));
             let activation = Activation::from_config(config, self.keys[4], "gelu")?;
             let tied = config.bool_or("tie_word_embeddings", true)?;
             return Ok(Readout::Masked(HeadLayout {
                 dense: Some(DenseLayout { name: dense.into(), activation }),
                 norm: Some(NormSpec { key: "norm", name: norm.into(), width, kind }),
-                weight: resolve_head(source, embedding, &format!("{projection}.weight"), tied)?,
+                weight: resolve_head(tensors, embedding, &format!("{projection}.weight"), tied)?,
                 bias: Some(bias.unwrap_or(self.masked_bias[0]).into()),
                 soft_cap: None,
             }));

@@ -11,12 +11,46 @@ use super::super::layout::{
 use super::super::ops::Activation;
 use super::super::rope::Rope;
 use super::super::spec::{LinearSpec, Rows, Stored};
-use super::{must_divide, resolve_head};
-use crate::checkpoint::Source;
+use super::super::tensors::Tensors;
+use super::{Family, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;
 use std::sync::Arc;
+
+/// What decoders of this kind have in common under their names.
+pub(super) const DECODER: Family = Family {
+    model_type: "",
+    prefix: "model.",
+    embedding: "embed_tokens.weight",
+    layers: "layers",
+    head: "lm_head.weight",
+    synonyms: &[],
+    keys: &[],
+    sizes: &[],
+    describe: |_, config| user_bail!("config.json: `model_type` {} is no family", config.str_or("model_type", "")?; "get the model's original config.json"),
+};
+
+/// Keys that all their configuration classes have.
+pub(super) const DECODER_KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    // Beside the rope parameters, where it must agree with them.
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+    // Nothing is dropped in inference.
+    "attention_dropout",
+];
 
 /// The sizes that every config of this kind gives under the same keys.
 #[derive(Debug, Clone, Copy)]
@@ -32,27 +66,44 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Reads them. The head dimension is hidden / heads where the config gives none; `context` is what the family's
-    /// configuration class assumes.
-    pub fn read(config: &Config, context: usize) -> Result<Self> {
-        let hidden = config.usize("hidden_size")?;
+    /// Reads them.
+    pub fn read(tensors: &Tensors, config: &Config, defaults: Defaults) -> Result<Self> {
+        let (hidden, vocab) = tensors.embedding_sizes(config, "hidden_size", "vocab_size")?;
         let heads = config.usize("num_attention_heads")?;
-        let kv_heads = config.usize_or("num_key_value_heads", heads)?;
-        if config.get("head_dim").is_none() {
-            must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
-        }
+        let kv_heads = match config.usize_or_null("num_key_value_heads", defaults.kv_heads)? {
+            Some(kv_heads) => kv_heads,
+            None => heads,
+        };
+        let head_dim = match config.usize_or("head_dim", defaults.head_dim.unwrap_or(0))? {
+            0 => {
+                must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
+                hidden / heads
+            }
+            given => given,
+        };
+        tensors.expect_possible("head_dim", head_dim)?;
         must_divide("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
         Ok(Self {
             hidden,
             ffn: config.usize("intermediate_size")?,
-            blocks: config.usize("num_hidden_layers")?,
+            blocks: tensors.layers(config, "num_hidden_layers")?,
             heads,
             kv_heads,
-            head_dim: config.usize_or("head_dim", hidden / heads)?,
-            vocab: config.usize("vocab_size")?,
-            context: config.usize_or("max_position_embeddings", context)?,
+            head_dim,
+            vocab,
+            context: config.usize_or("max_position_embeddings", defaults.context)?,
         })
     }
+}
+
+/// What a family's configuration class assumes where the config says nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Defaults {
+    pub context: usize,
+    /// As many as heads, if the class says nothing.
+    pub kv_heads: Option<usize>,
+    /// hidden / heads, if the class says nothing.
+    pub head_dim: Option<usize>,
 }
 
 /// How the attention of one block sees.
@@ -68,12 +119,29 @@ impl Sight {
     pub fn everywhere(sizes: &Sizes, window: Option<usize>, rope: Rope) -> Vec<Self> {
         vec![Self { window, rope: Arc::new(rope) }; sizes.blocks]
     }
+
+    /// Some blocks with a window, others without.
+    pub fn alternating(
+        windowed: Vec<bool>,
+        window: Option<usize>,
+        rope: impl Fn(bool) -> Arc<Rope>,
+    ) -> Result<Vec<Self>> {
+        if window.is_none() && windowed.contains(&true) {
+            user_bail!(
+                "config.json has layers with a sliding window, but gives none";
+                "set `sliding_window` (and `use_sliding_window`, where the family has that), or make all `layer_types` \"full_attention\""
+            );
+        }
+        Ok(windowed.into_iter().map(|one| Self { window: window.filter(|_| one), rope: rope(one) }).collect())
+    }
 }
 
 /// Experts in place of the feed-forward layer.
 #[derive(Debug, Clone)]
 pub(super) struct Mixture {
     pub count: u16,
+    /// Key of that number in config.json.
+    pub count_key: &'static str,
     /// Experts per token.
     pub chosen: usize,
     /// Whether their weights sum to 1.
@@ -91,9 +159,9 @@ pub(super) struct Mixture {
 }
 
 impl Mixture {
-    /// Reads number and choice of experts.
-    pub fn counts(config: &Config, key: &str) -> Result<(u16, usize)> {
-        let (count, chosen) = (config.usize(key)?, config.usize("num_experts_per_tok")?);
+    /// Reads number and choice of experts; `chosen` per token where the config does not say.
+    pub fn counts(config: &Config, key: &str, chosen: usize) -> Result<(u16, usize)> {
+        let (count, chosen) = (config.usize(key)?, config.usize_or("num_experts_per_tok", chosen)?);
         match u16::try_from(count) {
             Ok(count) if chosen <= usize::from(count) => Ok((count, chosen)),
             _ => user_bail!(
@@ -158,11 +226,12 @@ impl Gated {
     }
 
     /// The whole description.
-    pub fn layout(self, source: &mut Source, config: &Config) -> Result<Layout> {
+    pub fn layout(self, tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+        self.expect_experts(tensors)?;
         let Sizes { hidden, blocks, vocab, context, .. } = self.sizes;
         let tied = config.bool_or("tie_word_embeddings", self.tied)?;
         let embedding = "model.embed_tokens.weight";
-        let head = resolve_head(source, embedding, "lm_head.weight", tied)?;
+        let head = resolve_head(tensors, embedding, "lm_head.weight", tied)?;
         let kind = (self.norm)(config.f64_or("rms_norm_eps", self.epsilon)?);
         let activation = Activation::from_config(config, self.activation.0, self.activation.1)?;
         let final_norm = NormSpec { key: "norm", name: "model.norm".into(), width: hidden, kind };
@@ -209,6 +278,16 @@ impl Gated {
         let attend = Attend { heads, kv_heads, head_dim, rope: Some(sight.rope.clone()), scores };
         let (inner, tensors) = self.inner(index, FeedForward { activation });
         BlockLayout { shape: Shape::PreNorm(PreNorm { attend, inner }), norms, tensors }
+    }
+
+    /// Fails unless the first block with experts has as many as the config says.
+    fn expect_experts(&self, tensors: &Tensors) -> Result<()> {
+        let Some(mixture) = &self.mixture else { return Ok(()) };
+        let Some(block) = mixture.sparse.iter().position(|sparse| *sparse) else { return Ok(()) };
+        let (router, experts, _) = mixture.names;
+        let count = usize::from(mixture.count);
+        tensors.expect(&format!("model.layers.{block}.{router}.weight"), &[count, self.sizes.hidden])?;
+        tensors.expect_numbered(&format!("model.layers.{block}.{experts}"), count, mixture.count_key)
     }
 
     /// The experts of block `index`.
@@ -281,7 +360,8 @@ impl Gated {
 
     fn dense_linears(&self, block: usize) -> Vec<LinearSpec> {
         let Sizes { hidden, ffn, heads, kv_heads, head_dim, .. } = self.sizes;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        // A product too large for any tensor stays that.
+        let (q, kv) = (heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim));
         let [qkv_bias, o_bias, mlp_bias] = self.biases;
         // Of a fused matrix: its name, and the part's name and first row.
         let qkv = |part, start| self.fused.then_some(("self_attn.qkv_proj", part, start));
@@ -289,7 +369,7 @@ impl Gated {
         let table = [
             (Role::Q, Site::AttnIn, "self_attn.q_proj", q, hidden, qkv_bias, qkv("q", 0)),
             (Role::K, Site::AttnIn, "self_attn.k_proj", kv, hidden, qkv_bias, qkv("k", q)),
-            (Role::V, Site::AttnIn, "self_attn.v_proj", kv, hidden, qkv_bias, qkv("v", q + kv)),
+            (Role::V, Site::AttnIn, "self_attn.v_proj", kv, hidden, qkv_bias, qkv("v", q.saturating_add(kv))),
             (Role::O, Site::AttnOut, "self_attn.o_proj", hidden, q, o_bias, None),
             (Role::Gate, Site::MlpIn, "mlp.gate_proj", ffn, hidden, mlp_bias, gate_up("gate", 0)),
             (Role::Up, Site::MlpIn, "mlp.up_proj", ffn, hidden, mlp_bias, gate_up("up", ffn)),

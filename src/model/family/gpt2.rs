@@ -9,14 +9,56 @@ use super::super::layout::{
 };
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Rows, Stored};
-use super::{must_divide, resolve_head};
-use crate::checkpoint::Source;
+use super::super::tensors::Tensors;
+use super::{Family, must_divide, resolve_head};
 use anyhow::Result;
 
-pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
-    let hidden = config.usize("n_embd")?;
-    let ffn = config.usize_or("n_inner", 4 * hidden)?;
-    let blocks = config.usize("n_layer")?;
+pub(super) const GPT2: Family = Family {
+    model_type: "gpt2",
+    prefix: "transformer.",
+    embedding: "wte.weight",
+    layers: "h",
+    head: "lm_head.weight",
+    synonyms: &[
+        ("hidden_size", "n_embd"),
+        ("max_position_embeddings", "n_positions"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+    ],
+    keys: &[&[
+        "vocab_size",
+        "n_positions",
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "activation_function",
+        "layer_norm_epsilon",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "add_cross_attention",
+        // The same numbers in another order, and in f32 as here.
+        "reorder_and_upcast_attn",
+        // The context under its first name.
+        "n_ctx",
+        // Training alone, and a head that softlm does not run.
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+    ]],
+    sizes: &[],
+    describe: layout,
+};
+
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let (hidden, vocab) = tensors.embedding_sizes(config, "n_embd", "vocab_size")?;
+    let ffn = config.usize_or("n_inner", hidden.saturating_mul(4))?;
+    let blocks = tensors.layers(config, "n_layer")?;
     let heads = config.usize("n_head")?;
     must_divide("n_embd", hidden, "n_head", heads)?;
     let context = config.usize_or("n_positions", 1024)?;
@@ -25,14 +67,13 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     config.only("scale_attn_by_inverse_layer_idx", false)?;
     config.only("add_cross_attention", false)?;
 
-    // The first published files lack the prefix.
-    let prefix = if source.info("wte.weight").is_some() { "" } else { "transformer." };
-    let embedding = format!("{prefix}wte.weight");
-    let head = resolve_head(source, &embedding, "lm_head.weight", tied)?;
+    let prefix = GPT2.prefix;
+    let embedding = format!("{prefix}{}", GPT2.embedding);
+    let head = resolve_head(tensors, &embedding, "lm_head.weight", tied)?;
     let table = [
         (Role::Q, Site::AttnIn, "attn.c_attn", Some(("q", 0)), hidden, hidden),
         (Role::K, Site::AttnIn, "attn.c_attn", Some(("k", hidden)), hidden, hidden),
-        (Role::V, Site::AttnIn, "attn.c_attn", Some(("v", 2 * hidden)), hidden, hidden),
+        (Role::V, Site::AttnIn, "attn.c_attn", Some(("v", hidden.saturating_mul(2))), hidden, hidden),
         (Role::O, Site::AttnOut, "attn.c_proj", None, hidden, hidden),
         (Role::Up, Site::MlpIn, "mlp.c_fc", None, ffn, hidden),
         (Role::Down, Site::MlpOut, "mlp.c_proj", None, hidden, ffn),
@@ -69,7 +110,7 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     Ok(Layout {
         family: "gpt2",
         hidden,
-        vocab: config.usize("vocab_size")?,
+        vocab,
         context,
         linears,
         blocks: (0..blocks).map(block).collect(),

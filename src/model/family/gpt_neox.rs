@@ -7,18 +7,54 @@ use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, WidthKeys};
 use super::super::ops::Activation;
-use super::super::rope::{Rope, Rotation};
+use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::spec::{LinearSpec, Rows, Stored};
-use super::{must_divide, resolve_head};
-use crate::checkpoint::Source;
+use super::super::tensors::Tensors;
+use super::{Family, must_divide, resolve_head};
 use anyhow::Result;
-use candle_core::Device;
 use std::sync::Arc;
 
-pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
-    let hidden = config.usize("hidden_size")?;
+pub(super) const GPT_NEOX: Family = Family {
+    model_type: "gpt_neox",
+    prefix: "gpt_neox.",
+    embedding: "embed_in.weight",
+    layers: "layers",
+    head: "embed_out.weight",
+    synonyms: &[],
+    keys: &[&[
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "rotary_pct",
+        "rotary_emb_base",
+        "partial_rotary_factor",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "max_position_embeddings",
+        "layer_norm_eps",
+        "use_parallel_residual",
+        "attention_bias",
+        // Training alone.
+        "attention_dropout",
+        "hidden_dropout",
+        "classifier_dropout",
+    ]],
+    sizes: &[],
+    describe: layout,
+};
+
+/// Newer configs use everyone's keys, older ones their own.
+const SPELLING: Spelling =
+    Spelling { theta_key: "rotary_emb_base", fraction: Some(("rotary_pct", 0.25)), foreign: true, ..Spelling::USUAL };
+
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let (hidden, vocab) = tensors.embedding_sizes(config, "hidden_size", "vocab_size")?;
     let ffn = config.usize("intermediate_size")?;
-    let blocks = config.usize("num_hidden_layers")?;
+    let blocks = tensors.layers(config, "num_hidden_layers")?;
     let heads = config.usize("num_attention_heads")?;
     must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
     let d = hidden / heads;
@@ -26,7 +62,7 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
     let bias = config.bool_or("attention_bias", true)?;
     let parallel = config.bool_or("use_parallel_residual", true)?;
     let activation = Activation::from_config(config, "hidden_act", "gelu")?;
-    let rope = Some(Arc::new(Rope::new(rotation(config, d)?, context, device)?));
+    let rope = Some(Arc::new(Rope::new(&Rotation::read(config, d, SPELLING)?, context)?));
 
     let prefix = |block: usize| format!("gpt_neox.layers.{block}");
     let table = [
@@ -65,11 +101,11 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
     };
     let embedding = "gpt_neox.embed_in.weight";
     let tied = config.bool_or("tie_word_embeddings", false)?;
-    let head = resolve_head(source, embedding, "embed_out.weight", tied)?;
+    let head = resolve_head(tensors, embedding, "embed_out.weight", tied)?;
     Ok(Layout {
         family: "gpt_neox",
         hidden,
-        vocab: config.usize("vocab_size")?,
+        vocab,
         context,
         linears: (0..blocks).flat_map(|index| table.map(|row| spec(index, row))).collect(),
         blocks: (0..blocks).map(block).collect(),
@@ -81,15 +117,4 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
         }),
         width_keys: WidthKeys { dense: "intermediate_size", expert: "intermediate_size" },
     })
-}
-
-/// Newer configs use everyone's keys, older ones their own.
-fn rotation<'a>(config: &'a Config, d: usize) -> Result<Rotation<'a>> {
-    let mut rotation = Rotation::read(config, d)?;
-    if config.get("rope_theta").is_none() && config.get("rope_parameters").is_none() {
-        rotation.theta = config.f64_or("rotary_emb_base", 10_000.0)?;
-    }
-    let nested = rotation.scaling.and_then(|s| s.get("partial_rotary_factor")).and_then(|x| x.as_f64());
-    let fraction = nested.map_or_else(|| config.f64_or("rotary_pct", 0.25), Ok)?;
-    rotation.partial("rotary_pct", fraction)
 }

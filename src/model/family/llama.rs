@@ -2,17 +2,31 @@
 
 use super::super::config::Config;
 use super::super::layout::Layout;
-use super::super::rope::{Rope, Rotation};
-use super::gated::{Gated, Sight, Sizes};
-use crate::checkpoint::Source;
+use super::super::rope::{Rope, Rotation, Spelling};
+use super::super::tensors::Tensors;
+use super::Family;
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Sight, Sizes};
 use anyhow::Result;
-use candle_core::Device;
 
-pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
-    let sizes = Sizes::read(config, 2048)?;
+pub(super) const LLAMA: Family = Family {
+    model_type: "llama",
+    keys: &[DECODER_KEYS, &["attention_bias", "mlp_bias", "head_dim", "pretraining_tp"]],
+    sizes: &[
+        ("vocab_size", 32_000),
+        ("hidden_size", 4096),
+        ("intermediate_size", 11_008),
+        ("num_hidden_layers", 32),
+        ("num_attention_heads", 32),
+    ],
+    describe: layout,
+    ..DECODER
+};
+
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let sizes = Sizes::read(tensors, config, Defaults { context: 2048, kv_heads: None, head_dim: None })?;
     let attention = config.bool_or("attention_bias", false)?;
     let biases = [attention, attention, config.bool_or("mlp_bias", false)?];
-    let rope = Rope::new(Rotation::read(config, sizes.head_dim)?, sizes.context, device)?;
+    let rope = Rope::new(&Rotation::read(config, sizes.head_dim, Spelling::USUAL)?, sizes.context)?;
     let sight = Sight::everywhere(&sizes, None, rope);
-    Gated { biases, ..Gated::plain("llama", sizes, sight) }.layout(source, config)
+    Gated { biases, ..Gated::plain("llama", sizes, sight) }.layout(tensors, config)
 }

@@ -12,16 +12,56 @@ use super::super::layout::{
 use super::super::ops::Activation;
 use super::super::scan::Scan;
 use super::super::spec::{LinearSpec, Stored};
-use super::{must_divide, resolve_head};
-use crate::checkpoint::Source;
+use super::super::tensors::Tensors;
+use super::{Family, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;
+
+pub(super) const MAMBA: Family = Family {
+    model_type: "mamba",
+    prefix: "backbone.",
+    embedding: "embeddings.weight",
+    layers: "layers",
+    head: "lm_head.weight",
+    synonyms: &[],
+    keys: &[COMMON_KEYS, &["intermediate_size", "time_step_scale", "time_step_init_scheme", "use_mambapy"]],
+    sizes: &[],
+    describe: layout1,
+};
+
+pub(super) const MAMBA2: Family = Family {
+    model_type: "mamba2",
+    keys: &[COMMON_KEYS, &["num_heads", "head_dim", "n_groups", "rms_norm", "time_step_limit", "chunk_size"]],
+    describe: layout2,
+    ..MAMBA
+};
+
+/// Those about time steps but the rank say how weights are drawn; the kind of residual is that of f32 in any case.
+const COMMON_KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "state_size",
+    "num_hidden_layers",
+    "layer_norm_epsilon",
+    "expand",
+    "conv_kernel",
+    "use_bias",
+    "use_conv_bias",
+    "hidden_act",
+    "residual_in_fp32",
+    "time_step_rank",
+    "time_step_min",
+    "time_step_max",
+    "time_step_floor",
+    "rescale_prenorm_residual",
+];
 
 /// What both have in common.
 struct Common {
     family: &'static str,
     hidden: usize,
+    vocab: usize,
     scan: Scan,
     /// Channels of the convolution.
     convolved: usize,
@@ -35,8 +75,8 @@ struct Common {
     tied: bool,
 }
 
-pub(super) fn layout1(source: &mut Source, config: &Config) -> Result<Layout> {
-    let hidden = config.usize("hidden_size")?;
+fn layout1(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let (hidden, vocab) = tensors.embedding_sizes(config, "hidden_size", "vocab_size")?;
     let channels = config.usize_or("intermediate_size", expanded(config, hidden)?)?;
     let state = config.usize_or("state_size", 16)?;
     let rank = match config.get("time_step_rank").and_then(Value::as_str) {
@@ -45,8 +85,8 @@ pub(super) fn layout1(source: &mut Source, config: &Config) -> Result<Layout> {
     };
     let bias = config.bool_or("use_bias", false)?;
     let linears = vec![
-        (Role::SsmIn, Site::SsmIn, "in_proj", 2 * channels, hidden, bias),
-        (Role::SsmX, Site::SsmConv, "x_proj", rank + 2 * state, channels, false),
+        (Role::SsmIn, Site::SsmIn, "in_proj", channels.saturating_mul(2), hidden, bias),
+        (Role::SsmX, Site::SsmConv, "x_proj", rank.saturating_add(state.saturating_mul(2)), channels, false),
         (Role::SsmDt, Site::SsmDt, "dt_proj", channels, rank, true),
         (Role::SsmOut, Site::SsmOut, "out_proj", hidden, channels, bias),
     ];
@@ -54,6 +94,7 @@ pub(super) fn layout1(source: &mut Source, config: &Config) -> Result<Layout> {
     Common {
         family: "mamba",
         hidden,
+        vocab,
         scan,
         convolved: channels,
         a: vec![channels, state],
@@ -62,15 +103,15 @@ pub(super) fn layout1(source: &mut Source, config: &Config) -> Result<Layout> {
         selection: Selection::Projected { rank },
         tied: true,
     }
-    .layout(source, config)
+    .layout(tensors, config)
 }
 
-pub(super) fn layout2(source: &mut Source, config: &Config) -> Result<Layout> {
-    let hidden = config.usize("hidden_size")?;
+fn layout2(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let (hidden, vocab) = tensors.embedding_sizes(config, "hidden_size", "vocab_size")?;
     let channels = expanded(config, hidden)?;
     let heads = config.usize_or("num_heads", 128)?;
     let per_head = config.usize_or("head_dim", 64)?;
-    if heads * per_head != channels {
+    if heads.checked_mul(per_head) != Some(channels) {
         user_bail!(
             "config.json: `num_heads` · `head_dim` = {heads} · {per_head} is not `expand` · `hidden_size` = {channels}";
             "get the model's original config.json"
@@ -81,14 +122,16 @@ pub(super) fn layout2(source: &mut Source, config: &Config) -> Result<Layout> {
     config.only("rms_norm", true)?;
     let state = config.usize_or("state_size", 128)?;
     let bias = config.bool_or("use_bias", false)?;
-    let convolved = channels + 2 * groups * state;
+    // A number too large for any tensor stays that.
+    let convolved = channels.saturating_add(groups.saturating_mul(state).saturating_mul(2));
     let linears = vec![
-        (Role::SsmIn, Site::SsmIn, "in_proj", channels + convolved + heads, hidden, bias),
+        (Role::SsmIn, Site::SsmIn, "in_proj", channels.saturating_add(convolved).saturating_add(heads), hidden, bias),
         (Role::SsmOut, Site::SsmOut, "out_proj", hidden, channels, bias),
     ];
     Common {
         family: "mamba2",
         hidden,
+        vocab,
         scan: Scan { heads, per_head, groups, state },
         convolved,
         a: vec![heads],
@@ -97,7 +140,7 @@ pub(super) fn layout2(source: &mut Source, config: &Config) -> Result<Layout> {
         selection: Selection::Direct { limits: limits(config)? },
         tied: false,
     }
-    .layout(source, config)
+    .layout(tensors, config)
 }
 
 /// `expand` · hidden.
@@ -125,16 +168,15 @@ fn limits(config: &Config) -> Result<[f64; 2]> {
 }
 
 impl Common {
-    fn layout(self, source: &mut Source, config: &Config) -> Result<Layout> {
-        let blocks = config.usize("num_hidden_layers")?;
-        let vocab = config.usize("vocab_size")?;
+    fn layout(self, tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+        let blocks = tensors.layers(config, "num_hidden_layers")?;
         let kind = NormKind::Rms(config.f64_or("layer_norm_epsilon", 1e-5)?);
         let activation = Activation::from_config(config, "hidden_act", "silu")?;
         let taps = config.usize_or("conv_kernel", 4)?;
         let conv_bias = config.bool_or("use_conv_bias", true)?;
         let tied = config.bool_or("tie_word_embeddings", self.tied)?;
         let embedding = "backbone.embeddings.weight";
-        let head = resolve_head(source, embedding, "lm_head.weight", tied)?;
+        let head = resolve_head(tensors, embedding, "lm_head.weight", tied)?;
         let norm = NormSpec { key: "norm", name: "backbone.norm_f".into(), width: self.hidden, kind };
         let block = |index| BlockLayout {
             shape: Shape::StateSpace(StateSpace {
@@ -149,7 +191,7 @@ impl Common {
         Ok(Layout {
             family: self.family,
             hidden: self.hidden,
-            vocab,
+            vocab: self.vocab,
             context: UNBOUNDED,
             linears: (0..blocks).flat_map(|index| self.linears(index)).collect(),
             blocks: (0..blocks).map(block).collect(),

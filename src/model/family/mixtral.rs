@@ -2,23 +2,49 @@
 
 use super::super::config::Config;
 use super::super::layout::Layout;
-use super::super::rope::{Rope, Rotation};
-use super::gated::{Gated, Mixture, Sight, Sizes};
-use crate::checkpoint::Source;
+use super::super::rope::{Rope, Rotation, Spelling};
+use super::super::tensors::Tensors;
+use super::Family;
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Mixture, Sight, Sizes};
 use anyhow::Result;
-use candle_core::Device;
 
-pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
-    let sizes = Sizes::read(config, 4096 * 32)?;
+pub(super) const MIXTRAL: Family = Family {
+    model_type: "mixtral",
+    keys: &[
+        DECODER_KEYS,
+        &[
+            "head_dim",
+            "sliding_window",
+            "num_experts_per_tok",
+            "num_local_experts",
+            "output_router_logits",
+            "router_aux_loss_coef",
+            // Noise while training.
+            "router_jitter_noise",
+        ],
+    ],
+    sizes: &[
+        ("vocab_size", 32_000),
+        ("hidden_size", 4096),
+        ("intermediate_size", 14_336),
+        ("num_hidden_layers", 32),
+        ("num_attention_heads", 32),
+        ("num_local_experts", 8),
+    ],
+    describe: layout,
+    ..DECODER
+};
+
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let sizes = Sizes::read(tensors, config, Defaults { context: 4096 * 32, kv_heads: Some(8), head_dim: None })?;
     let window = config.usize_or_null("sliding_window", None)?;
-    let mut rotation = Rotation::read(config, sizes.head_dim)?;
-    if config.get("rope_theta").is_none() && config.get("rope_parameters").is_none() {
-        rotation.theta = 1e6;
-    }
-    let rope = Rope::new(rotation, sizes.context, device)?;
-    let (count, chosen) = Mixture::counts(config, "num_local_experts")?;
+    let rotation = Rotation::read(config, sizes.head_dim, Spelling { theta: 1e6, ..Spelling::USUAL })?;
+    let rope = Rope::new(&rotation, sizes.context)?;
+    let key = "num_local_experts";
+    let (count, chosen) = Mixture::counts(config, key, 2)?;
     let mixture = Mixture {
         count,
+        count_key: key,
         chosen,
         normalised: true,
         width: sizes.ffn,
@@ -28,5 +54,5 @@ pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> R
         sparse: vec![true; sizes.blocks],
     };
     let sight = Sight::everywhere(&sizes, window, rope);
-    Gated { mixture: Some(mixture), epsilon: 1e-5, ..Gated::plain("mixtral", sizes, sight) }.layout(source, config)
+    Gated { mixture: Some(mixture), epsilon: 1e-5, ..Gated::plain("mixtral", sizes, sight) }.layout(tensors, config)
 }

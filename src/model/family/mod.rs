@@ -5,62 +5,97 @@ mod gated;
 mod gemma;
 mod gpt2;
 mod gpt_neox;
+mod keys;
 mod llama;
 mod mamba;
 mod mistral;
 mod mixtral;
+mod multimodal;
 mod opt;
 mod phi3;
 mod qwen;
 
+pub(super) use keys::unknown_keys;
+pub(super) use multimodal::{TextModel, text_model};
+
 use super::config::Config;
 use super::layout::Layout;
-use crate::checkpoint::{Source, family_config};
+use super::tensors::Tensors;
+use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
-use candle_core::Device;
+use serde_json::{Map, Value};
 
-type Describe = fn(&mut Source, &Config, &Device) -> Result<Layout>;
+/// What is known of a family: its names in checkpoints and configs, and who describes its models.
+pub(super) struct Family {
+    /// `model_type` of its configs.
+    pub model_type: &'static str,
+    /// In front of every tensor but those of the head, in a checkpoint of the class with a head.
+    pub prefix: &'static str,
+    /// The embedding, behind that prefix.
+    pub embedding: &'static str,
+    /// What the layers are numbered behind, behind that prefix.
+    pub layers: &'static str,
+    /// The head's matrix.
+    pub head: &'static str,
+    /// Keys that the configuration class knows under a second name, and that name.
+    pub synonyms: &'static [(&'static str, &'static str)],
+    /// Every other key of the configuration class, whether softlm reads it or inference does without.
+    pub keys: &'static [&'static [&'static str]],
+    /// Sizes that the configuration class assumes. A config of its own gives them; one inside that of a multimodal model
+    /// leaves out what is as usual.
+    pub sizes: &'static [(&'static str, u64)],
+    pub describe: fn(&mut Tensors, &Config) -> Result<Layout>,
+}
 
-/// What describes a model, by its `model_type`.
-const FAMILIES: [(&str, Describe); 17] = [
-    ("llama", llama::layout),
-    ("gpt2", |source, config, _| gpt2::layout(source, config)),
-    ("mistral", mistral::layout),
-    ("qwen2", qwen::layout2),
-    ("qwen3", qwen::layout3),
-    ("mixtral", mixtral::layout),
-    ("qwen2_moe", qwen::layout2_moe),
-    ("qwen3_moe", qwen::layout3_moe),
-    ("gemma2", gemma::layout2),
-    ("gemma3_text", gemma::layout3),
-    ("phi3", phi3::layout),
-    ("gpt_neox", gpt_neox::layout),
-    ("mamba", |source, config, _| mamba::layout1(source, config)),
-    ("mamba2", |source, config, _| mamba::layout2(source, config)),
-    ("opt", |source, config, _| opt::layout(source, config)),
-    ("bert", |source, config, _| bert::layout(source, config)),
-    ("distilbert", |source, config, _| bert::layout_distil(source, config)),
+const FAMILIES: [&Family; 17] = [
+    &llama::LLAMA,
+    &gpt2::GPT2,
+    &mistral::MISTRAL,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &mixtral::MIXTRAL,
+    &qwen::QWEN2_MOE,
+    &qwen::QWEN3_MOE,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &phi3::PHI3,
+    &gpt_neox::GPT_NEOX,
+    &mamba::MAMBA,
+    &mamba::MAMBA2,
+    &opt::OPT,
+    &bert::BERT,
+    &bert::DISTILBERT,
 ];
 
 /// Values of `model_type` that softlm runs.
 pub fn known_families() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|(family, _)| *family)
+    FAMILIES.iter().map(|family| family.model_type)
 }
 
-/// Recognises the family by `model_type` and reads its layout.
-pub(super) fn layout(source: &mut Source, device: &Device) -> Result<Layout> {
-    let map = family_config(source.config());
-    let config = Config(&map);
-    let family = config.str_or("model_type", "")?;
-    if family.is_empty() {
+/// The family that a config names.
+pub(super) fn family(config: &Config) -> Result<&'static Family> {
+    let named = config.str_or("model_type", "")?;
+    if named.is_empty() {
         user_bail!("config.json has no `model_type`"; "softlm needs it to recognise the model family");
     }
-    let Some((_, describe)) = FAMILIES.iter().find(|(known, _)| *known == family) else {
-        let known = known_families().collect::<Vec<_>>().join(", ");
-        user_bail!("model family \"{family}\" is not supported"; "known families: {known}")
-    };
-    describe(source, &config, device)
+    match FAMILIES.iter().find(|family| family.model_type == named) {
+        Some(family) => Ok(family),
+        None => {
+            let known = known_families().collect::<Vec<_>>().join(", ");
+            user_bail!("model family \"{named}\" is not supported"; "known families: {known}")
+        }
+    }
+}
+
+/// The layout of a model of this family with this config, under the names that its tensors have in `source`.
+pub(super) fn layout(source: &mut Source, family: &'static Family, config: &Map<String, Value>) -> Result<Layout> {
+    let config = Config(config);
+    keys::refuse_options(&config)?;
+    let mut tensors = Tensors::new(source, family);
+    let mut layout = (family.describe)(&mut tensors, &config)?;
+    tensors.rename(&mut layout);
+    Ok(layout)
 }
 
 /// Fails with a hint when `whole` is not a multiple of `part`.
@@ -76,20 +111,20 @@ fn must_divide(whole_name: &str, whole: usize, part_name: &str, part: usize) -> 
 
 /// Makes sure that the embedding and the head can be read: a tied checkpoint may store either or both. Returns the
 /// name to read the head by.
-fn resolve_head(source: &mut Source, embedding: &str, head: &str, tied: bool) -> Result<String> {
-    match (source.info(embedding).is_some(), source.info(head).is_some(), tied) {
+fn resolve_head(tensors: &mut Tensors, embedding: &str, head: &str, tied: bool) -> Result<String> {
+    match (tensors.is_there(embedding), tensors.is_there(head), tied) {
         (true, _, true) => Ok(embedding.to_string()),
         (false, true, true) => {
-            source.alias(embedding, head);
+            tensors.alias(embedding, head);
             Ok(embedding.to_string())
         }
         (true, true, false) => Ok(head.to_string()),
         (true, false, false) => user_bail!(
-            "tensor `{head}` is missing and config.json does not tie it to the embedding";
-            "if the model ties them, set \"tie_word_embeddings\": true in config.json"
+            "tensor `{}` is missing and config.json does not tie it to the embedding", tensors.stored_name(head);
+            "if the model ties them, set \"tie_word_embeddings\": true in config.json; a checkpoint of the model without its head cannot be run"
         ),
         (false, _, _) => user_bail!(
-            "tensor `{embedding}` is missing";
+            "tensor `{}` is missing", tensors.stored_name(embedding);
             "the checkpoint is incomplete or its tensors are named in another way"
         ),
     }

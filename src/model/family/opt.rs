@@ -9,18 +9,49 @@ use super::super::layout::{
 };
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
-use super::{must_divide, resolve_head};
-use crate::checkpoint::Source;
+use super::super::tensors::Tensors;
+use super::{Family, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
+
+pub(super) const OPT: Family = Family {
+    model_type: "opt",
+    prefix: "model.",
+    embedding: "decoder.embed_tokens.weight",
+    layers: "decoder.layers",
+    head: "lm_head.weight",
+    synonyms: &[],
+    keys: &[&[
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "ffn_dim",
+        "max_position_embeddings",
+        "do_layer_norm_before",
+        "_remove_final_layer_norm",
+        "word_embed_proj_dim",
+        "num_attention_heads",
+        "activation_function",
+        "enable_bias",
+        "layer_norm_elementwise_affine",
+        // Training alone.
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "layerdrop",
+        "init_std",
+    ]],
+    sizes: &[],
+    describe: layout,
+};
 
 /// LayerNorm's ε, which no config mentions.
 const EPSILON: f64 = 1e-5;
 
-pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
-    let hidden = config.usize("hidden_size")?;
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let (hidden, vocab) = tensors.embedding_sizes(config, "hidden_size", "vocab_size")?;
     let ffn = config.usize("ffn_dim")?;
-    let blocks = config.usize("num_hidden_layers")?;
+    let blocks = tensors.layers(config, "num_hidden_layers")?;
     let heads = config.usize("num_attention_heads")?;
     must_divide("hidden_size", hidden, "num_attention_heads", heads)?;
     config.only("do_layer_norm_before", true)?;
@@ -36,10 +67,9 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     let tied = config.bool_or("tie_word_embeddings", true)?;
     let activation = Activation::from_config(config, "activation_function", "relu")?;
 
-    // Files of the model without its head lack the first part.
-    let prefix = if source.info("decoder.embed_tokens.weight").is_some() { "decoder" } else { "model.decoder" };
+    let prefix = "model.decoder";
     let embedding = format!("{prefix}.embed_tokens.weight");
-    let head = resolve_head(source, &embedding, "lm_head.weight", tied)?;
+    let head = resolve_head(tensors, &embedding, "lm_head.weight", tied)?;
     let table = [
         (Role::Q, Site::AttnIn, "self_attn.q_proj", hidden, hidden),
         (Role::K, Site::AttnIn, "self_attn.k_proj", hidden, hidden),
@@ -75,7 +105,7 @@ pub(super) fn layout(source: &mut Source, config: &Config) -> Result<Layout> {
     Ok(Layout {
         family: "opt",
         hidden,
-        vocab: config.usize("vocab_size")?,
+        vocab,
         context: config.usize_or("max_position_embeddings", 2048)?,
         linears: linears.collect(),
         blocks: (0..blocks).map(block).collect(),

@@ -3,25 +3,48 @@
 
 use super::super::config::Config;
 use super::super::layout::Layout;
-use super::super::rope::{Rope, Rotation};
-use super::gated::{Gated, Sight, Sizes};
-use crate::checkpoint::Source;
+use super::super::rope::{Rope, Rotation, Spelling};
+use super::super::tensors::Tensors;
+use super::Family;
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Sight, Sizes};
 use anyhow::Result;
-use candle_core::Device;
-use serde_json::Value;
 
-pub(super) fn layout(source: &mut Source, config: &Config, device: &Device) -> Result<Layout> {
-    let sizes = Sizes::read(config, 4096)?;
-    let mut whole = Rotation::read(config, sizes.head_dim)?;
-    // This family's older configs call the same scaling su or yarn.
-    if let Some("su" | "yarn") = whole.kind {
-        whole.kind = Some("longrope");
-    }
-    whole.original = Some(config.usize_or("original_max_position_embeddings", 4096)?);
-    let nested = whole.scaling.and_then(|s| s.get("partial_rotary_factor")).and_then(Value::as_f64);
-    let key = "partial_rotary_factor";
-    let fraction = nested.map_or_else(|| config.f64_or(key, 1.0), Ok)?;
-    let rope = Rope::new(whole.partial(key, fraction)?, sizes.context, device)?;
+pub(super) const PHI3: Family = Family {
+    model_type: "phi3",
+    keys: &[
+        DECODER_KEYS,
+        &[
+            "head_dim",
+            "sliding_window",
+            "partial_rotary_factor",
+            "original_max_position_embeddings",
+            // Nothing is dropped in inference.
+            "resid_pdrop",
+            "embd_pdrop",
+        ],
+    ],
+    sizes: &[
+        ("vocab_size", 32_064),
+        ("hidden_size", 3072),
+        ("intermediate_size", 8192),
+        ("num_hidden_layers", 32),
+        ("num_attention_heads", 32),
+    ],
+    describe: layout,
+    ..DECODER
+};
+
+/// This family's older configs call its one scaling su or yarn.
+const SPELLING: Spelling = Spelling {
+    fraction: Some(("partial_rotary_factor", 1.0)),
+    original: Some(4096),
+    only_long: true,
+    ..Spelling::USUAL
+};
+
+fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
+    let sizes = Sizes::read(tensors, config, Defaults { context: 4096, kv_heads: None, head_dim: None })?;
+    let rope = Rope::new(&Rotation::read(config, sizes.head_dim, SPELLING)?, sizes.context)?;
     let sight = Sight::everywhere(&sizes, config.usize_or_null("sliding_window", None)?, rope);
-    Gated { fused: true, epsilon: 1e-5, ..Gated::plain("phi3", sizes, sight) }.layout(source, config)
+    Gated { fused: true, epsilon: 1e-5, ..Gated::plain("phi3", sizes, sight) }.layout(tensors, config)
 }
