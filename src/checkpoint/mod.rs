@@ -32,7 +32,7 @@ pub use safetensors::Dtype;
 pub use section::{FORMAT, GUARD, MODEL_TYPE, Section, base_config, family_config, wrap as wrap_config};
 pub use source::{Source, WeightFile};
 pub use verify::{Verification, verify};
-pub use writer::{Entry, Origin, Written, write_checkpoint};
+pub use writer::{Compute, Entry, Origin, Written, write_checkpoint, write_computed};
 
 /// A tensor in memory: name, type, shape and little-endian bytes.
 pub type NamedTensor = (String, Dtype, Vec<usize>, Vec<u8>);

@@ -39,7 +39,12 @@ pub enum Origin {
         /// The tensor's name there.
         name: String,
     },
+    /// Nowhere yet: it is made when its turn comes, see [`write_computed`].
+    Computed,
 }
+
+/// Makes the data of the [`Origin::Computed`] tensor of a name: passes its bytes on in order, in as many pieces as it likes.
+pub type Compute<'a> = &'a dyn Fn(&str, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +55,16 @@ pub struct Written {
     pub total_bytes: u64,
 }
 
-/// A tensor with its data found.
+/// A tensor, with its data if that exists.
 struct Found<'a> {
     entry: &'a Entry,
-    file: &'a TensorFile,
-    info: &'a TensorInfo,
+    stored: Option<(&'a TensorFile, &'a TensorInfo)>,
+}
+
+impl Found<'_> {
+    fn bytes(&self) -> usize {
+        self.entry.shape.iter().product::<usize>() * self.entry.dtype.bitsize() / 8
+    }
 }
 
 /// Writes tensors into the existing folder `dir` as `model.safetensors`, or as `model-0000i-of-0000N.safetensors` and
@@ -76,6 +86,21 @@ pub fn write_checkpoint(
     metadata: &BTreeMap<String, String>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Written> {
+    let compute = |name: &str, _: &mut dyn FnMut(&[u8]) -> Result<()>| anyhow::bail!("nothing computes tensor {name}");
+    write_computed(dir, entries, source, max_shard_bytes, metadata, progress, &compute)
+}
+
+/// [`write_checkpoint`] of tensors of which some are made only now, by `compute`, one after another and none in memory
+/// longer than it takes to write it.
+pub fn write_computed(
+    dir: &Path,
+    entries: &[Entry],
+    source: &Source,
+    max_shard_bytes: u64,
+    metadata: &BTreeMap<String, String>,
+    progress: &mut dyn FnMut(u64),
+    compute: Compute,
+) -> Result<Written> {
     ensure!(!entries.is_empty(), "a checkpoint needs at least one tensor");
     refuse_own_folder(dir, source)?;
     let files = open_origins(entries)?;
@@ -84,14 +109,14 @@ pub fn write_checkpoint(
     if let Some(pair) = found.windows(2).find(|pair| pair[0].entry.name == pair[1].entry.name) {
         anyhow::bail!("tensor {} is to be written twice", pair[0].entry.name);
     }
-    let total_bytes: u64 = found.iter().map(|tensor| tensor.info.bytes() as u64).sum();
+    let total_bytes: u64 = found.iter().map(|tensor| tensor.bytes() as u64).sum();
     let mut metadata = metadata.clone();
     metadata.insert("format".into(), "pt".into());
 
     let mut plan = Vec::new();
     for mut shard in divide(found, max_shard_bytes) {
         shard.sort_by(|a, b| file_order((a.entry.dtype, &a.entry.name), (b.entry.dtype, &b.entry.name)));
-        let listed = shard.iter().map(|t| (t.entry.name.as_str(), t.entry.dtype, &t.entry.shape[..], t.info.bytes()));
+        let listed = shard.iter().map(|t| (t.entry.name.as_str(), t.entry.dtype, &t.entry.shape[..], t.bytes()));
         let header = header::build(&metadata, listed);
         plan.push((header, shard));
     }
@@ -113,11 +138,14 @@ pub fn write_checkpoint(
     let mut pending = Vec::new();
     let mut written = Vec::new();
     for (i, (header, shard)) in plan.iter().enumerate() {
-        let bytes = (header.len() + shard.iter().map(|t| t.info.bytes()).sum::<usize>()) as u64;
+        let bytes = (header.len() + shard.iter().map(Found::bytes).sum::<usize>()) as u64;
         let mut file = Pending::create(&dir.join(name(i)), bytes)?;
         file.write(header)?;
         for tensor in shard {
-            copy(tensor, &mut file, progress)?;
+            match tensor.stored {
+                Some(stored) => copy(stored, &mut file, progress)?,
+                None => made(tensor, &mut file, progress, compute)?,
+            }
         }
         file.finish()?;
         pending.push(file);
@@ -171,6 +199,7 @@ fn find<'a>(entry: &'a Entry, source: &'a Source, files: &'a BTreeMap<&Path, Ten
             let file = &files[path.as_path()];
             (file, file.info(name).with_context(|| format!("{} has no tensor {name}", path.display()))?)
         }
+        Origin::Computed => return Ok(Found { entry, stored: None }),
     };
     ensure!(
         info.dtype == entry.dtype && info.shape == entry.shape,
@@ -182,7 +211,7 @@ fn find<'a>(entry: &'a Entry, source: &'a Source, files: &'a BTreeMap<&Path, Ten
         info.dtype,
         info.shape
     );
-    Ok(Found { entry, file, info })
+    Ok(Found { entry, stored: Some((file, info)) })
 }
 
 /// Fills shards in order, each up to the limit; a tensor beyond it stands alone.
@@ -190,7 +219,7 @@ fn divide(tensors: Vec<Found<'_>>, max_shard_bytes: u64) -> Vec<Vec<Found<'_>>> 
     let mut shards: Vec<Vec<Found>> = Vec::new();
     let mut filled = 0;
     for tensor in tensors {
-        let bytes = tensor.info.bytes() as u64;
+        let bytes = tensor.bytes() as u64;
         match shards.last_mut() {
             Some(shard) if filled + bytes <= max_shard_bytes => {
                 filled += bytes;
@@ -205,14 +234,25 @@ fn divide(tensors: Vec<Found<'_>>, max_shard_bytes: u64) -> Vec<Vec<Found<'_>>> 
     shards
 }
 
-fn copy(tensor: &Found, out: &mut Pending, progress: &mut dyn FnMut(u64)) -> Result<()> {
-    let range = tensor.info.range.clone();
+fn copy((file, info): (&TensorFile, &TensorInfo), out: &mut Pending, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    let range = info.range.clone();
     for start in range.clone().step_by(STRIDE) {
         let piece = start..range.end.min(start + STRIDE);
-        out.write(tensor.file.at(piece.clone()))?;
+        out.write(file.at(piece.clone()))?;
         progress(piece.len() as u64);
-        tensor.file.release(piece);
+        file.release(piece);
     }
+    Ok(())
+}
+
+fn made(tensor: &Found, out: &mut Pending, progress: &mut dyn FnMut(u64), compute: Compute) -> Result<()> {
+    let (name, mut written) = (&tensor.entry.name, 0);
+    compute(name, &mut |bytes| {
+        written += bytes.len();
+        progress(bytes.len() as u64);
+        out.write(bytes)
+    })?;
+    ensure!(written == tensor.bytes(), "tensor {name} has {} bytes, but {written} were made", tensor.bytes());
     Ok(())
 }
 
