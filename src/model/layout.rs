@@ -2,6 +2,8 @@
 //! module runs what they describe.
 
 use super::block::Shape;
+use super::ids::LinearId;
+use super::opened::Output;
 use super::ops::Activation;
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
@@ -195,5 +197,24 @@ impl Layout {
             Readout::Next(head) | Readout::Masked(head) => Some(head),
             Readout::Classes(_) | Readout::States => None,
         }
+    }
+
+    /// What the model says about a text.
+    pub fn output(&self) -> Output {
+        match &self.head {
+            Readout::Next(_) => Output::NextToken,
+            Readout::Masked(_) => Output::MaskedToken,
+            Readout::Classes(head) => Output::Classes(head.classes),
+            Readout::States => Output::States,
+        }
+    }
+
+    /// Key of config.json that holds the width of the feed-forward layer that a linear belongs to.
+    pub fn width_key(&self, id: LinearId) -> &'static str {
+        if id.role.expert().is_some() {
+            return self.width_keys.expert;
+        }
+        let shared = self.blocks.get(id.block).and_then(|block| block.shape.shared_width_key());
+        shared.unwrap_or(self.width_keys.dense)
     }
 }

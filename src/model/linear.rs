@@ -117,7 +117,8 @@ fn load_weight(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device
     }
 }
 
-pub(super) fn load_bias(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
+/// The bias (out) of a linear that has one: its own, or its part of a fused matrix's.
+pub fn load_bias(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
     let own = format!("{}.bias", spec.name);
     match &spec.stored {
         Stored::Part { matrix, .. } if source.info(&own).is_none() => {

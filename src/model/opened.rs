@@ -161,12 +161,7 @@ impl Model {
 
     /// Key of config.json that holds the width of the feed-forward layer that a linear belongs to.
     pub fn width_key(&self, id: LinearId) -> &'static str {
-        let keys = self.layout.width_keys;
-        if id.role.expert().is_some() {
-            return keys.expert;
-        }
-        let shared = self.layout.blocks.get(id.block).and_then(|block| block.shape.shared_width_key());
-        shared.unwrap_or(keys.dense)
+        self.layout.width_key(id)
     }
 
     /// The bias (out) of a linear, if it has one.
@@ -179,12 +174,7 @@ impl Model {
 
     /// What it says about a text.
     pub fn output(&self) -> Output {
-        match &self.layout.head {
-            Readout::Next(_) => Output::NextToken,
-            Readout::Masked(_) => Output::MaskedToken,
-            Readout::Classes(head) => Output::Classes(head.classes),
-            Readout::States => Output::States,
-        }
+        self.layout.output()
     }
 
     /// Whether every position sees the whole text.

@@ -73,6 +73,9 @@ pub fn known_families() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|family| family.model_type)
 }
 
+/// Keys of config.json by which families give their linears biases. What one means in a family its layout says.
+pub const BIAS_KEYS: [&str; 5] = ["attention_bias", "mlp_bias", "qkv_bias", "use_bias", "enable_bias"];
+
 /// The family that a config names.
 pub(super) fn family(config: &Config) -> Result<&'static Family> {
     let named = config.str_or("model_type", "")?;

@@ -1,0 +1,44 @@
+//! A model as its config alone describes it.
+
+use super::family::text_model;
+use super::ids::LinearId;
+use super::layout::Layout;
+use super::opened::Output;
+use super::spec::LinearSpec;
+use crate::checkpoint::Source;
+use anyhow::Result;
+use serde_json::{Map, Value};
+
+/// Names and shapes that a config.json promises, compared with no tensor: what an output would be under another config than
+/// its own, such as the base's. The tensors only say how the family's names begin and which head there is.
+pub struct Description {
+    layout: Layout,
+}
+
+impl Description {
+    /// What `config`, in the terms of its family, describes over the tensors of `source`.
+    pub fn new(source: &mut Source, config: &Map<String, Value>) -> Result<Self> {
+        let text = text_model(config)?;
+        Ok(Self { layout: super::family::layout(source, text.family, &text.config)? })
+    }
+
+    /// Every linear of every block, small ones included, in block order.
+    pub fn linears(&self) -> &[LinearSpec] {
+        &self.layout.linears
+    }
+
+    /// See [`Model::width_key`](super::Model::width_key).
+    pub fn width_key(&self, id: LinearId) -> &'static str {
+        self.layout.width_key(id)
+    }
+
+    /// Name of the family, as `model_type` has it.
+    pub fn family(&self) -> &'static str {
+        self.layout.family
+    }
+
+    /// See [`Model::output`](super::Model::output).
+    pub fn output(&self) -> Output {
+        self.layout.output()
+    }
+}
