@@ -2,7 +2,7 @@
 //!
 //! Everything is built in `<output>.softlm-work`. The output folder itself appears in one rename at the very end.
 
-use crate::checkpoint::write_file;
+use crate::checkpoint::{TensorFile, write_file};
 use crate::error::UserError;
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -10,6 +10,9 @@ use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+
+/// Key in the header of an export's weight files.
+pub const EXPORT_MARK: &str = "softlm_export";
 
 /// Files of a work folder that hold no work.
 const BOOKKEEPING: [&str; 2] = ["lock", "fingerprint"];
@@ -172,11 +175,18 @@ fn may_become_output(output: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether softlm wrote this folder.
+/// Whether softlm wrote this folder: an output says so in its config.json, an export in the header of its weights.
 fn is_output(path: &Path) -> bool {
     let config = fs::read(path.join("config.json")).ok();
     let config = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    config.is_some_and(|config| config.get("softlm").is_some())
+    config.is_some_and(|config| config.get("softlm").is_some()) || is_export(path)
+}
+
+fn is_export(path: &Path) -> bool {
+    let first = |name: &str| name == "model.safetensors" || name.starts_with("model-00001-of-");
+    let marked = |path: &Path| TensorFile::open(path).is_ok_and(|file| file.metadata().contains_key(EXPORT_MARK));
+    let Ok(mut entries) = fs::read_dir(path) else { return false };
+    entries.any(|entry| entry.is_ok_and(|e| e.file_name().to_str().is_some_and(first) && marked(&e.path())))
 }
 
 /// A real folder, not a link to one: only that can be replaced by a rename.

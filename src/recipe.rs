@@ -16,7 +16,7 @@ mod size;
 pub use choices::{SamplingRule, StoredType, WeightRule};
 pub use learn::{Learn, LearnOptions};
 pub use resolved::Recipe;
-pub use size::Budget;
+pub use size::{Budget, parse_bytes};
 
 /// The options of `compress`, each as flag, as environment variable and as key of a recipe file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]

@@ -24,7 +24,7 @@ pub fn render_error(error: &Error, color: bool) -> String {
     if interrupted(error) {
         let what = bold("interrupted:", "33");
         return format!(
-            "{what} stopped as asked\n{} the same command goes on where it was; what `eval` measured so far is lost",
+            "{what} stopped as asked\n{} the same command goes on where it was; what `eval` measured or `export` wrote so far is lost",
             bold("hint:", "36")
         );
     }

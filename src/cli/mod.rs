@@ -7,6 +7,7 @@ mod calibrate;
 mod compress;
 mod errors;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod methods;
@@ -50,6 +51,7 @@ Examples:
   softlm compress demo --method rom --keep 0.8 -o out   no network, no data set needed
   softlm eval out --ppl sample                          perplexity beside that of the original
   softlm generate out --prompt 'The sea'                what it writes
+  softlm export out --to dense -o plain                 a checkpoint that needs no softlm
   softlm methods whiten                                 what a method does, and its paper
 
 Exit codes: 0 fine, 1 a requested check failed, 2 error, 130 interrupted (run again to continue).";
@@ -89,6 +91,8 @@ enum Command {
     Generate(generate::Generate),
     /// Collect activation statistics once, to be used by several runs
     Calibrate(calibrate::Calibrate),
+    /// Write a compressed model as one that other programs load
+    Export(export::Export),
     /// Prove that a compressed model's folder is whole
     Verify(verify::Verify),
     /// Show what is in a checkpoint, an output or a folder of statistics
@@ -141,6 +145,7 @@ fn run(cli: Cli, ui: &Ui) -> Result<Outcome> {
         Command::Eval(command) => command.run(&context),
         Command::Generate(command) => command.run(&context),
         Command::Calibrate(command) => command.run(&context),
+        Command::Export(command) => command.run(&context),
         Command::Verify(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Methods(command) => command.run(),

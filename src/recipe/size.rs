@@ -29,7 +29,7 @@ pub(super) fn default_output(model: &str, method: &str, budget: &Budget) -> Path
 }
 
 /// `5GB`, `200MiB`, `1000000`: decimal and binary units.
-pub(super) fn parse_bytes(flag: &str, text: &str) -> Result<u64> {
+pub fn parse_bytes(flag: &str, text: &str) -> Result<u64> {
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale = match unit.trim().to_ascii_lowercase().as_str() {

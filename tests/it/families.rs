@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 const KEEP: f64 = 0.6;
 const WINDOW: usize = 24;
 
-fn folders() -> Vec<PathBuf> {
+pub fn folders() -> Vec<PathBuf> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let read = |kind: &str| std::fs::read_dir(golden.join(kind)).expect("generated models");
     let mut folders: Vec<_> =
@@ -49,6 +49,11 @@ pub fn windows(model: &Model) -> (Windows, Windows, Windows) {
 }
 
 pub fn compress(folder: &Path, method: &str, output: &Path) -> Report {
+    compress_so(folder, method, output, None)
+}
+
+/// `deviation` is that of a method that trains biases.
+pub fn compress_so(folder: &Path, method: &str, output: &Path, deviation: Option<bool>) -> Report {
     let options = Options {
         model: Some(folder.display().to_string()),
         method: Some(method.into()),
@@ -58,7 +63,7 @@ pub fn compress(folder: &Path, method: &str, output: &Path) -> Report {
         window: Some(WINDOW),
         heal: Some(0),
         learn: if by_name(method).is_ok_and(|method| method.learned().is_some()) {
-            LearnOptions { steps: Some(4), batch: Some(1), ..LearnOptions::default() }
+            LearnOptions { steps: Some(4), batch: Some(1), deviation, ..LearnOptions::default() }
         } else {
             LearnOptions::default()
         },
@@ -75,6 +80,12 @@ pub fn compress(folder: &Path, method: &str, output: &Path) -> Report {
         .unwrap_or_else(|e| panic!("{method} on {}: {e:#}", folder.display()))
 }
 
+/// Whether a method is for such a model; a method that learns is refused where there are no predictions to learn from.
+pub fn applies(method: &str, folder: &Path) -> bool {
+    let learns = by_name(method).expect("a method").learned().is_some();
+    !learns || !matches!(open(folder).output(), Output::Classes(_) | Output::States)
+}
+
 #[test]
 fn every_method_works_on_every_family() {
     let place = tempfile::tempdir().expect("a scratch folder");
@@ -83,9 +94,7 @@ fn every_method_works_on_every_family() {
             let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
             let case = format!("{method} on {name}");
             let output = place.path().join(&name).join(method);
-            let learns = by_name(method).expect("a method").learned().is_some();
-            if learns && matches!(open(&folder).output(), Output::Classes(_) | Output::States) {
-                // Refused with a reason: there are no predictions to learn from.
+            if !applies(method, &folder) {
                 continue;
             }
             let report = compress(&folder, method, &output);

@@ -22,6 +22,8 @@ mod hostile_config; // a config.json that is wrong, incomplete or of another fam
 mod text; // corpora, tokenizers and windows on real text
 mod report; // the report's views
 mod configs; // the recipes that come with the project
+mod export; // outputs as plain checkpoints, to the last bit
+mod export_raw; // outputs as raw factors, and the schema of their description
 mod memory; // one block at a time, whatever the depth
 #[cfg(feature = "hub")]
 mod hub; // fetching models and data sets, against a hub of our own that also misbehaves
@@ -30,4 +32,5 @@ mod cli; // streams, exit codes, JSON, gates, settings and corpora
 mod cli_methods; // every method through the program, on models of every kind
 mod cli_encoders; // encoders compressed, proven whole and measured as encoders
 mod cli_hostile; // input that cannot work is refused with a reason
+mod cli_export; // exports through the program
 mod resume; // killed, interrupted and colliding runs
