@@ -34,9 +34,15 @@ from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     PretrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
+
+try:
+    from transformers import conversion_mapping
+except ImportError:  # transformers 4 names layers as checkpoints do
+    conversion_mapping = None
 
 FORMAT = 2
 # What stands in config.json under these keys; the base's own values are in `base_config` of the section.
@@ -82,30 +88,30 @@ class SplitLinear(nn.Module):
 
     def __init__(self, parts, bias):
         super().__init__()
-        self.rows = dict(sorted(((name, part["rows"]) for name, part in parts.items()), key=lambda item: item[1][0]))
-        first = 0
-        for name, (start, run, stride) in self.rows.items():
-            if start != first:
-                raise ValueError(f"config.json: part {name} of a fused matrix starts at row {start}, not at {first}")
-            first += parts[name]["out"] if run is None else run
-            self.add_module(name, stored_linear(parts[name]))
-        if any((run is None) != (stride in (None, 0)) or run and stride != first for _, run, stride in self.rows.values()):
-            raise ValueError(f"config.json: the parts {', '.join(self.rows)} of a fused matrix leave rows out")
-        self.bias = nn.Parameter(torch.zeros(sum(part["out"] for part in parts.values()))) if bias else None
+        # By their first rows: a part may be narrower than the base's, so that the others' rows have moved.
+        parts = dict(sorted(parts.items(), key=lambda part: part[1]["rows"][0]))
+        for name, entry in parts.items():
+            self.add_module(name, stored_linear(entry))
+        self.names, self.sizes = list(parts), [entry["out"] for entry in parts.values()]
+        runs = [entry["rows"][1] for entry in parts.values()]
+        self.runs = None if runs[0] is None else runs
+        self.bias = nn.Parameter(torch.zeros(sum(self.sizes))) if bias else None
 
     def forward(self, x):
-        outputs = []
-        for name, (start, run, stride) in self.rows.items():
-            part = getattr(self, name)
-            y = part(x)
-            if self.bias is not None and part.bias is None:
-                if run is None:
-                    y = y + self.bias[start : start + y.shape[-1]]
-                else:
-                    y = y + self.bias.unflatten(0, (-1, stride))[:, start : start + run].flatten()
-            outputs.append(y if run is None else y.unflatten(-1, (-1, run)))
-        y = torch.cat(outputs, dim=-1)
-        return y if run is None else y.flatten(-2)
+        parts = [getattr(self, name) for name in self.names]
+        outputs = [part(x) for part in parts]
+        if self.bias is not None:
+            biases = [None if part.bias is not None else bias for part, bias in zip(parts, self.split(self.bias))]
+            outputs = [y if bias is None else y + bias for y, bias in zip(outputs, biases)]
+        if self.runs is None:
+            return torch.cat(outputs, dim=-1)
+        return torch.cat([y.unflatten(-1, (-1, run)) for y, run in zip(outputs, self.runs)], dim=-1).flatten(-2)
+
+    def split(self, bias):
+        """The parts' shares of the matrix's bias."""
+        if self.runs is None:
+            return bias.split(self.sizes)
+        return [share.flatten() for share in bias.unflatten(0, (-1, sum(self.runs))).split(self.runs, dim=-1)]
 
 
 class Expert(nn.Module):
@@ -148,63 +154,72 @@ def stored_linear(entry):
     return Conv1D(outputs, inputs) if entry.get("transposed") else nn.Linear(inputs, outputs, bias=bias)
 
 
-# Expert names of the families whose experts transformers 5 fuses, and what it calls the layer that has them.
-EXPERTS = {
-    "mixtral": (("w1", "w3", "w2"), "block_sparse_moe"),
-    "qwen2_moe": (("gate_proj", "up_proj", "down_proj"), "mlp"),
-    "qwen3_moe": (("gate_proj", "up_proj", "down_proj"), "mlp"),
+# The linears of an expert in checkpoints, in the families whose experts transformers 5 fuses.
+EXPERT_LINEARS = {
+    "mixtral": ("w1", "w3", "w2"),
+    "qwen2_moe": ("gate_proj", "up_proj", "down_proj"),
+    "qwen3_moe": ("gate_proj", "up_proj", "down_proj"),
 }
 
 
-def separate_experts(model, base_model_type):
+def separate_experts(model, names):
     """Gives every expert its own linears, under the names that checkpoints have."""
-    names, layer_name = EXPERTS.get(base_model_type, (None, None))
-    for layer in [module for module in model.modules() if names and hasattr(module, "mlp")]:
-        experts = getattr(layer.mlp, "experts", None)
-        if not isinstance(getattr(experts, "down_proj", None), nn.Parameter):
-            continue
-        layer.mlp.experts = Experts(experts, names)
-        if layer_name != "mlp":
-            # The layer's own code says `self.mlp`, its tensors have the other name.
-            moe = layer.mlp
-            del layer.mlp
-            layer.add_module(layer_name, moe)
-            layer.__dict__["mlp"] = moe
+    for module in list(model.modules()):
+        experts = getattr(module, "experts", None)
+        if isinstance(getattr(experts, "down_proj", None), nn.Parameter):
+            module.experts = Experts(experts, names)
 
 
 def replace_linears(model, linears):
-    """Puts layers of the stored form in place of those listed. Returns the list under the model's own names, which have
-    the name of the base model in front where it has a head, whether or not the tensors were stored so."""
+    """Puts layers of the stored form in place of those listed. Returns the list under the names that the model's tensors
+    get when it is saved: with the base model's name in front where it has a head, even if they were stored without."""
     prefix = f"{model.base_model_prefix}."
+    layers = dict(model.named_modules())
 
-    def own_name(name):
+    def saved_name(name):
         for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            parent, _, leaf = candidate.rpartition(".")
-            try:
-                if isinstance(getattr(model.get_submodule(parent), leaf, None), nn.Module):
-                    return candidate
-            except AttributeError:
-                pass
+            if renamed(candidate, model.renamings) in layers:
+                return candidate
         raise ValueError(f"config.json lists {name} under `softlm`, but {type(model).__name__} has no such layer")
 
-    def replace(name, layer):
+    def replace(name, make):
+        name = renamed(name, model.renamings)
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer)
+        setattr(layers[parent], leaf, make(layers[name]))
 
-    own, parts = {}, {}
+    saved, parts = {}, {}
     for name, entry in linears.items():
         if "part_of" in entry:
-            matrix = own_name(entry["part_of"])
+            matrix = saved_name(entry["part_of"])
             part = name.removeprefix(entry["part_of"] + ".")
-            parts.setdefault(matrix, {})[part] = own[f"{matrix}.{part}"] = {**entry, "part_of": matrix}
+            parts.setdefault(matrix, {})[part] = saved[f"{matrix}.{part}"] = {**entry, "part_of": matrix}
         else:
-            own[own_name(name)] = entry
-    for name, entry in own.items():
-        if "part_of" not in entry:
-            replace(name, stored_linear(entry))
+            saved[saved_name(name)] = entry
+            replace(saved_name(name), lambda _: stored_linear(entry))
     for matrix, entries in parts.items():
-        replace(matrix, SplitLinear(entries, bias=model.get_submodule(matrix).bias is not None))
-    return own
+        replace(matrix, lambda fused: SplitLinear(entries, bias=fused.bias is not None))
+    return saved
+
+
+def renamed(name, renamings):
+    """What transformers calls the layer whose tensors have this name in checkpoints."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name
+
+
+def register_renamings(class_name, base, base_model_type):
+    """Transformers 5 gives some layers other names than their checkpoints have: has it do so for a class made from `base`
+    too, when loading and backwards when saving. Returns these renamings."""
+    if conversion_mapping is None:
+        return []
+    known = conversion_mapping.get_checkpoint_conversion_mapping
+    transforms = known(base.__name__) or known(base_model_type) or []
+    # The others put tensors together, such as those of experts, which stay separate here.
+    renamings = [transform for transform in transforms if isinstance(transform, conversion_mapping.WeightRenaming)]
+    if renamings:
+        conversion_mapping.register_checkpoint_conversion_mapping(class_name, renamings, overwrite=True)
+    return renamings
 
 
 # Configuration --------------------------------------------------------------------------------------------------------
@@ -233,8 +248,12 @@ class StoredConfig:
         before = {**(self.softlm.get("base_config") or {}), **{key: config_dict.get(key) for key in GUARDED}}
         config_dict["softlm"] = {**self.softlm, "base_config": before}
         config_dict.update((key, GUARD) for key in GUARDED)
-        # The file is saved beside the weights, wherever this code was loaded from.
-        config_dict["auto_map"] = {key: name.rpartition("--")[2] for key, name in self.auto_map.items()}
+        # The classes made here are found through those that stand in this file, and the file is saved beside the weights,
+        # wherever it was loaded from.
+        heads = {cls.__name__: cls.head.__name__ for cls in made.values() if hasattr(cls, "head")}
+        config_dict["architectures"] = [heads.get(name, name) for name in self.architectures or []]
+        classes = {key: name.rpartition(".")[2] for key, name in self.auto_map.items()}
+        config_dict["auto_map"] = {key: f"modeling_softlm.{heads.get(name, name)}" for key, name in classes.items()}
         return json.dumps(config_dict, indent=2, sort_keys=True) + "\n"
 
     def __reduce__(self):
@@ -287,7 +306,7 @@ class StoredModel:
     def post_init(self):
         # The last step of the base's construction: what is replaced now is initialised, tied and loaded like the rest.
         section = self.config.softlm
-        separate_experts(self, section["base_model_type"])
+        separate_experts(self, EXPERT_LINEARS.get(section["base_model_type"]))
         self.config.softlm = {**section, "linears": replace_linears(self, section["linears"])}
         super().post_init()
 
@@ -305,11 +324,14 @@ class StoredModel:
         return new_model, (self.head.__name__, self.config.softlm["base_model_type"]), self.__dict__
 
 
-class Head:
+class Head(PreTrainedModel):
     """Stands for the compressed models of all families that have the same head; `auto_map` names these classes."""
 
+    config_class = SoftlmConfig
     auto_class = None
     models = None
+    # Asked by other programs before they make a model. Every family with attention has it.
+    _supports_attention_backend = True
 
     @classmethod
     def of(cls, config):
@@ -321,9 +343,10 @@ class Head:
             if config.base_config_class not in cls.models:
                 raise ValueError(f"{key[1]} has no model for {cls.auto_class}")
             base = cls.models[config.base_config_class]
-            members = {"__module__": __name__, "__doc__": base.__doc__, "config_class": type(config)}
-            members.update(_auto_class=cls.auto_class, head=cls)
-            made[key] = type(cls.__name__, (StoredModel, base), members)
+            name = f"Softlm{base.__name__}"
+            members = {"__module__": __name__, "__doc__": base.__doc__, "config_class": type(config), "head": cls}
+            members.update(_auto_class=cls.auto_class, renamings=register_renamings(name, base, key[1]))
+            made[key] = type(name, (StoredModel, base), members)
         return made[key]
 
     @classmethod
@@ -336,10 +359,6 @@ class Head:
     @classmethod
     def _from_config(cls, config, **kwargs):
         return cls.of(config)._from_config(config, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class=None):
-        """Every class made here has its Auto class already."""
 
 
 class SoftlmModel(Head):
