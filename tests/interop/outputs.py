@@ -1,0 +1,78 @@
+"""Compresses the tiny checkpoints and asks softlm what it makes of the outputs.
+
+    python outputs.py SOFTLM FOLDER
+
+FOLDER gets base/NAME, out/NAME-METHOD, dense/NAME-METHOD (exported), text.txt and said.json: for every output its path, the
+base's, the method, and softlm's own figures, which the tests compare transformers with.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import bases
+
+METHODS = ["svd", "awsvd", "lorap", "rom", "whiten", "soft", "soco"]
+WINDOW, WINDOWS = 32, 4
+
+
+def run(softlm, *words):
+    """Standard output of a command that must go well."""
+    done = subprocess.run([softlm, *map(str, words)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"softlm {' '.join(map(str, words))}: exit {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def evaluate(softlm, folder, text, against):
+    """NLL per token, masked or not, or the cosine to the base's states for a model that predicts no tokens."""
+    options = ["--ppl", text, "--window", WINDOW, "--max-windows", WINDOWS, "--against", against, "--threads", 1]
+    said = json.loads(run(softlm, "eval", folder, *options, "--json", "-q"))
+    if said["perplexity"]:
+        return {"kind": "masked" if said["perplexity"][0].get("masked") else "next", "value": said["perplexity"][0]["nll"]}
+    return {"kind": "states", "value": said["fidelity"][0]["cosine"]}
+
+
+def compress(softlm, base, method, output, text, *more):
+    learning = ["--steps", 4, "--batch", 2] if method in ("soft", "soco") else []
+    calibration = ["--calib", text, "--calib-windows", 8, "--window", WINDOW, "--ppl", "none"]
+    options = [*calibration, *learning, "--dtype", "f32", "--threads", 1, "--keep", 0.6, *more]
+    run(softlm, "compress", base, "--method", method, "-o", output, *options, "-q")
+
+
+def make(softlm, folder, name, method):
+    base, output, dense = folder / "base" / name, folder / "out" / f"{name}-{method}", folder / "dense" / f"{name}-{method}"
+    text = folder / "text.txt"
+    compress(softlm, base, method, output, text)
+    said = {"base": str(base), "output": str(output), "method": method, "dense": None}
+    said |= evaluate(softlm, output, text, base)
+    if "export" in run(softlm, "--help"):
+        run(softlm, "export", output, "--to", "dense", "--dtype", "f32", "-o", dense, "-q")
+        said["dense"] = str(dense)
+    if said["kind"] == "next":
+        options = ["--prompt", "w3 w17 w80 w5", "--max-tokens", 12, "--threads", 1]
+        said["generated"] = json.loads(run(softlm, "generate", output, *options, "--json", "-q"))
+    return output.name, said
+
+
+def main(softlm, folder):
+    folder = Path(folder).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("base", "out", "dense"):
+        (folder / part).mkdir(parents=True)
+    (folder / "text.txt").write_text(bases.text(6000, seed=1))
+    for name in bases.FAMILIES + bases.OTHERS:
+        bases.make(name, folder / "base" / name)
+    jobs = [(name, method) for name in bases.FAMILIES for method in METHODS]
+    jobs += [(name, method) for name in bases.OTHERS for method in ("lorap", "soco")]
+    with ThreadPoolExecutor(2) as pool:
+        said = dict(pool.map(lambda job: make(softlm, folder, *job), jobs))
+    (folder / "said.json").write_text(json.dumps(said, indent=1))
+    print(f"{len(said)} outputs of {len(bases.FAMILIES + bases.OTHERS)} checkpoints")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
