@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import bases
-from conftest import SAID, load, output
+from conftest import MAJOR, SAID, load, output
 
 DECODERS = [name for name in bases.FAMILIES if "bert" not in name]
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
@@ -15,14 +15,18 @@ GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_t
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_tokens_with_and_without_cache_are_softlms(name, method):
     said = SAID[f"{name}-{method}"]
-    model = load(said["output"])
     ids = torch.tensor([said["generated"]["prompt_ids"]])
-    written = {
-        cached: model.generate(ids, use_cache=cached, **GREEDY)[0, ids.shape[1] :].tolist() for cached in (True, False)
-    }
+
+    def write(model, cached):
+        return model.generate(ids, use_cache=cached, **GREEDY)[0, ids.shape[1] :].tolist()
+
+    if MAJOR >= 5 and name == "mamba2-tiny":
+        base = transformers.AutoModelForCausalLM.from_pretrained(said["base"], dtype=torch.float32)
+        if write(base, True) != write(base, False):
+            pytest.skip("transformers 5's own Mamba 2 forgets the limits of the time steps when it has a cache")
+    model = load(said["output"])
+    written = {cached: write(model, cached) for cached in (True, False)}
     assert written[True] == written[False]
-    if "mamba2" in name and model.config.n_groups > 1 and transformers.__version__ >= "5":
-        return  # See test_matrix.
     theirs = said["generated"]["ids"]
     assert written[True][: len(theirs)] == theirs
 
