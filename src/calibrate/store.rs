@@ -5,28 +5,38 @@
 
 use super::collect::BlockStats;
 use super::stats::SiteStats;
-use crate::checkpoint::{Source, write_file, write_tensors};
+use crate::checkpoint::{Identity, Source, differences, write_file, write_tensors};
+use crate::error::UserError;
 use crate::linalg::Mat;
 use crate::model::Site;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-const FORMAT: u32 = 1;
+/// Format 1 recorded the weights alone: the same weights under another config.json or tokenizer give other statistics.
+const FORMAT: u32 = 2;
 
 /// What a folder of statistics was made from: `stats.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// Version of this format.
     pub format: u32,
+    /// Version of softlm that collected them.
+    pub softlm: String,
+    /// Tells these statistics from those of the same name that were there before or will be there after.
+    pub generation: String,
     /// The model, as the user named it.
     pub model: String,
-    /// Hash over the weight files' hashes.
-    pub model_sha256: String,
+    /// Hashes of its files: everything that the statistics depend on beside the text.
+    #[serde(flatten)]
+    pub identity: Identity,
     /// Number of blocks.
     pub blocks: usize,
     /// What text went in, one entry per merged run.
@@ -36,9 +46,35 @@ pub struct Origin {
 impl Origin {
     /// Describes statistics of `source` over `text`.
     pub fn new(source: &Source, blocks: usize, text: String) -> Result<Self> {
-        let model_sha256 = source.fingerprint()?;
-        Ok(Self { format: FORMAT, model: source.label().to_string(), model_sha256, blocks, texts: vec![text] })
+        Ok(Self {
+            format: FORMAT,
+            softlm: env!("CARGO_PKG_VERSION").to_string(),
+            generation: generation(),
+            model: source.label().to_string(),
+            identity: source.identity()?,
+            blocks,
+            texts: vec![text],
+        })
     }
+
+    /// Whether the same statistics would come out.
+    pub fn is_same(&self, other: &Self) -> bool {
+        *self == Self { generation: self.generation.clone(), model: self.model.clone(), ..other.clone() }
+    }
+
+    /// Every file by which the two models differ.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let mut all = differences(&self.identity.weights, &other.identity.weights);
+        all.extend(differences(&self.identity.files, &other.identity.files));
+        all
+    }
+}
+
+/// Another string each time.
+fn generation() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let hash = Sha256::digest(format!("{now} {}", std::process::id()));
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A folder of statistics, being filled or complete.
@@ -60,19 +96,36 @@ impl StatsStore {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let origin: Origin = match serde_json::from_str(&text) {
-            Ok(origin) => origin,
-            Err(e) => {
-                user_bail!("{} does not describe statistics: {e}", path.display(); "collect them again, into a new folder")
-            }
+        let described = |e: serde_json::Error| {
+            UserError::new(format!("{} does not describe statistics: {e}", path.display()))
+                .hint("collect them again, into a new folder")
         };
-        if origin.format != FORMAT {
+        let stored: Value = serde_json::from_str(&text).map_err(described)?;
+        match stored["format"].as_u64() {
+            Some(format) if format < u64::from(FORMAT) => user_bail!(
+                "{} has format {format}, which does not record the config.json and the tokenizer it was made with", path.display();
+                "collect the statistics again, into a new folder"
+            ),
+            Some(format) if format > u64::from(FORMAT) => user_bail!(
+                "{} has format {format}, this version of softlm reads {FORMAT}", path.display();
+                "collect the statistics again, into a new folder"
+            ),
+            _ => {}
+        }
+        let origin: Origin = serde_json::from_value(stored).map_err(described)?;
+        Ok(Some(Self { dir: dir.to_path_buf(), origin }))
+    }
+
+    /// Fails if the statistics belong to another model than `origin` speaks of, or to the same weights under other
+    /// settings.
+    pub fn check_model(&self, origin: &Origin) -> Result<()> {
+        if let Some(difference) = self.origin.differences(origin).first() {
             user_bail!(
-                "{} has format {}, this version of softlm reads {FORMAT}", path.display(), origin.format;
-                "collect the statistics again"
+                "{} was made from {}, from which {} differs: {difference}", self.dir.display(), self.origin.model, origin.model;
+                "collect statistics of this model, or name another folder"
             );
         }
-        Ok(Some(Self { dir: dir.to_path_buf(), origin }))
+        Ok(())
     }
 
     /// Starts a new folder.
@@ -152,10 +205,11 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Origin> {
     let Some(first) = stores.first() else { user_bail!("nothing to merge"; "name at least one folder") };
     let mut origin = first.origin.clone();
     for other in &stores[1..] {
-        if other.origin.model_sha256 != origin.model_sha256 {
+        if let Some(difference) = origin.differences(&other.origin).first() {
             user_bail!(
-                "{} was made from {}, {} from {}", first.dir.display(), origin.model, other.dir.display(), other.origin.model;
-                "only statistics of the same model add up"
+                "{} was made from {}, {} from {}: {difference}",
+                first.dir.display(), origin.model, other.dir.display(), other.origin.model;
+                "only statistics of the same model, with the same config.json and tokenizer, add up"
             );
         }
         origin.texts.extend(other.origin.texts.iter().cloned());
@@ -168,6 +222,7 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Origin> {
             user_bail!("{} lacks the statistics of block {index}", dir.display(); "finish it with the command that began it");
         }
     }
+    origin.generation = generation();
     let target = StatsStore::create(out, origin.clone())?;
     for index in 0..origin.blocks {
         let mut sum = first.get(index)?;

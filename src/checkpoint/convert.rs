@@ -56,18 +56,13 @@ pub(super) fn convert<T: Number>(stored: Dtype, bytes: &[u8], out: &mut [T]) -> 
     Ok(())
 }
 
-/// The first NaN or infinity among stored elements. Uses a few KiB whatever the length.
+/// The first element among stored ones that is no finite f32, the type that models are run in. Uses a few KiB whatever
+/// the length.
 pub(super) fn first_bad(stored: Dtype, bytes: &[u8]) -> Option<Bad> {
     let size = float_size(stored)?;
-    let mut wide = [0f64; PIECE];
-    let mut narrow = [0f32; PIECE];
+    let mut values = [0f32; PIECE];
     for (i, bytes) in bytes.chunks(PIECE * size).enumerate() {
-        let n = bytes.len() / size;
-        let found = match stored {
-            Dtype::F64 => convert(stored, bytes, &mut wide[..n]),
-            _ => convert(stored, bytes, &mut narrow[..n]),
-        };
-        if let Err(bad) = found {
+        if let Err(bad) = convert(stored, bytes, &mut values[..bytes.len() / size]) {
             return Some(Bad { index: i * PIECE + bad.index, ..bad });
         }
     }
@@ -231,7 +226,8 @@ mod tests {
             }
             assert_eq!(first_bad(stored, &encode(stored, &[1.0; PIECE + 1])), None);
         }
-        assert_eq!(first_bad(Dtype::F64, &encode(Dtype::F64, &[1e300])), None);
+        let beyond = first_bad(Dtype::F64, &encode(Dtype::F64, &[1e30, 1e300]));
+        assert_eq!(beyond, Some(Bad { index: 1, stored: 1e300 }));
     }
 
     #[test]

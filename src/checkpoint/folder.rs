@@ -44,6 +44,7 @@ const WEIGHTS: &[&str] = &[
 const OTHER_RUNTIMES: &[&str] = &["onnx", "openvino", "coreml"];
 
 /// The index of a sharded checkpoint.
+#[derive(Clone)]
 pub(super) struct Index {
     /// `metadata.total_size`, if it says.
     pub total_size: Option<u64>,

@@ -2,7 +2,7 @@
 //!
 //! [`Source`] opens a folder by its headers; a weight is touched only when it is asked for, and its pages are given
 //! back afterwards, so a model of any size can be walked in the memory of its largest tensor. [`write_checkpoint`]
-//! copies tensors into new shards the same way. [`verify`] proves that a folder is whole. Pickle files are never
+//! copies tensors into new shards the same way. [`Identity`] says which model a folder holds. Pickle files are never
 //! opened.
 //!
 //! ```
@@ -19,19 +19,21 @@ mod file;
 mod folder;
 mod header;
 mod section;
+mod identity;
+mod index;
+mod numbers;
 mod lfs;
 mod source;
-mod verify;
-mod whole;
 mod writer;
 
 pub use atomic::{free_space, write_file, write_tensors};
 pub use file::{TensorFile, TensorInfo};
+pub use identity::{FileHash, Identity, Kind, differences};
 pub(crate) use lfs::refuse_pointer;
+pub use numbers::NotFinite;
 pub use safetensors::Dtype;
 pub use section::{FORMAT, GUARD, MODEL_TYPE, Section, base_config, family_config, wrap as wrap_config};
 pub use source::{Source, WeightFile};
-pub use verify::{Verification, verify};
 pub use writer::{Compute, Entry, Origin, Written, write_checkpoint, write_computed};
 
 /// A tensor in memory: name, type, shape and little-endian bytes.

@@ -10,12 +10,11 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Stored bytes converted before their pages are given back.
 const STRIDE: usize = 4 << 20;
@@ -41,18 +40,19 @@ pub struct WeightFile {
     pub bytes: u64,
 }
 
-/// An opened checkpoint: headers and configuration are read and checked, no weight is.
+/// An opened checkpoint: headers and configuration are read and checked, no weight is. A clone shares the open files.
 ///
 /// The files must not change while they are open; replace them by renaming.
+#[derive(Clone)]
 pub struct Source {
     label: String,
     revision: Option<String>,
     dir: Option<PathBuf>,
     config: Map<String, Value>,
-    files: Vec<TensorFile>,
+    files: Arc<[TensorFile]>,
     tensors: BTreeMap<String, TensorInfo>,
     aliases: BTreeMap<String, String>,
-    hashes: OnceLock<Vec<(String, String)>>,
+    hashes: Arc<OnceLock<Vec<(String, String)>>>,
     pub(super) index: Option<Index>,
 }
 
@@ -97,8 +97,8 @@ impl Source {
                 }
             }
         }
-        let aliases = BTreeMap::new();
-        Ok(Self { label, revision: None, dir, config, files, tensors, aliases, hashes: OnceLock::new(), index })
+        let (files, aliases, hashes) = (files.into(), BTreeMap::new(), Arc::default());
+        Ok(Self { label, revision: None, dir, config, files, tensors, aliases, hashes, index })
     }
 
     /// Replaces the label by what the user typed.
@@ -354,15 +354,6 @@ impl Source {
         Ok(self.hashes.get_or_init(|| hashes))
     }
 
-    /// One hash for all weights: sha256 over the sha256 of every weight file, hexadecimal.
-    pub fn fingerprint(&self) -> Result<String> {
-        let mut all = Sha256::new();
-        for (_, hash) in self.sha256()? {
-            all.update(hash);
-        }
-        Ok(all.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
     /// The free-form strings in the header of the first weight file.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         self.files.first().map(|file| file.metadata().clone()).unwrap_or_default()
@@ -387,8 +378,8 @@ fn float_size(name: &str, info: &TensorInfo) -> Result<usize> {
     }
 }
 
-/// The element that is no number, by its place in the tensor.
-pub(super) fn not_finite(name: &str, shape: &[usize], index: usize, stored: f64) -> UserError {
+/// Where the element `index` of a tensor is.
+pub(super) fn place(shape: &[usize], index: usize) -> Vec<usize> {
     let mut place = Vec::new();
     let mut rest = index;
     for &dim in shape.iter().rev() {
@@ -396,6 +387,12 @@ pub(super) fn not_finite(name: &str, shape: &[usize], index: usize, stored: f64)
         rest /= dim.max(1);
     }
     place.reverse();
+    place
+}
+
+/// The element that is no number, by its place in the tensor.
+fn not_finite(name: &str, shape: &[usize], index: usize, stored: f64) -> UserError {
+    let place = place(shape, index);
     if stored.is_finite() {
         return UserError::new(format!(
             "tensor {name} holds {stored:e} at {place:?}, too large for the requested dtype"

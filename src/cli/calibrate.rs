@@ -60,14 +60,20 @@ impl Calibrate {
             heldout: pipeline::HELDOUT_TOKENS,
         };
         let text = pipeline::calibration(&model, &tokenizer, &wish, &context.hub)?;
+        pipeline::check_numbers(&model, &text, &[], context.ui)?;
         let origin = Origin::new(model.source(), model.blocks(), text.describe())?;
         let store = match StatsStore::open(&self.output)? {
             None => StatsStore::create(&self.output, origin)?,
-            Some(store) if store.origin == origin => store,
-            Some(_) => user_bail!(
-                "{} holds statistics of another model or text", self.output.display();
-                "choose another -o; --merge adds folders up"
-            ),
+            Some(store) => {
+                store.check_model(&origin)?;
+                if !store.origin.is_same(&origin) {
+                    user_bail!(
+                        "{} holds statistics of another text or version of softlm", self.output.display();
+                        "choose another -o; --merge adds folders up"
+                    );
+                }
+                store
+            }
         };
         let mut states = States::embed(&model, &text.windows.ids())?;
         let mut heldout = States::embed(&model, &text.heldout.ids())?;

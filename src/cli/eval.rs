@@ -3,10 +3,9 @@
 use super::page::{page_width, print_result, stdout_color};
 use super::values::{fraction, limit, percentage, switch};
 use super::{Context, Outcome};
-use crate::checkpoint::Section;
 use crate::eval::{Evaluation, GlueResult};
 use crate::model::{Model, Output};
-use crate::pipeline::{self, EvalProtocol, Quality};
+use crate::pipeline::{self, EvalProtocol, Found, Original, Quality};
 use crate::progress::Progress;
 use crate::report;
 use crate::user_bail;
@@ -43,7 +42,10 @@ pub struct Eval {
     /// Begin each window with the tokenizer's BOS
     #[arg(long, env = "SOFTLM_BOS", value_parser = switch())]
     bos: bool,
-    /// Original model to compare with [default for an output: the model it was made from]
+    /// Where the model is now that an output was made from; its hashes must be the recorded ones [default: where it was]
+    #[arg(long, env = "SOFTLM_BASE", conflicts_with = "against")]
+    base: Option<String>,
+    /// Compare with this model, whichever it is, instead of the one that an output was made from
     #[arg(long, env = "SOFTLM_AGAINST")]
     against: Option<String>,
     /// Fail (exit 1) when a perplexity is above this
@@ -69,9 +71,12 @@ struct Measured {
 impl Eval {
     pub fn run(self, context: &Context) -> Result<Outcome> {
         let source = pipeline::open_source(&self.model, &context.hub)?;
-        let made_from = Section::of(source.config()).and_then(|section| section.base_model);
+        let original = Original::of(&source)?;
+        if let Some(original) = &original {
+            original.check_output(&source, context.ui)?;
+        }
         let model = pipeline::load_model(source, &context.device, context.ui)?;
-        let base = self.base(made_from, context)?;
+        let base = self.base(original.as_ref(), context)?;
         if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {
             user_bail!("--max-ppl-increase and --min-top1 compare with an original"; "name it with --against");
         }
@@ -145,22 +150,22 @@ impl Eval {
     }
 
     /// The original to compare with. An output is never shown without the model it was made from.
-    fn base(&self, made_from: Option<String>, context: &Context) -> Result<Option<Model>> {
-        let name = match (&self.against, made_from) {
-            (Some(name), _) => name.clone(),
-            (None, Some(name)) => name,
-            (None, None) => return Ok(None),
-        };
-        match pipeline::open_source(&name, &context.hub) {
-            Ok(source) => Ok(Some(Model::load(source, &context.device)?)),
-            Err(e) if self.against.is_none() => {
-                user_bail!(
-                    "{} was made from {name}, which cannot be opened: {e:#}", self.model;
-                    "a compressed model is measured beside its original; name it with --against"
-                )
+    fn base(&self, original: Option<&Original>, context: &Context) -> Result<Option<Model>> {
+        let source = match (&self.against, original) {
+            (Some(name), _) => pipeline::open_source(name, &context.hub)?,
+            (None, Some(original)) => match original.find(self.base.as_deref(), &context.hub, context.ui)? {
+                Found::Here(source) => source,
+                Found::Absent(e) => user_bail!(
+                    "{} was made from {}, which cannot be opened: {e:#}", self.model, original.name();
+                    "say where it is now with --base PATH, or compare with any other model with --against"
+                ),
+            },
+            (None, None) => {
+                pipeline::refuse_base(&self.model, self.base.as_deref())?;
+                return Ok(None);
             }
-            Err(e) => Err(e),
-        }
+        };
+        Model::load(source, &context.device).map(Some)
     }
 
     /// Says on stderr which checks failed.

@@ -7,11 +7,16 @@ use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
 use crate::model::{Model, UNBOUNDED};
 use crate::pipeline::{self, checkpoint_sizes};
-use crate::report::{self, Report};
+use crate::report::{self, Report, UnusedTensors};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::Path;
+
+/// Key of the tensors that nothing reads.
+const UNUSED: &str = "unused_tensors";
+/// Names of them in a line.
+const NAMED: usize = 8;
 
 #[derive(Args)]
 pub struct Inspect {
@@ -40,6 +45,9 @@ impl Inspect {
             let report: Report = serde_json::from_slice(&report).context("report.json is damaged")?;
             print_result(&report::table(&report, page_width(), stdout_color()))?;
             print_result(&report::details(&report))?;
+            if let Some(unused) = &report.model.unused_tensors {
+                print_result(&format!("unused: {}\n", unused.describe(NAMED)))?;
+            }
             return Ok(Outcome::Fine);
         }
         print_result(&self.listing(&source, context)?)?;
@@ -50,7 +58,11 @@ impl Inspect {
         let facts = describe(source, context)?;
         let mut text = String::new();
         for (key, value) in facts.as_object().into_iter().flatten().filter(|(key, _)| *key != "tensors") {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            let value = match (key.as_str(), value) {
+                (UNUSED, names) => unused(names),
+                (_, Value::String(text)) => text.clone(),
+                (_, value) => value.to_string(),
+            };
             text += &format!("{key:<16} {value}\n");
         }
         if self.tensors {
@@ -80,6 +92,7 @@ impl Inspect {
         }
         let origin = &store.origin;
         let mut text = format!("model            {}\nblocks           {}\n", origin.model, origin.blocks);
+        text += &format!("softlm           {}\n", origin.softlm);
         for line in &origin.texts {
             text += &format!("text             {line}\n");
         }
@@ -95,6 +108,16 @@ impl Inspect {
         }
         print_result(&text)?;
         Ok(Outcome::Fine)
+    }
+}
+
+/// A line about the tensors that nothing reads.
+fn unused(names: &Value) -> String {
+    let names: Vec<String> =
+        names.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_string)).collect();
+    match names.len() {
+        0 => "none".to_string(),
+        count => UnusedTensors { count, names }.describe(NAMED),
     }
 }
 
@@ -120,9 +143,7 @@ fn describe(source: &Source, context: &Context) -> Result<Value> {
     if let Some(section) = source.config().get("softlm") {
         facts["softlm"] = section.clone();
     }
-    // Opened a second time: a model takes its checkpoint over.
-    if let Ok(model) = pipeline::open_source(source.label(), &context.hub).and_then(|s| Model::load(s, &context.device))
-    {
+    if let Ok(model) = Model::load(source.clone(), &context.device) {
         facts["blocks"] = json!(model.blocks());
         facts["hidden"] = json!(model.hidden());
         facts["linears"] = json!(model.linears().len());
@@ -131,6 +152,7 @@ fn describe(source: &Source, context: &Context) -> Result<Value> {
         if model.is_encoder() {
             facts["encoder"] = json!(model.output());
         }
+        facts[UNUSED] = json!(model.unused_tensors());
     }
     facts["tensors"] = json!(tensors);
     Ok(facts)

@@ -49,7 +49,7 @@ impl Head {
         Ok(Self {
             dense: head.dense.as_ref().map(|dense| Dense::load(source, dense, hidden, device)).transpose()?,
             norm: head.norm.as_ref().map(|norm| Norm::load(source, norm, device)).transpose()?,
-            weight: read(&head.weight, &[vocab, hidden])?,
+            weight: read(&head.weight.name, &[vocab, hidden])?,
             bias: head.bias.as_ref().map(|name| read(name, &[vocab])).transpose()?,
             soft_cap: head.soft_cap,
         })

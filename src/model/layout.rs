@@ -133,12 +133,21 @@ pub(super) struct HeadLayout {
     /// D; most families have none.
     pub dense: Option<DenseLayout>,
     pub norm: Option<NormSpec>,
-    /// W (vocab, hidden); the embedding's name when tied.
-    pub weight: String,
+    /// W (vocab, hidden)
+    pub weight: HeadWeight,
     /// (vocab)
     pub bias: Option<String>,
     /// c
     pub soft_cap: Option<f64>,
+}
+
+/// The matrix of a head.
+#[derive(Debug, Default)]
+pub(super) struct HeadWeight {
+    /// Where it is read; the embedding's name when tied.
+    pub name: String,
+    /// What it is called where it is stored although it is tied.
+    pub tied: Option<String>,
 }
 
 /// A square layer outside the blocks, with a bias: act(D h + d).
@@ -183,7 +192,8 @@ impl Layout {
             Readout::Next(head) | Readout::Masked(head) => {
                 let dense = head.dense.as_mut().map(|dense| &mut dense.name);
                 let norm = head.norm.as_mut().map(|norm| &mut norm.name);
-                dense.into_iter().chain(norm).chain([&mut head.weight]).chain(head.bias.as_mut()).collect()
+                let HeadWeight { name, tied } = &mut head.weight;
+                dense.into_iter().chain(norm).chain([name]).chain(tied).chain(head.bias.as_mut()).collect()
             }
             Readout::Classes(head) => vec![&mut head.pooler.name, &mut head.name],
             Readout::States => Vec::new(),

@@ -1,5 +1,6 @@
 //! y = x Wᵀ + bias, whichever way W is held.
 
+use super::needed::Form;
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
 use crate::user_bail;
@@ -30,9 +31,8 @@ pub enum Linear {
 impl Linear {
     /// Loads the linear `spec` describes, dense or factorised, whichever the checkpoint holds.
     pub fn load(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Self> {
-        let name = &spec.name;
         let bias = if spec.bias { Some(load_bias(source, spec, dtype, device)?) } else { None };
-        let (a, b) = (format!("{name}.factor_a.weight"), format!("{name}.factor_b.weight"));
+        let [a, b] = spec.factor_names();
         match (source.info(&a), source.info(&b)) {
             (Some(a_info), Some(_)) => {
                 let rank = a_info.shape.first().copied().unwrap_or(0);
@@ -101,10 +101,8 @@ impl Linear {
 }
 
 fn load_weight(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
-    let own = format!("{}.weight", spec.name);
     match &spec.stored {
-        // A part of a fused matrix that was split when another part was factorised has its own plain tensor.
-        Stored::Part { rows, transposed, .. } if spec.fused().is_none() || source.info(&own).is_none() => {
+        Stored::Part { rows, transposed, .. } if spec.form(source) == Form::Matrix => {
             let whole = spec.weight_name();
             if !transposed {
                 return source.rows(&whole, &row_numbers(spec), spec.input, dtype, device);
@@ -113,22 +111,19 @@ fn load_weight(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device
             let whole = source.tensor(&whole, &[spec.input, total], dtype, device)?;
             Ok(whole.narrow(1, rows.start, spec.out)?.t()?.contiguous()?)
         }
-        _ => source.tensor(&own, &[spec.out, spec.input], dtype, device),
+        _ => source.tensor(&spec.own_weight_name(), &[spec.out, spec.input], dtype, device),
     }
 }
 
 /// The bias (out) of a linear that has one: its own, or its part of a fused matrix's.
 pub fn load_bias(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
-    let own = format!("{}.bias", spec.name);
-    match &spec.stored {
-        Stored::Part { matrix, .. } if source.info(&own).is_none() => {
-            let name = format!("{matrix}.bias");
-            let total = source.info(&name).and_then(|info| info.shape.first().copied()).unwrap_or(spec.out);
-            let whole = source.tensor(&name, &[total], dtype, device)?;
-            Ok(whole.index_select(&Tensor::new(row_numbers(spec), device)?, 0)?)
-        }
-        _ => source.tensor(&own, &[spec.out], dtype, device),
+    let name = spec.bias_name(source);
+    if name == format!("{}.bias", spec.name) {
+        return source.tensor(&name, &[spec.out], dtype, device);
     }
+    let total = source.info(&name).and_then(|info| info.shape.first().copied()).unwrap_or(spec.out);
+    let whole = source.tensor(&name, &[total], dtype, device)?;
+    Ok(whole.index_select(&Tensor::new(row_numbers(spec), device)?, 0)?)
 }
 
 fn row_numbers(spec: &LinearSpec) -> Vec<u32> {

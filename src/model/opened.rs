@@ -40,18 +40,24 @@ pub struct Model {
     device: Device,
 }
 
+/// Reads the layout of `source`, and where its config lies. Names and shapes of tensors are yet to be checked.
+pub(super) fn describe(source: &mut Source) -> Result<(Layout, TextModel)> {
+    let text = text_model(&family_config(source.config()))?;
+    super::quantised::refuse(source, &text.config)?;
+    let mut layout = super::family::layout(source, text.family, &text.config)?;
+    // A compressed model may have biases where its family has none.
+    if Section::of(source.config()).is_some() {
+        for spec in &mut layout.linears {
+            spec.bias |= source.info(&format!("{}.bias", spec.name)).is_some();
+        }
+    }
+    Ok((layout, text))
+}
+
 impl Model {
     /// Recognises the family of `source` and checks names and shapes. Reads no weight.
     pub fn load(mut source: Source, device: &Device) -> Result<Self> {
-        let text = text_model(&family_config(source.config()))?;
-        super::quantised::refuse(&source, &text.config)?;
-        let mut layout = super::family::layout(&mut source, text.family, &text.config)?;
-        // A compressed model may have biases where its family has none.
-        if Section::of(source.config()).is_some() {
-            for spec in &mut layout.linears {
-                spec.bias |= source.info(&format!("{}.bias", spec.name)).is_some();
-            }
-        }
+        let (layout, text) = describe(&mut source)?;
         super::check::check(&source, &layout)?;
         let linears = layout.linears.iter().filter(|spec| !spec.id.role.is_small()).cloned().collect();
         Ok(Self { source, layout, linears, text, device: device.clone() })
@@ -61,6 +67,11 @@ impl Model {
     pub fn with_small_linears(mut self) -> Self {
         self.linears.clone_from(&self.layout.linears);
         self
+    }
+
+    /// What it was described as.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The checkpoint behind the model.
@@ -172,6 +183,12 @@ impl Model {
         load_bias(&self.source, spec, DType::F32, &self.device).map(Some)
     }
 
+    /// Stored tensors that no forward pass reads, sorted: buffers, heads that are not run, other models of the same
+    /// checkpoint.
+    pub fn unused_tensors(&self) -> Vec<&str> {
+        self.layout.unused(&self.source)
+    }
+
     /// What it says about a text.
     pub fn output(&self) -> Output {
         self.layout.output()
@@ -214,15 +231,7 @@ impl Model {
             );
         }
         let (hidden, embedding) = (self.layout.hidden, &self.layout.embedding);
-        // Rows of a tied or huge embedding are gathered from the map: only what the text uses is read.
-        let mut distinct = ids.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let place: HashMap<u32, u32> = distinct.iter().enumerate().map(|(i, &id)| (id, i as u32)).collect();
-        let table = self.source.rows(&embedding.tokens, &distinct, hidden, DType::F32, &self.device)?;
-        let index: Vec<u32> = ids.iter().map(|id| place[id]).collect();
-        let index = Tensor::from_vec(index, ids.len(), &self.device)?;
-        let mut x = table.index_select(&index, 0)?.reshape((rows.len(), t, hidden))?;
+        let mut x = self.look_up(&embedding.tokens, &ids)?.reshape((rows.len(), t, hidden))?;
         if let Some(scale) = embedding.scale {
             x = (x * scale)?;
         }
@@ -231,15 +240,13 @@ impl Model {
                 Some(types) => types.iter().flat_map(|row| row.iter().copied()).collect(),
                 None => vec![0; ids.len()],
             };
-            let table = self.source.tensor(&known.name, &[known.count, hidden], DType::F32, &self.device)?;
             if let Some(kind) = types.iter().find(|&&kind| kind as usize >= known.count) {
                 user_bail!(
                     "token type {kind} is outside `{}`, which has {} rows", known.name, known.count;
                     "the tokenizer does not belong to this model"
                 );
             }
-            let types = Tensor::from_vec(types, ids.len(), &self.device)?;
-            x = (x + table.index_select(&types, 0)?.reshape((rows.len(), t, hidden))?)?;
+            x = (x + self.look_up(&known.name, &types)?.reshape((rows.len(), t, hidden))?)?;
         }
         if let Some(positions) = &embedding.positions {
             let first = positions.offset + start;
@@ -251,6 +258,18 @@ impl Model {
             Some(norm) => Norm::load(&self.source, norm, &self.device)?.forward(&x),
             None => Ok(x),
         }
+    }
+
+    /// Rows of a table (any, hidden) by their indices. They are gathered from the map, each once: only what the text uses
+    /// is read, and what a tied, huge or partly unused table holds elsewhere does not matter.
+    fn look_up(&self, table: &str, ids: &[u32]) -> Result<Tensor> {
+        let mut distinct = ids.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let place: HashMap<u32, u32> = distinct.iter().enumerate().map(|(i, &id)| (id, i as u32)).collect();
+        let rows = self.source.rows(table, &distinct, self.layout.hidden, DType::F32, &self.device)?;
+        let index: Vec<u32> = ids.iter().map(|id| place[id]).collect();
+        Ok(rows.index_select(&Tensor::from_vec(index, ids.len(), &self.device)?, 0)?)
     }
 
     /// Loads block `index`.

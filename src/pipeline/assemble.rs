@@ -10,7 +10,7 @@ use crate::learn::HealReport;
 use crate::method::Needs;
 use crate::model::LinearSpec;
 use crate::plan::{AllocationRule, Choice, Plan};
-use crate::report::{self, AllocationInfo, BeforeAfter, Cost, FileHash, ModelInfo, Report, Size, Sizes};
+use crate::report::{self, AllocationInfo, BeforeAfter, Cost, ModelInfo, Report, Size, Sizes, UnusedTensors};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{Device, DeviceLocation};
@@ -125,8 +125,6 @@ pub fn report(
         linears.iter_mut().zip(weights).for_each(|(linear, weight)| linear.weight = Some(weight));
     }
     let card = run.method.card();
-    let hash = |(file, sha256): &(String, String)| FileHash { file: file.clone(), sha256: sha256.clone() };
-    let hashes = source.sha256()?.iter().map(hash).collect();
     Ok(Report {
         schema: report::SCHEMA,
         softlm: env!("CARGO_PKG_VERSION").to_string(),
@@ -137,8 +135,11 @@ pub fn report(
             family: run.model.described_family(),
             encoder: run.model.is_encoder().then(|| run.model.output()),
             revision: source.revision().map(str::to_string),
-            weights: hashes,
+            kind: Some(source.kind()),
+            identity: run.identity.clone(),
+            unused_tensors: UnusedTensors::of(&run.model),
         },
+        output: Some(output.identity()?),
         calibration: looks_at_text(run).then(|| run.calibration.report(run.recipe)),
         labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
         allocation: AllocationInfo {
@@ -215,7 +216,7 @@ fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
 }
 
 fn notes(run: &Run) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes = run.remarks.clone();
     let calibration = &run.calibration;
     if let (Some(dir), Some(store)) = (&run.recipe.stats, &run.stats) {
         let texts = store.origin.texts.join("; ");
@@ -245,23 +246,25 @@ fn notes(run: &Run) -> Vec<String> {
     notes
 }
 
-/// Writes report, model card, recipe and the source's other files.
-pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
-    let write = |name: &str, content: &[u8]| -> Result<()> {
-        let path = dir.join(name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        write_file(&path, content)
-    };
+/// Copies the source's other files and adds the loading code.
+pub fn side_files(run: &Run, dir: &Path) -> Result<()> {
     let source = run.model.source();
     for name in source.side_files()?.into_iter().filter(|name| name != "README.md" && name != "report.json") {
         if let Some(content) = source.stored_file(&name)? {
-            write(&name, &content)?;
+            let path = dir.join(name);
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            write_file(&path, &content)?;
         }
     }
     let (name, code) = export::LOADING_CODE;
-    write(name, code.as_bytes())?;
+    write_file(&dir.join(name), code.as_bytes())
+}
+
+/// Writes report, model card and recipe. The report comes behind everything that it has hashes of.
+pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
+    let write = |name: &str, content: &[u8]| write_file(&dir.join(name), content);
     write("report.json", (serde_json::to_string_pretty(report)? + "\n").as_bytes())?;
     write("README.md", report::card(report).as_bytes())?;
     write("softlm.toml", toml::to_string_pretty(&run.recipe.to_options())?.as_bytes())

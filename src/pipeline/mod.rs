@@ -9,6 +9,7 @@
 
 mod texts;
 mod encoders;
+mod original;
 mod stored;
 mod block;
 mod waves;
@@ -23,22 +24,23 @@ mod sizes;
 
 pub use encoders::{Quality, glue_tasks, measure, steps};
 pub use labels::{Labels, labels};
+pub use original::{Found, Original, refuse_base};
 pub use sizes::checkpoint_sizes;
 pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, calibration, evaluation};
 
 use crate::calibrate::{Origin, StatsStore};
-use crate::checkpoint::{Section, Source};
+use crate::checkpoint::{Identity, Section, Source};
 use crate::eval::Fidelity;
 use crate::hub::HubOptions;
 use crate::job::Job;
 use crate::learn::SpectralReport;
 use crate::machine::StageClock;
 use crate::method::{self, Method};
-use crate::model::{Model, Output};
+use crate::model::{Model, Output, Touched};
 use crate::plan::{AllocationRule, Plan};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::report::{BeforeAfter, Report};
+use crate::report::{BeforeAfter, Report, UnusedTensors};
 use crate::text::Tokenizer;
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -48,12 +50,18 @@ use std::path::Path;
 
 /// Windows of 128 tokens to judge a classifier by: 64 of them.
 const CLASSIFIER_HELDOUT_TOKENS: usize = 8192;
+/// Names of tensors in a note.
+const NAMED: usize = 4;
 
 /// Everything a run works with.
 pub(crate) struct Run<'a> {
     recipe: &'a Recipe,
     method: &'static dyn Method,
     model: Model,
+    /// Hashes of the model's files, as they were when the run began.
+    identity: Identity,
+    /// What the model has that a user should know of.
+    remarks: Vec<String>,
     calibration: Calibration,
     stats: Option<StatsStore>,
     job: Job,
@@ -103,8 +111,8 @@ pub fn compress(
 
 /// What [`compress`] does once text has become windows.
 ///
-/// An interrupted run is continued when recipe, weights and corpus hashes are the same: equal hashes have to mean equal
-/// windows.
+/// An interrupted run is continued when the recipe and the hashes of the model's files and of the corpora are the same:
+/// equal hashes have to mean equal windows.
 pub fn compress_windows(
     recipe: &Recipe,
     force: bool,
@@ -115,15 +123,17 @@ pub fn compress_windows(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let method = method::by_name(&recipe.method)?;
-    let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
-    let fingerprint = fingerprint(recipe, &model, &calibration, stats.as_ref())?;
     // Shapes alone show whether the budget can be met: say so before any weight moves.
     allocate::by_shape(recipe, method, &model)?;
+    let identity = model.source().identity()?;
+    let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
+    let fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
+    let remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
     if force {
         spare_inputs(recipe, &model, &calibration)?;
     }
     let job = Job::open(&recipe.output, &fingerprint, force)?;
-    let run = Run { recipe, method, model, calibration, stats, job, progress };
+    let run = Run { recipe, method, model, identity, remarks, calibration, stats, job, progress };
     assemble::check_space(&run)?;
     run.check_healing()?;
     if run.job.resumed() {
@@ -139,12 +149,13 @@ pub fn compress_windows(
     let compressed = Model::load(output, run.model.device())?;
     let (evaluation, fidelity) = run.evaluate(&compressed, eval_texts, &mut clock)?;
     clock.stage("verifying", 1);
-    let verification = crate::checkpoint::verify(compressed.source(), Some(run.model.source()))?;
+    let verification = crate::model::verify(compressed.source(), Some(run.model.source()), None)?;
     if let Some(problem) = verification.problems.first() {
         anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
     }
     let resumed = run.job.resumed();
     let cost = clock.finish(resumed);
+    assemble::side_files(&run, &dir)?;
     let report = assemble::report(&run, shrunk, healing, compressed.source(), (evaluation, fidelity), cost)?;
     assemble::documents(&run, &dir, &report)?;
     run.job.publish()?;
@@ -191,6 +202,9 @@ pub fn load_model(source: Source, device: &Device, progress: &dyn Progress) -> R
             unknown.join(", ")
         ));
     }
+    if let Some(unused) = UnusedTensors::of(&model) {
+        progress.note(&format!("{} has what softlm does not read, {}", model.source().label(), unused.describe(NAMED)));
+    }
     Ok(model)
 }
 
@@ -202,17 +216,35 @@ fn open_dense(name: &str, hub: &HubOptions, device: &Device, progress: &dyn Prog
     load_model(source, device, progress)
 }
 
-/// What has to be equal for two runs to produce the same weights.
+/// Proves that nothing a run computes with is NaN or infinite. What is, and does not matter, is returned and said.
+pub fn check_numbers(
+    model: &Model,
+    calibration: &Calibration,
+    eval_texts: &[EvalText],
+    progress: &dyn Progress,
+) -> Result<Vec<String>> {
+    let mut touched = Touched::default();
+    let windows = [&calibration.windows, &calibration.heldout].into_iter().chain(eval_texts.iter().map(|t| &t.windows));
+    windows.flat_map(|windows| &windows.rows).for_each(|row| touched.add(&row.ids, &[]));
+    touched.tokens.extend(eval_texts.iter().filter_map(|text| text.mask));
+    let labelled = calibration.labels.iter().flat_map(|labels| labels.train.iter().chain(&labels.heldout));
+    labelled.for_each(|example| touched.add(&example.sequence.ids, &example.sequence.types));
+    let remarks = model.check_numbers(&touched)?;
+    remarks.iter().for_each(|remark| progress.note(remark));
+    Ok(remarks)
+}
+
+/// What has to be equal for two runs to produce the same weights: everything that is read.
 fn fingerprint(
     recipe: &Recipe,
-    model: &Model,
+    identity: &Identity,
     calibration: &Calibration,
     stats: Option<&StatsStore>,
 ) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(env!("CARGO_PKG_VERSION"));
     hash.update(serde_json::to_string(recipe)?);
-    hash.update(model.source().fingerprint()?);
+    hash.update(identity.fingerprint());
     for corpus in &calibration.corpora {
         hash.update(&corpus.sha256);
     }
@@ -237,12 +269,7 @@ fn open_stats(dir: &Path, model: &Model, calibration: &Calibration, recipe: &Rec
     match StatsStore::open(dir)? {
         None => StatsStore::create(dir, origin),
         Some(store) => {
-            if store.origin.model_sha256 != origin.model_sha256 {
-                user_bail!(
-                    "{} was made from {}, whose weights differ from those of {}", dir.display(), store.origin.model, recipe.model;
-                    "collect statistics of this model, or name another folder"
-                );
-            }
+            store.check_model(&origin)?;
             let complete = (0..model.blocks()).all(|index| store.has(index));
             if !complete && store.origin.texts != origin.texts {
                 user_bail!(

@@ -294,7 +294,7 @@ fn provenance(report: &Report) -> String {
     out.push_str("\n<details><summary>Recipe (softlm.toml) and hashes of the source</summary>\n\n");
     let (language, recipe) = recipe(report);
     let _ = writeln!(out, "{}\n", fence(language, &recipe));
-    for file in &model.weights {
+    for file in &model.identity.weights {
         let _ = writeln!(out, "- {}: sha256 {}", code(&file.file), code(&file.sha256));
     }
     out + "\n</details>\n"

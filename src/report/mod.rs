@@ -7,14 +7,18 @@ mod evaluation;
 mod encoders;
 mod table;
 mod card;
+mod provenance;
 
+pub use crate::checkpoint::{FileHash, Identity};
 pub use card::card;
 pub use encoders::{fidelity_table, glue_table};
 pub use evaluation::{eval_json, evaluation_table, protocol};
 pub use format::{bytes, count, grouped, percent, seconds, significant, with_error};
 pub use grid::details;
+pub use provenance::UnusedTensors;
 pub use table::table;
 
+use crate::checkpoint::Kind;
 use crate::eval::{Evaluation, Fidelity};
 use crate::learn::{HealReport, SpectralReport};
 use crate::model::Output;
@@ -36,6 +40,9 @@ pub struct Report {
     pub paper: String,
     /// Where the weights came from.
     pub model: ModelInfo,
+    /// Hashes of the output's own files; version 0.1 did not record them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Identity>,
     /// What the method was shown; absent when it needs no text.
     pub calibration: Option<CalibrationInfo>,
     /// The labelled examples that were trained on, if any were.
@@ -80,17 +87,15 @@ pub struct ModelInfo {
     pub encoder: Option<Output>,
     /// Commit on the hub, if it came from there.
     pub revision: Option<String>,
-    /// Name and sha256 of each weight file.
-    pub weights: Vec<FileHash>,
-}
-
-/// A file and its hash.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileHash {
-    /// File name.
-    pub file: String,
-    /// Lower-case hexadecimal sha256.
-    pub sha256: String,
+    /// What that name stands for; version 0.1 did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Hashes of its files: `weights` and, from version 0.2 on, `files`.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// Tensors that nothing reads, if there are such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unused_tensors: Option<UnusedTensors>,
 }
 
 /// The calibration text and what was taken of it.

@@ -4,9 +4,10 @@ use crate::data::data;
 use candle_core::{DType, Device};
 use half::{bf16, f16};
 use softlm::checkpoint::{
-    Dtype, Entry, Origin, Source, TensorFile, free_space, verify, write_checkpoint, write_file, write_tensors,
+    Dtype, Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file, write_tensors,
 };
 use softlm::error::UserError;
+use softlm::model::verify;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -82,7 +83,7 @@ fn demo_survives_one_file_and_many_shards() {
             assert_eq!(copy.files()[0].name, "model.safetensors");
         }
         assert_clean(dir.path());
-        let verdict = verify(&copy, Some(&demo)).unwrap();
+        let verdict = verify(&copy, Some(&demo), None).unwrap();
         assert_eq!(verdict.problems, Vec::<String>::new());
         assert_eq!((verdict.tensors, verdict.factorised), (demo.names().count(), 0));
     }
@@ -100,7 +101,7 @@ fn real_models_survive_other_shards() {
             if limit < u64::MAX {
                 assert_shards(&copy, limit);
             }
-            assert_eq!(verify(&copy, Some(&source)).unwrap().problems, Vec::<String>::new(), "{name}");
+            assert_eq!(verify(&copy, Some(&source), None).unwrap().problems, Vec::<String>::new(), "{name}");
         }
     }
 }
@@ -144,8 +145,8 @@ fn the_head_alone_stands_for_the_embedding() {
     assert_eq!(orig.metadata()[embed], head);
     assert!(orig.info(embed).is_none());
     // Either name proves the other's checkpoint whole, because the configuration ties them.
-    assert_eq!(verify(&orig, Some(&renamed)).unwrap().problems, Vec::<String>::new());
-    assert_eq!(verify(&renamed, Some(&orig)).unwrap().problems, Vec::<String>::new());
+    assert_eq!(verify(&orig, Some(&renamed), None).unwrap().problems, Vec::<String>::new());
+    assert_eq!(verify(&renamed, Some(&orig), None).unwrap().problems, Vec::<String>::new());
     orig.alias(embed, head);
     assert_eq!(orig.bytes(embed).unwrap(), renamed.bytes(embed).unwrap());
     let rows = |source: &Source| source.rows(embed, &[5, 0, 5], 128, DType::F32, &Device::Cpu).unwrap();

@@ -26,7 +26,7 @@ fn every_method_meets_its_budget_and_its_output_is_whole() {
         assert_eq!(linears.params_after as f64 / linears.params_before as f64, reached, "{method}");
         assert_eq!(report.linears.iter().map(|l| l.params_after).sum::<u64>(), linears.params_after, "{method}");
         assert_eq!((report.method.as_str(), report.linears.len(), report.evaluation.len()), (method, 28, 1));
-        assert_eq!(report.model.weights.len(), 1);
+        assert_eq!(report.model.identity.weights.len(), 1);
         let (before, after) = (&report.evaluation[0].before.perplexity, &report.evaluation[0].after.perplexity);
         assert!(after.ppl.is_finite() && after.ppl > before.ppl, "{method}: {} {}", before.ppl, after.ppl);
 

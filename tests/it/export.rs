@@ -5,10 +5,10 @@ use crate::program::{change_weights, tensors};
 use candle_core::Tensor;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
-use softlm::checkpoint::{Dtype, Source, verify};
+use softlm::checkpoint::{Dtype, Source};
 use softlm::export::{ExportOptions, Exported, Form, export};
 use softlm::method::METHODS;
-use softlm::model::{Linear, LinearSpec, Model, Output};
+use softlm::model::{Linear, LinearSpec, Model, Output, verify};
 use softlm::recipe::StoredType;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -187,7 +187,7 @@ fn every_family_and_method_as_a_plain_checkpoint_of_the_base() {
             assert!(base.keys().all(|key| found.contains_key(key)), "{case}");
             assert!(!plain.join("report.json").exists() && plain.join("README.md").exists(), "{case}");
 
-            let whole = |base| verify(&Source::open(&plain).expect("a checkpoint"), base).expect("readable");
+            let whole = |base| verify(&Source::open(&plain).expect("a checkpoint"), base, None).expect("readable");
             let original = Source::open(&folder).expect("a checkpoint");
             let found = whole((!biased).then_some(&original));
             assert!(found.problems.is_empty() && found.factorised == 0, "{case}: {:?}", found.problems);

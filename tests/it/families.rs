@@ -4,11 +4,11 @@
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use softlm::calibrate::{Origin, States, StatsStore, collect};
-use softlm::checkpoint::{FORMAT, GUARD, MODEL_TYPE, Section, Source, base_config, family_config, verify};
+use softlm::checkpoint::{FORMAT, GUARD, MODEL_TYPE, Section, Source, base_config, family_config};
 use softlm::export::StoredLinear;
 use softlm::machine::StageClock;
 use softlm::method::{METHODS, by_name};
-use softlm::model::{Block, FfnPart, Flow, Linear, Model, Output, Role, Site, Tap};
+use softlm::model::{Block, FfnPart, Flow, Linear, Model, Output, Role, Site, Tap, verify};
 use softlm::pipeline::{Calibration, EvalText, compress_windows};
 use softlm::plan::largest_saving_rank;
 use softlm::recipe::{LearnOptions, Options};
@@ -103,7 +103,7 @@ fn every_method_works_on_every_family() {
             assert!(reached <= KEEP && reached > KEEP - 0.06, "{case}: {reached}");
 
             let base = Source::open(&folder).expect("a checkpoint");
-            let whole = verify(&Source::open(&output).expect("an output"), Some(&base)).expect("readable");
+            let whole = verify(&Source::open(&output).expect("an output"), Some(&base), None).expect("readable");
             assert!(whole.problems.is_empty(), "{case}: {:?}", whole.problems);
             assert!(whole.factorised > 0, "{case}: nothing is factorised");
 

@@ -33,4 +33,6 @@ mod cli_methods; // every method through the program, on models of every kind
 mod cli_encoders; // encoders compressed, proven whole and measured as encoders
 mod cli_hostile; // input that cannot work is refused with a reason
 mod cli_export; // exports through the program
+mod identity; // which model an output, its original and statistics belong to
+mod soundness; // NaN where it matters and where it does not, tensors that nothing reads
 mod resume; // killed, interrupted and colliding runs

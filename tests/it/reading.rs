@@ -5,9 +5,9 @@ use crate::families;
 use crate::program::{Place, change_config, change_weights, copy_folder, tensors};
 use candle_core::Device;
 use serde_json::{Map, Value, json};
-use softlm::checkpoint::{Dtype, NamedTensor, Source, verify, write_tensors};
+use softlm::checkpoint::{Dtype, NamedTensor, Source, write_tensors};
 use softlm::error::UserError;
-use softlm::model::{Model, Output};
+use softlm::model::{Model, Output, verify};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ fn what_is_compressed_keeps_the_names_of_the_checkpoint() {
     families::compress(&folder, "lorap", &output);
     let (base, compressed) = (Source::open(&folder).expect("the base"), Source::open(&output).expect("an output"));
     assert!(compressed.is_stored("embed_tokens.weight") && !compressed.names().any(|name| name.starts_with("model.")));
-    assert_eq!(verify(&compressed, Some(&base)).expect("readable").problems, Vec::<String>::new());
+    assert_eq!(verify(&compressed, Some(&base), None).expect("readable").problems, Vec::<String>::new());
     assert!(says(&load(&output).expect("a model")).iter().all(|x| x.is_finite()));
 }
 

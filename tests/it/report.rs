@@ -1,6 +1,7 @@
 //! The report: a table that fits a terminal, a card that renders, JSON that comes back unchanged.
 
 use serde_json::{Value, json};
+use softlm::checkpoint::Kind;
 use softlm::eval::{Divergence, Evaluation, Perplexity};
 use softlm::report::*;
 
@@ -92,8 +93,14 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
             family: "llama".into(),
             encoder: None,
             revision: Some("ff3c701f2424c7625fdefb9dd470f45ef18b02d6".into()),
-            weights: vec![FileHash { file: "model.safetensors".into(), sha256: "a".repeat(64) }],
+            kind: Some(Kind::Hub),
+            identity: Identity {
+                weights: vec![FileHash { file: "model.safetensors".into(), sha256: "a".repeat(64) }],
+                files: Vec::new(),
+            },
+            unused_tensors: None,
         },
+        output: None,
         labels: None,
         calibration: Some(CalibrationInfo {
             corpora: vec![CorpusInfo { name: "sample".into(), origin: "built-in".into(), sha256: "b".repeat(64) }],

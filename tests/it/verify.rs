@@ -2,7 +2,8 @@
 
 use half::bf16;
 use serde_json::json;
-use softlm::checkpoint::{Dtype, Source, Verification, verify, write_tensors};
+use softlm::checkpoint::{Dtype, Source, write_tensors};
+use softlm::model::{Verification, verify};
 use std::collections::BTreeMap;
 use std::fs;
 use tempfile::TempDir;
@@ -28,14 +29,22 @@ impl Model {
 
     /// GPT-2's names and transposed layout: hidden 8, feed-forward 32.
     fn conv1d() -> Self {
-        let mut model = Self { config: json!({ "softlm": {} }), tensors: BTreeMap::new() };
+        let config = json!({
+            "model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 4, "vocab_size": 5,
+            "n_inner": 32, "softlm": {},
+        });
+        let mut model = Self { config, tensors: BTreeMap::new() };
+        for norm in ["h.0.ln_1", "h.0.ln_2", "ln_f"] {
+            model.put(&format!("{norm}.weight"), &[8]).put(&format!("{norm}.bias"), &[8]);
+        }
         for (name, shape) in [
             ("wte.weight", vec![5, 8]),
-            ("h.0.ln_1.weight", vec![8]),
+            ("wpe.weight", vec![4, 8]),
             ("h.0.attn.bias", vec![1, 1, 4, 4]),
             ("h.0.attn.c_attn.weight", vec![8, 24]),
             ("h.0.attn.c_attn.bias", vec![24]),
             ("h.0.attn.c_proj.weight", vec![8, 8]),
+            ("h.0.attn.c_proj.bias", vec![8]),
             ("h.0.mlp.c_fc.weight", vec![8, 32]),
             ("h.0.mlp.c_fc.bias", vec![32]),
             ("h.0.mlp.c_proj.weight", vec![32, 8]),
@@ -78,7 +87,7 @@ impl Model {
     }
 
     fn against(&self, base: Option<&Source>) -> Verification {
-        verify(&self.store().1, base).unwrap()
+        verify(&self.store().1, base, None).unwrap()
     }
 
     /// Sound alone and against the base.
@@ -193,22 +202,28 @@ fn nan_and_infinity_with_their_place() {
 #[test]
 fn feed_forward_channels() {
     let base = Source::demo();
-    let block = "model.layers.2.mlp";
     let mut pruned = Model::demo();
-    pruned.put(&format!("{block}.gate_proj.weight"), &[200, 128]);
-    pruned.put(&format!("{block}.up_proj.weight"), &[200, 128]);
-    pruned.put(&format!("{DOWN}.weight"), &[128, 200]);
+    pruned.config["intermediate_size"] = json!(200);
+    for block in 0..4 {
+        let block = format!("model.layers.{block}.mlp");
+        pruned.put(&format!("{block}.gate_proj.weight"), &[200, 128]);
+        pruned.put(&format!("{block}.up_proj.weight"), &[200, 128]);
+        pruned.put(&format!("{block}.down_proj.weight"), &[128, 200]);
+    }
     pruned.assert_whole(&base);
     // The same without the section that explains it.
     pruned.config.as_object_mut().unwrap().remove("softlm");
-    assert_eq!(pruned.against(Some(&base)).problems.len(), 3);
+    assert_eq!(pruned.against(Some(&base)).problems.len(), 4 * 3);
     assert_eq!(pruned.against(None).problems, Vec::<String>::new());
-    // Widths that disagree inside the block.
-    pruned.put(&format!("{block}.up_proj.weight"), &[201, 128]);
+    // Widths that disagree inside a block, or with the configuration.
+    pruned.put("model.layers.2.mlp.up_proj.weight", &[201, 128]);
     pruned.assert_broken_alone(&["up_proj", "201", "200"]);
+    pruned.put("model.layers.2.mlp.up_proj.weight", &[200, 128]).config["intermediate_size"] = json!(201);
+    assert_eq!(pruned.against(None).problems.len(), 4 * 3);
     // The other side of a feed-forward linear must not shrink, and none may grow.
     Model::demo().put(&format!("{DOWN}.weight"), &[100, 352]).assert_broken(&base, &[DOWN, "(100, 352)"]);
     let mut grown = Model::demo();
+    let block = "model.layers.2.mlp";
     grown.put(&format!("{block}.gate_proj.weight"), &[400, 128]);
     grown.put(&format!("{block}.up_proj.weight"), &[400, 128]).put(&format!("{DOWN}.weight"), &[128, 400]);
     assert_eq!(grown.against(Some(&base)).problems.len(), 3);
@@ -222,7 +237,11 @@ fn tied_matrices_under_the_other_name() {
     model.tensors.insert("lm_head.weight".into(), embedding);
     model.assert_whole(&base);
     model.config["tie_word_embeddings"] = json!(false);
-    assert_eq!(model.against(Some(&base)).problems.len(), 2);
+    model.assert_broken(&base, &["model.embed_tokens.weight", "missing"]);
+    // Under both names at once: the second is nobody's, and no harm.
+    let mut both = Model::demo();
+    both.put("lm_head.weight", &[1024, 128]);
+    assert_eq!(both.assert_whole(&base).unused, ["lm_head.weight"]);
     // A base that stores two matrices needs both, unless the configuration ties them.
     let mut two = Model::demo();
     two.put("lm_head.weight", &[1024, 128]).config.as_object_mut().unwrap().remove("tie_word_embeddings");
@@ -236,7 +255,8 @@ fn fused_attention_whole_and_in_parts() {
     let (_dir, base) = Model::conv1d().store();
     let fused = "h.0.attn.c_attn";
     Model::conv1d().assert_whole(&base);
-    Model::conv1d().drop("h.0.attn.bias").assert_whole(&base);
+    let verdict = Model::conv1d().drop("h.0.attn.bias").assert_whole(&base);
+    assert!(verdict.notes[0].contains("h.0.attn.bias"), "a buffer that is gone is said: {:?}", verdict.notes);
     let mut split = Model::conv1d();
     split.drop("h.0.attn.c_attn.weight").factorise("h.0.attn.c_attn.q", 8, 2, 8);
     split.put("h.0.attn.c_attn.k.weight", &[8, 8]).factorise("h.0.attn.c_attn.v", 8, 3, 8);
@@ -244,14 +264,14 @@ fn fused_attention_whole_and_in_parts() {
     // Factors of a transposed matrix are stored like all others.
     split.factorise("h.0.mlp.c_fc", 32, 5, 8).factorise("h.0.mlp.c_proj", 8, 5, 32).assert_whole(&base);
     let wide = Model::conv1d().factorise("h.0.attn.c_proj", 8, 3, 9).against(Some(&base)).problems;
-    assert_eq!(wide, ["h.0.attn.c_proj has shape (8, 9), but (8, 8) in the base."]);
+    assert_eq!(wide, ["h.0.attn.c_proj has shape (8, 9), but config.json asks for (8, 8)."]);
     let swapped = Model::conv1d().factorise("h.0.mlp.c_fc", 8, 5, 32).against(Some(&base)).problems;
-    assert!(swapped.contains(&"h.0.mlp.c_fc has shape (8, 32), but (32, 8) in the base.".to_string()), "{swapped:?}");
+    assert_eq!(swapped, ["h.0.mlp.c_fc has shape (8, 32), but config.json asks for (32, 8)."]);
 
     split.put("h.0.attn.c_attn.weight", &[8, 24]).assert_broken(&base, &[fused, "whole and in parts"]);
     split.drop("h.0.attn.c_attn.weight").drop("h.0.attn.c_attn.k.weight");
     split.assert_broken_alone(&[fused, "k is missing"]);
-    split.put("h.0.attn.c_attn.k.weight", &[4, 8]).assert_broken(&base, &[fused, "(20, 8)", "(24, 8)"]);
+    split.put("h.0.attn.c_attn.k.weight", &[4, 8]).assert_broken(&base, &[fused, "(4, 8)", "(8, 8)"]);
 }
 
 #[test]
@@ -259,6 +279,7 @@ fn pruned_feed_forward_with_biases() {
     let (_dir, base) = Model::conv1d().store();
     let mut pruned = Model::conv1d();
     pruned.put("h.0.mlp.c_fc.weight", &[8, 20]).put("h.0.mlp.c_proj.weight", &[20, 8]);
+    pruned.config["n_inner"] = json!(20);
     assert!(pruned.against(None).problems[0].contains("c_fc.bias"));
     pruned.put("h.0.mlp.c_fc.bias", &[20]).assert_whole(&base);
     pruned.put("h.0.mlp.c_proj.bias", &[7]).assert_broken(&base, &["c_proj.bias", "[7]", "[8]"]);
@@ -282,7 +303,7 @@ fn an_index_that_does_not_add_up() {
     write_tensors(&dir.path().join("s.safetensors"), &[norm("a"), norm("b")], &BTreeMap::new()).unwrap();
     let problems = |index: serde_json::Value| {
         fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-        verify(&Source::open(dir.path()).unwrap(), None).unwrap().problems
+        verify(&Source::open(dir.path()).unwrap(), None, None).unwrap().problems
     };
     let map = json!({ "a": "s.safetensors", "b": "s.safetensors" });
     assert!(problems(json!({ "metadata": { "total_size": 8 }, "weight_map": map })).is_empty());
@@ -292,5 +313,89 @@ fn an_index_that_does_not_add_up() {
     assert!(problems(json!({ "weight_map": map }))[0].contains("total_size"));
     let short = problems(json!({ "metadata": { "total_size": 8 }, "weight_map": { "a": "s.safetensors" } }));
     assert!(short.len() == 1 && short[0].contains("b lies in s.safetensors"), "{short:?}");
-    assert!(verify(&demo, None).unwrap().problems.is_empty());
+    assert!(verify(&demo, None, None).unwrap().problems.is_empty());
+}
+
+#[test]
+fn everything_a_layout_asks_for_is_missed() {
+    let (_dir, base) = Model::conv1d().store();
+    let buffer = "h.0.attn.bias";
+    for name in Model::conv1d().tensors.keys().filter(|name| *name != buffer) {
+        Model::conv1d().drop(name).assert_broken(&base, &[name.trim_end_matches(".weight"), "missing"]);
+        assert_eq!(Model::conv1d().drop(name).against(None).problems.len(), 1, "{name}");
+    }
+    let verdict = Model::conv1d().assert_whole(&base);
+    assert_eq!(verdict.unused, [buffer]);
+}
+
+#[test]
+fn a_bias_of_its_own_is_a_compressed_models_privilege() {
+    let base = Source::demo();
+    let mut model = Model::demo();
+    model.put(&format!("{Q}.bias"), &[128]).assert_whole(&base);
+    model.put(&format!("{Q}.bias"), &[127]).assert_broken(&base, &[Q, "[127]", "[128]"]);
+    model.put(&format!("{Q}.bias"), &[128]).config.as_object_mut().unwrap().remove("softlm");
+    model.assert_broken(&base, &[Q, "no counterpart"]);
+    // Parts of a shared matrix too; what their biases replace is left behind.
+    let (_dir, base) = Model::conv1d().store();
+    let mut split = Model::conv1d();
+    split.drop("h.0.attn.c_attn.weight");
+    for part in ["q", "k", "v"] {
+        split.factorise(&format!("h.0.attn.c_attn.{part}"), 8, 2, 8);
+        split.put(&format!("h.0.attn.c_attn.{part}.bias"), &[8]);
+    }
+    assert_eq!(split.assert_whole(&base).unused, ["h.0.attn.bias"]);
+}
+
+#[test]
+fn other_models_are_told_apart() {
+    let (_dir, gpt2) = Model::conv1d().store();
+    Model::demo().assert_broken(&gpt2, &["llama", "gpt2"]);
+    let mut shallow = Model::demo();
+    shallow.config["num_hidden_layers"] = json!(3);
+    let problems = shallow.against(Some(&Source::demo())).problems;
+    // Seven linears and two norms.
+    assert!(problems.len() == 9 && problems.iter().all(|p| p.contains("model.layers.3.")), "{problems:?}");
+    // Not one that softlm runs: files and numbers are checked all the same.
+    let mut unknown = Model::demo();
+    unknown.config["model_type"] = json!("something_else");
+    let verdict = unknown.against(None);
+    assert!(verdict.problems.is_empty() && verdict.notes.len() == 1, "{verdict:?}");
+    let data = &mut unknown.tensors.get_mut("model.norm.weight").unwrap().2;
+    data[..2].copy_from_slice(&bf16::NAN.to_le_bytes());
+    unknown.assert_broken_alone(&["model.norm.weight", "NaN"]);
+}
+
+/// Writes `value` into element `index` of a tensor.
+fn spoil(model: &mut Model, name: &str, index: usize, value: bf16) {
+    let data = &mut model.tensors.get_mut(name).unwrap().2;
+    data[2 * index..2 * index + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+#[test]
+fn numbers_that_nothing_computes_with() {
+    // A mask of another program.
+    let mut masked = Model::demo();
+    masked.put("model.causal_mask", &[2, 2]);
+    spoil(&mut masked, "model.causal_mask", 1, bf16::NEG_INFINITY);
+    let (_dir, base) = masked.store();
+    let verdict = masked.assert_whole(&base);
+    assert!(verdict.notes[0].contains("model.causal_mask holds -inf at [0, 1]"), "{:?}", verdict.notes);
+    // A row that is only looked up: of a token that no tokenizer gives, or copied from the base.
+    let mut untied = Model::demo();
+    untied.config["tie_word_embeddings"] = json!(false);
+    untied.put("lm_head.weight", &[1024, 128]);
+    let (_sound, sound) = untied.store();
+    spoil(&mut untied, "model.embed_tokens.weight", 1020 * 128 + 5, bf16::NAN);
+    untied.assert_broken_alone(&["model.embed_tokens.weight", "NaN at [1020, 5]"]);
+    let (_dir, source) = untied.store();
+    let verdict = verify(&source, None, Some(1020)).unwrap();
+    assert!(verdict.problems.is_empty() && verdict.notes[0].contains("1020"), "{verdict:?}");
+    assert_eq!(verify(&source, None, Some(1021)).unwrap().problems.len(), 1);
+    assert!(verify(&source, Some(&source), None).unwrap().problems.is_empty());
+    assert_eq!(verify(&source, Some(&sound), None).unwrap().problems.len(), 1);
+    // The head has a logit for every row, and so has an embedding that is tied.
+    let mut head = Model::demo();
+    spoil(&mut head, "model.embed_tokens.weight", 1020 * 128, bf16::NAN);
+    assert_eq!(verify(&head.store().1, None, Some(1000)).unwrap().problems.len(), 1);
 }

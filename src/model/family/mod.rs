@@ -16,10 +16,10 @@ mod phi3;
 mod qwen;
 
 pub(super) use keys::unknown_keys;
-pub(super) use multimodal::{TextModel, text_model};
+pub(super) use multimodal::{TextModel, is_known, text_model};
 
 use super::config::Config;
-use super::layout::Layout;
+use super::layout::{HeadWeight, Layout};
 use super::tensors::Tensors;
 use crate::checkpoint::Source;
 use crate::user_bail;
@@ -112,16 +112,16 @@ fn must_divide(whole_name: &str, whole: usize, part_name: &str, part: usize) -> 
     Ok(())
 }
 
-/// Makes sure that the embedding and the head can be read: a tied checkpoint may store either or both. Returns the
-/// name to read the head by.
-fn resolve_head(tensors: &mut Tensors, embedding: &str, head: &str, tied: bool) -> Result<String> {
+/// Makes sure that the embedding and the head can be read: a tied checkpoint may store either or both.
+fn resolve_head(tensors: &mut Tensors, embedding: &str, head: &str, tied: bool) -> Result<HeadWeight> {
+    let shared = || HeadWeight { name: embedding.to_string(), tied: Some(head.to_string()) };
     match (tensors.is_there(embedding), tensors.is_there(head), tied) {
-        (true, _, true) => Ok(embedding.to_string()),
+        (true, _, true) => Ok(shared()),
         (false, true, true) => {
             tensors.alias(embedding, head);
-            Ok(embedding.to_string())
+            Ok(shared())
         }
-        (true, true, false) => Ok(head.to_string()),
+        (true, true, false) => Ok(HeadWeight { name: head.to_string(), tied: None }),
         (true, false, false) => user_bail!(
             "tensor `{}` is missing and config.json does not tie it to the embedding", tensors.stored_name(head);
             "if the model ties them, set \"tie_word_embeddings\": true in config.json; a checkpoint of the model without its head cannot be run"

@@ -34,6 +34,13 @@ pub(in crate::model) struct TextModel {
     pub config: Map<String, Value>,
 }
 
+/// Whether a config names a family, or a model around one, that softlm runs.
+pub(in crate::model) fn is_known(whole: &Map<String, Value>) -> bool {
+    let config = Config(whole);
+    let named = config.str_or("model_type", "").unwrap_or_default();
+    WRAPPERS.iter().any(|(wrapper, _)| *wrapper == named) || family(&config).is_ok()
+}
+
 /// Finds the text model in a config.
 pub(in crate::model) fn text_model(whole: &Map<String, Value>) -> Result<TextModel> {
     let config = Config(whole);
