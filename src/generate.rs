@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Source;
 use crate::model::{Decoder, Model};
-use crate::text::Tokenizer;
+use crate::text::{TextStream, Tokenizer};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
@@ -12,12 +12,15 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+/// Logits divided by less than this are no numbers any more: only the largest has a chance, as at temperature 0.
+const GREEDY: f64 = 1e-30;
+
 /// How tokens are chosen, and how many.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choosing {
     /// Tokens at most.
     pub max_tokens: usize,
-    /// What logits are divided by; at 0 the most likely token is taken.
+    /// What logits are divided by; at 0, and so close to it that it makes no difference, the most likely token is taken.
     pub temperature: f64,
     /// Only the most likely tokens that together have this probability.
     pub top_p: Option<f64>,
@@ -42,8 +45,9 @@ impl Choosing {
         if max_tokens == 0 {
             user_bail!("--max-tokens is 0"; "use at least 1");
         }
-        if !(temperature >= 0.0 && temperature.is_finite()) {
-            user_bail!("--temperature {temperature} is not a number from 0 up"; "0 takes the most likely token, 1 samples as the model predicts");
+        // Logits are f32.
+        if !(temperature >= 0.0 && (temperature as f32).is_finite()) {
+            user_bail!("--temperature {temperature} is not a number from 0 to {:e}", f32::MAX; "0 takes the most likely token, 1 samples as the model predicts");
         }
         if let Some(p) = top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
             user_bail!("--top-p {p} is outside (0, 1]"; "0.9 leaves out the least likely tokens that together have 10 %");
@@ -51,7 +55,7 @@ impl Choosing {
         if top_k == Some(0) {
             user_bail!("--top-k is 0"; "use at least 1, or leave it out to choose among all tokens");
         }
-        if !(repeat_penalty > 0.0 && repeat_penalty.is_finite()) {
+        if !(repeat_penalty > 0.0 && (repeat_penalty as f32).is_normal()) {
             user_bail!("--repeat-penalty {repeat_penalty} is not a positive number"; "1 changes nothing, 1.1 makes repetitions rarer");
         }
         if temperature == 0.0 && (top_p.is_some() || top_k.is_some()) {
@@ -63,7 +67,7 @@ impl Choosing {
     fn sampling(&self) -> Sampling {
         let temperature = self.temperature;
         match (self.top_k, self.top_p) {
-            _ if temperature == 0.0 => Sampling::ArgMax,
+            _ if temperature < GREEDY => Sampling::ArgMax,
             (None, None) => Sampling::All { temperature },
             (Some(k), None) => Sampling::TopK { k, temperature },
             (None, Some(p)) => Sampling::TopP { p, temperature },
@@ -137,36 +141,40 @@ pub fn generate(
     let mut decoder = Decoder::new(model)?;
     let mut logits = decoder.read(prompt)?;
     let prompt_seconds = started.elapsed().as_secs_f64();
-    let mut text = Unfolding::new(tokenizer, prompt);
+    let mut stream = TextStream::new(tokenizer, prompt)?;
+    let (mut ids, mut text) = (prompt.to_vec(), String::new());
     let stopped = loop {
-        if text.ids.len() - prompt.len() == choosing.max_tokens {
+        if ids.len() - prompt.len() == choosing.max_tokens {
             break Stopped::MaxTokens;
         }
         if choosing.repeat_penalty != 1.0 {
-            logits = apply_repeat_penalty(&logits, choosing.repeat_penalty as f32, &text.ids)?;
+            logits = apply_repeat_penalty(&logits, choosing.repeat_penalty as f32, &ids)?;
         }
         let id = processor.sample(&logits).context("choosing a token")?;
         if ends.contains(&id) {
             break Stopped::EndOfText;
         }
-        let piece = text.push(id)?;
+        ids.push(id);
+        let piece = stream.push(id)?;
+        text += &piece;
         if !piece.is_empty() && !show(&piece)? {
             break Stopped::Reader;
         }
-        if text.ids.len() == model.context() {
+        if ids.len() == model.context() {
             break Stopped::Context;
         }
-        if text.ids.len() - prompt.len() < choosing.max_tokens {
+        if ids.len() - prompt.len() < choosing.max_tokens {
             logits = decoder.read(&[id])?;
         }
     };
-    let rest = text.finish()?;
+    let rest = stream.finish()?;
+    text += &rest;
     if !rest.is_empty() && stopped != Stopped::Reader {
         show(&rest)?;
     }
     let seconds = started.elapsed().as_secs_f64() - prompt_seconds;
-    let ids = text.ids.split_off(prompt.len());
-    Ok(Generated { prompt_ids: prompt.to_vec(), ids, text: text.text, stopped, prompt_seconds, seconds })
+    let ids = ids.split_off(prompt.len());
+    Ok(Generated { prompt_ids: prompt.to_vec(), ids, text, stopped, prompt_seconds, seconds })
 }
 
 /// Every id that ends a text: those that the tokenizer, config.json and generation_config.json name.
@@ -179,49 +187,4 @@ fn end_ids(source: &Source, tokenizer: &Tokenizer) -> Result<BTreeSet<u32>> {
     let ids = named.flat_map(|value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice));
     let ids = ids.filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
     Ok(ids.chain(tokenizer.eos()).collect())
-}
-
-/// Ids becoming text. A character may take several ids, and what an id means may depend on the one before it.
-struct Unfolding<'t> {
-    tokenizer: &'t Tokenizer,
-    ids: Vec<u32>,
-    /// Ids from here on are decoded again, so that the first new one has something in front.
-    from: usize,
-    /// Ids up to here are part of `text`.
-    shown: usize,
-    text: String,
-}
-
-impl<'t> Unfolding<'t> {
-    fn new(tokenizer: &'t Tokenizer, prompt: &[u32]) -> Self {
-        let shown = prompt.len();
-        Self { tokenizer, ids: prompt.to_vec(), from: shown.saturating_sub(8), shown, text: String::new() }
-    }
-
-    /// Adds an id; the text that is certain now.
-    fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        let new = self.rest()?;
-        // Bytes of an unfinished character.
-        if new.ends_with('\u{fffd}') {
-            return Ok(String::new());
-        }
-        (self.from, self.shown) = (self.shown, self.ids.len());
-        self.text += &new;
-        Ok(new)
-    }
-
-    /// What was held back.
-    fn finish(&mut self) -> Result<String> {
-        let rest = self.rest()?;
-        self.text += &rest;
-        Ok(rest)
-    }
-
-    /// The text of the ids that have not been shown.
-    fn rest(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.from..self.shown])?;
-        let all = self.tokenizer.decode(&self.ids[self.from..])?;
-        Ok(all.get(before.len()..).unwrap_or_default().to_string())
-    }
 }

@@ -2,6 +2,7 @@
 
 use crate::method::Inputs;
 use crate::plan::AllocationRule;
+use crate::text::split_names;
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
@@ -77,7 +78,7 @@ pub struct Options {
 
     /// Calibration text: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas
     /// [default: sample]
-    #[arg(long, env = "SOFTLM_CALIB", value_delimiter = ',', help_heading = "Calibration")]
+    #[arg(long, env = "SOFTLM_CALIB", help_heading = "Calibration")]
     pub calib: Option<Vec<String>>,
 
     /// Windows of calibration text [default: 128]
@@ -136,7 +137,7 @@ pub struct Options {
     pub max_shard_size: Option<String>,
 
     /// Evaluate before and after on these corpora, or `none` [default: sample]
-    #[arg(long, env = "SOFTLM_PPL", value_delimiter = ',', help_heading = "Evaluation")]
+    #[arg(long, env = "SOFTLM_PPL", help_heading = "Evaluation")]
     pub ppl: Option<Vec<String>>,
 
     /// Tokens per evaluation window [default: 2048 or the model's context; encoders 128, pseudo-perplexity 64]
@@ -149,6 +150,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// Takes the lists of corpora apart that flags and environment give as one text. Those of a recipe file are lists.
+    pub fn split_names(self) -> Self {
+        let split = |names: Option<Vec<String>>| names.map(|names| split_names(&names));
+        Self { calib: split(self.calib), ppl: split(self.ppl), ..self }
+    }
+
     /// Fills what is missing from a TOML recipe. Unknown keys are refused.
     pub fn or_file(self, path: &Path) -> Result<Self> {
         let text = match std::fs::read_to_string(path) {

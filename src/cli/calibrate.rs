@@ -5,7 +5,7 @@ use super::{Context, Outcome};
 use crate::calibrate::{self, Origin, States, StatsStore, collect};
 use crate::pipeline::{self, CalibrationWish};
 use crate::progress::Progress;
-use crate::text::Sampling;
+use crate::text::{Sampling, split_names};
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
@@ -20,10 +20,10 @@ pub struct Calibrate {
     #[arg(short, long, env = "SOFTLM_STATS")]
     output: PathBuf,
     /// Instead of collecting: add up these folders of statistics
-    #[arg(long, value_delimiter = ',', conflicts_with_all = ["model", "calib"])]
-    merge: Option<Vec<PathBuf>>,
+    #[arg(long, conflicts_with_all = ["model", "calib"])]
+    merge: Option<Vec<String>>,
     /// Calibration text: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas
-    #[arg(long, env = "SOFTLM_CALIB", value_delimiter = ',', default_value = "sample")]
+    #[arg(long, env = "SOFTLM_CALIB", default_value = "sample")]
     calib: Vec<String>,
     /// Windows of calibration text
     #[arg(long, env = "SOFTLM_CALIB_WINDOWS", default_value_t = 128)]
@@ -39,7 +39,10 @@ pub struct Calibrate {
 impl Calibrate {
     pub fn run(self, context: &Context) -> Result<Outcome> {
         let origin = match &self.merge {
-            Some(folders) => calibrate::merge(folders, &self.output)?,
+            Some(folders) => {
+                let folders: Vec<PathBuf> = split_names(folders).into_iter().map(Into::into).collect();
+                calibrate::merge(&folders, &self.output)?
+            }
             None => self.collect(context)?,
         };
         context.ui.finish();
@@ -53,7 +56,7 @@ impl Calibrate {
         let model = pipeline::load_model(source, &context.device, context.ui)?;
         let tokenizer = pipeline::tokenizer(model.source())?;
         let wish = CalibrationWish {
-            specs: &self.calib,
+            specs: &split_names(&self.calib),
             windows: self.calib_windows,
             window: self.window,
             sampling: Sampling::Random { seed: self.seed },

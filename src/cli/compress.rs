@@ -32,9 +32,10 @@ pub struct Compress {
 
 impl Compress {
     pub fn run(self, context: &Context) -> Result<Outcome> {
+        let options = self.options.split_names();
         let options = match &self.config {
-            Some(path) => self.options.or_file(path)?,
-            None => self.options,
+            Some(path) => options.or_file(path)?,
+            None => options,
         };
         let recipe = options.resolve()?;
         crate::machine::return_memory_early();

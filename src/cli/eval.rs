@@ -8,6 +8,7 @@ use crate::model::{Model, Output};
 use crate::pipeline::{self, EvalProtocol, Found, Original, Quality};
 use crate::progress::Progress;
 use crate::report;
+use crate::text::split_names;
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
@@ -21,11 +22,11 @@ pub struct Eval {
     /// Corpora: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas. Of encoders that guess
     /// masked tokens the pseudo-perplexity, of others the cosine to the original's embeddings [default: sample; none with
     /// --glue]
-    #[arg(long, env = "SOFTLM_PPL", value_delimiter = ',')]
+    #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
     /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS
     /// benchmark's CSV, JSONL); several separated by commas
-    #[arg(long, env = "SOFTLM_GLUE", value_delimiter = ',')]
+    #[arg(long, env = "SOFTLM_GLUE")]
     glue: Vec<String>,
     /// Tokens per text or pair of --glue at most [default: what the model's folder says, or 128]
     #[arg(long, env = "SOFTLM_MAX_LENGTH", requires = "glue")]
@@ -69,7 +70,8 @@ struct Measured {
 }
 
 impl Eval {
-    pub fn run(self, context: &Context) -> Result<Outcome> {
+    pub fn run(mut self, context: &Context) -> Result<Outcome> {
+        (self.ppl, self.glue) = (self.ppl.map(|ppl| split_names(&ppl)), split_names(&self.glue));
         let source = pipeline::open_source(&self.model, &context.hub)?;
         let original = Original::of(&source)?;
         if let Some(original) = &original {

@@ -1,7 +1,6 @@
 //! Corpora: texts that have a name.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -11,8 +10,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::examples::{self, examples};
+use super::file::{self, Content};
 use super::hubset;
-use crate::error::UserError;
+use super::names::named;
 use crate::hub::HubOptions;
 use crate::user_bail;
 
@@ -87,9 +87,10 @@ impl Corpus {
 /// |---|---|
 /// | `sample` | built into softlm: original English prose of many kinds; see [`Split`] |
 /// | `wikitext2`, `ptb`, `c4` | data sets on the hub, see below |
-/// | `PATH` | a text file, verbatim: one document, no newline translation |
-/// | `PATH.jsonl` | one JSON object per line, each with a `text` field: one document per line |
-/// | `-` | standard input, read like a text file |
+/// | `PATH` | a text file, verbatim but for a byte order mark: one document, no newline translation |
+/// | `PATH` of JSON | JSON Lines, one array or one object, each value a string or an object with a `text` field: one document each. A file that ends in `.txt`, `.text` or `.md` is text whatever it holds, one that ends in `.json`, `.jsonl` or `.ndjson` must be JSON, and any other is JSON if all of it is |
+/// | `PATH` of parquet | its column `text`: one document per row |
+/// | `-` | standard input, read like a file without a name |
 /// | `NAME=PATH` | a local file under a name of your choice |
 /// | `sst2`, `mrpc`, `stsb`, also with `=PATH` | the texts of a labelled task, see [`examples()`]: one document each |
 ///
@@ -101,10 +102,12 @@ impl Corpus {
 /// A [`UserError`] for a name that is not known, a file that cannot be read as text, and an empty text; what the hub
 /// may answer is in [`crate::hub`].
 pub fn load(spec: &str, split: Split, hub: &HubOptions) -> Result<Corpus> {
-    if examples::names_task(spec) {
+    // A path that exists is a path, though its name looks like NAME=PATH.
+    let names = !(spec.contains('=') && Path::new(spec).exists());
+    if names && examples::names_task(spec) {
         return examples(spec, split, hub)?.corpus();
     }
-    if let Some((name, path)) = named(spec) {
+    if names && let Some((name, path)) = named(spec) {
         return local(name, path);
     }
     if spec == "sample" {
@@ -123,13 +126,6 @@ pub fn load(spec: &str, split: Split, hub: &HubOptions) -> Result<Corpus> {
         user_bail!("there is no text file {spec}"; "check the path, or name a corpus: {known}");
     }
     user_bail!("there is no corpus {spec:?}"; "known are {known}; anything else must be the path of a text file, or -")
-}
-
-/// `NAME=PATH`, if that is what it is. A name has no separators, so that a path with `=` in a folder stays a path.
-pub(super) fn named(spec: &str) -> Option<(&str, &str)> {
-    let (name, path) = spec.split_once('=')?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+');
-    (!name.is_empty() && name.chars().all(plain) && !path.is_empty()).then_some((name, path))
 }
 
 fn sample(split: Split) -> Result<Corpus> {
@@ -155,79 +151,30 @@ fn local(name: &str, path: &str) -> Result<Corpus> {
             *input = Some(bytes);
         }
         let bytes = input.clone().unwrap_or_default();
-        return Corpus::new(name, "stdin".into(), vec![decode("standard input", bytes)?]);
+        let documents = match file::content("standard input", Path::new(""), bytes)? {
+            Content::Json(rows) => documents(rows)?,
+            Content::Text(text) => vec![text],
+            Content::Parquet => Vec::new(),
+        };
+        return Corpus::new(name, "stdin".into(), documents);
     }
-    let (file, text) = (Path::new(path), read_text(path)?);
-    let lines = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
-    let documents = if lines { json_lines(path, &text)? } else { vec![text] };
+    let documents = match file::read(Path::new(path))? {
+        Content::Text(text) => vec![text],
+        Content::Json(rows) => documents(rows)?,
+        Content::Parquet => {
+            file::parquet_column(Path::new(path), "text").with_context(|| format!("cannot read {path}"))?
+        }
+    };
     Corpus::new(name, path.to_owned(), documents)
 }
 
-/// The text of the file `path`.
-pub(super) fn read_text(path: &str) -> Result<String> {
-    let file = Path::new(path);
-    if file.is_dir() {
-        user_bail!("{path} is a folder, not a text"; "name one text file in it, or pipe several through cat and name -");
-    }
-    let bytes = match File::open(file).and_then(|mut file| {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map(|_| bytes)
-    }) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            user_bail!("there is no text file {path}"; "check the path")
-        }
-        Err(error) => user_bail!("cannot read {path}: {error}"; "check that you may read it"),
-    };
-    decode(path, bytes)
-}
-
-fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        UserError::new(format!("{what} is not UTF-8 text: byte {at} does not belong to any character"))
-            .hint("convert it first, for example with iconv -t UTF-8; compressed files must be unpacked")
-            .into()
-    })
-}
-
-/// The `text` of every line that is not blank.
-fn json_lines(path: &str, text: &str) -> Result<Vec<String>> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(index, line)| json_text(line, || format!("{path}, line {}", index + 1))).collect()
-}
-
-/// The `text` field of one JSON object.
-pub(super) fn json_text(line: &str, place: impl Fn() -> String) -> Result<String> {
-    let object: Value = match serde_json::from_str(line) {
-        Ok(object) => object,
-        Err(error) => {
-            let place = place();
-            user_bail!("{place} is not JSON: {error}"; "each line must be one object like {{\"text\": \"...\"}}")
-        }
-    };
-    match object.get("text") {
-        Some(Value::String(text)) => Ok(text.clone()),
-        _ => {
-            let place = place();
-            user_bail!("{place} has no text field"; "each line must be one object like {{\"text\": \"...\"}}")
-        }
-    }
+fn documents(rows: Vec<(String, Value)>) -> Result<Vec<String>> {
+    rows.into_iter().map(|(place, value)| file::document(&place, value)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_told_from_paths() {
-        assert_eq!(named("wiki=a/b.txt"), Some(("wiki", "a/b.txt")));
-        assert_eq!(named("my-set.v2=-"), Some(("my-set.v2", "-")));
-        assert_eq!(named("runs/lr=1/text.txt"), None);
-        assert_eq!(named("=x"), None);
-        assert_eq!(named("x="), None);
-        assert_eq!(named("plain.txt"), None);
-    }
 
     #[test]
     fn the_sample_is_plain_varied_and_split_without_overlap() {

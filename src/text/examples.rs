@@ -2,20 +2,19 @@
 //!
 //! | file | what is read |
 //! |---|---|
-//! | `.jsonl`, `.ndjson` | objects with the fields of the hub, or `text`, `score` |
-//! | `.parquet` | the columns of the hub |
+//! | JSON Lines, or one JSON array | objects with the fields of the hub, or `text`, `score` |
+//! | parquet | the columns of the hub |
 //! | any other | tab-separated text without quoting. With a header line its columns are found by name: GLUE's, those of the Microsoft paraphrase corpus, or `text` and `label`. Without one it is the STS benchmark's `.csv`: the score in column 5, the sentences in columns 6 and 7 |
 
-use super::corpus::{Corpus, Split, named, read_text};
+use super::corpus::{Corpus, Split};
+use super::file::{self, Content};
+use super::names::named;
 use crate::error::UserError;
 use crate::hub::{self, HubOptions};
 use crate::user_bail;
 use anyhow::{Context, Result};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::path::Path;
 
 /// The data set that holds all tasks.
@@ -129,17 +128,18 @@ pub fn examples(spec: &str, split: Split, hub: &HubOptions) -> Result<Examples> 
 }
 
 fn read(task: Task, path: &Path, origin: &str) -> Result<Vec<Example>> {
-    let ends = |ends: &[&str]| path.extension().is_some_and(|e| ends.iter().any(|end| e.eq_ignore_ascii_case(end)));
-    if ends(&["parquet"]) {
-        return parquet(task, path, origin);
-    }
-    let text = read_text(&path.to_string_lossy())?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    if ends(&["jsonl", "ndjson"]) {
-        return lines.map(|(i, line)| json(task, line, &place(origin, i))).collect();
-    }
-    let mut lines = lines.peekable();
+    let text = match file::read(path)? {
+        Content::Text(text) => text,
+        Content::Json(rows) => {
+            return rows.into_iter().map(|(place, value)| json(task, &value, &place)).collect();
+        }
+        Content::Parquet => {
+            let rows = file::parquet_rows(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let row = |(i, row): (usize, &Map<String, Value>)| from_fields(task, row, &format!("{origin}, row {i}"));
+            return rows.iter().enumerate().map(row).collect();
+        }
+    };
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).peekable();
     let Some(&(first, header)) = lines.peek() else { return Ok(Vec::new()) };
     let columns = columns(task, header, &place(origin, first))?;
     if columns.header {
@@ -200,33 +200,10 @@ impl Columns {
     }
 }
 
-fn json(task: Task, line: &str, place: &str) -> Result<Example> {
-    match serde_json::from_str::<Map<String, Value>>(line) {
-        Ok(object) => from_fields(task, &object, place),
-        Err(error) => user_bail!("{place} is no JSON object: {error}"; "each line must be one object"),
-    }
-}
-
-fn parquet(task: Task, path: &Path, origin: &str) -> Result<Vec<Example>> {
-    let rows = || -> Result<Vec<Map<String, Value>>> {
-        let reader = SerializedFileReader::new(File::open(path)?)?;
-        let fields = |row: Row| row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect();
-        reader.get_row_iter(None)?.map(|row| Ok(fields(row?))).collect()
-    };
-    let rows = rows().with_context(|| format!("cannot read {}", path.display()))?;
-    rows.iter().enumerate().map(|(i, row)| from_fields(task, row, &format!("{origin}, row {i}"))).collect()
-}
-
-/// A text or a number.
-fn value(field: Field) -> Value {
-    match field {
-        Field::Str(text) => text.into(),
-        // By its shortest decimal form: as f64 a score of 3.2 would be 3.2000000476837160.
-        Field::Float(x) => x.to_string().into(),
-        Field::Double(x) => x.into(),
-        Field::Int(x) => x.into(),
-        Field::Long(x) => x.into(),
-        _ => Value::Null,
+fn json(task: Task, value: &Value, place: &str) -> Result<Example> {
+    match value {
+        Value::Object(object) => from_fields(task, object, place),
+        _ => user_bail!("{place} is no JSON object"; "each line, or each item of one array, must be an object"),
     }
 }
 

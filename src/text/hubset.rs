@@ -6,13 +6,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use flate2::read::MultiGzDecoder;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
-use parquet::schema::types::Type;
 
-use super::corpus::{Corpus, Split, json_text};
+use super::corpus::{Corpus, Split};
+use super::file::{document, parquet_column};
 use crate::hub::{self, HubOptions};
 
 /// One data set.
@@ -88,27 +86,15 @@ impl HubSet {
     }
 }
 
-/// All strings of one column, in row order.
-fn parquet_column(path: &Path, column: &str) -> Result<Vec<String>> {
-    let reader = SerializedFileReader::new(File::open(path)?)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let field = schema.get_fields().iter().find(|field| field.name() == column);
-    let field = field.ok_or_else(|| anyhow!("it has no column {column:?}"))?.clone();
-    let only = Type::group_type_builder(schema.name()).with_fields(vec![field]).build()?;
-    let mut documents = Vec::new();
-    for (index, row) in reader.get_row_iter(Some(only))?.enumerate() {
-        match row?.into_columns().pop() {
-            Some((_, Field::Str(text))) => documents.push(text),
-            _ => return Err(anyhow!("row {index} has no string in column {column:?}")),
-        }
-    }
-    Ok(documents)
-}
-
 /// The `text` of the first lines of a gzipped file.
 fn gzipped_lines(path: &Path, first: usize) -> Result<Vec<String>> {
     let lines = BufReader::new(MultiGzDecoder::new(File::open(path)?)).lines();
-    lines.take(first).enumerate().map(|(index, line)| json_text(&line?, || format!("line {}", index + 1))).collect()
+    let read = |(index, line): (usize, std::io::Result<String>)| {
+        let place = format!("line {}", index + 1);
+        let value = serde_json::from_str(&line?).with_context(|| format!("{place} is not JSON"))?;
+        document(&place, value)
+    };
+    lines.take(first).enumerate().map(read).collect()
 }
 
 #[cfg(test)]

@@ -6,15 +6,20 @@
 //!
 //! Labelled examples for encoders are loaded by [`examples()`] and become [`Sequence`]s by an [`Encoder`].
 
+mod names;
+mod file;
 mod corpus;
 mod examples;
 mod hubset;
 mod padded;
+mod stream;
 mod tokenizer;
 mod windows;
 
 pub use corpus::{BUILT_IN, Corpus, Split, load};
 pub use examples::{Example, Examples, Task, examples};
+pub use names::split_names;
 pub use padded::{Padded, batches};
+pub use stream::TextStream;
 pub use tokenizer::{Encoder, Sequence, SideFile, Tokenizer};
 pub use windows::{Sampling, Window, Windows, choose, cut, cut_framed, shuffle, split_heldout};

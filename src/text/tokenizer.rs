@@ -1,14 +1,24 @@
 //! A model's own tokenizer, from the files that lie beside its weights.
 //!
-//! `tokenizer.json` is read as it is. Without it, `vocab.json` and `merges.txt` make the byte-level BPE of GPT-2. Texts
-//! are encoded without special tokens, without truncation and without padding, whatever those files ask for: which ids
-//! a window begins with is the protocol's business, not the tokenizer's.
+//! `tokenizer.json` is read; without it the vocabulary makes the tokenizer by the rules of its class. What
+//! `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say beside it acts as in transformers. Texts are
+//! encoded without special tokens, without truncation, without padding and without chance, whatever those files ask for:
+//! which ids a window begins with is the protocol's business, not the tokenizer's.
+
+mod class;
+mod settings;
+mod sentencepiece;
+mod vocabulary;
+mod overrides;
+mod decode;
 
 use anyhow::{Context, Result, anyhow};
-use serde_json::{Map, Value, json};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use serde_json::{Map, Value};
+use tokenizers::normalizers::utils::{Lowercase, Sequence as Normalizers};
 use tokenizers::{EncodeInput, TruncationParams};
 
+use self::class::Class;
+use self::settings::Settings;
 use crate::user_bail;
 
 /// Reads a side file of a model by name: `None` if the model has no such file.
@@ -23,6 +33,8 @@ pub struct Tokenizer {
     mask: Option<u32>,
     /// Whether the settings ask for BOS in front of every text.
     adds_bos: bool,
+    /// Whether decoded text is rid of spaces in front of punctuation.
+    cleans_up: bool,
     vocab_size: usize,
 }
 
@@ -57,36 +69,37 @@ impl Tokenizer {
     /// # Errors
     /// A [`UserError`](crate::error::UserError) if the model has no tokenizer that can be read.
     pub fn load(label: &str, file: SideFile, config: &Map<String, Value>) -> Result<Self> {
-        let settings = match file("tokenizer_config.json")? {
-            Some(bytes) => object(&bytes).with_context(|| format!("{label}: tokenizer_config.json is damaged"))?,
-            None => Map::new(),
+        let definition = file("tokenizer.json")?;
+        let settings = Settings::read(label, file, config, definition.is_some())?;
+        let mut inner = match &definition {
+            None => vocabulary::build(label, file, &settings)?,
+            Some(definition) => match tokenizers::Tokenizer::from_bytes(definition) {
+                Ok(inner) => inner,
+                Err(error) => user_bail!(
+                    "the tokenizer of {label} cannot be read: {error}";
+                    "save it again with a recent version of transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+                ),
+            },
         };
-        let definition = match file("tokenizer.json")? {
-            Some(bytes) => bytes,
-            None => gpt2(label, file, &settings)?,
-        };
-        let mut inner = match tokenizers::Tokenizer::from_bytes(&definition) {
-            Ok(inner) => inner,
-            Err(error) => user_bail!(
-                "the tokenizer of {label} cannot be read: {error}";
-                "save it again with a recent version of transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-            ),
-        };
-        inner.with_truncation(None).map_err(|error| anyhow!(error))?;
-        inner.with_padding(None);
+        overrides::apply(label, &mut inner, &settings, definition.is_some())?;
+        if lowers_case(label, file)? {
+            let mut normalizers = vec![Lowercase.into()];
+            normalizers.extend(inner.get_normalizer().cloned());
+            inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(|error| anyhow!(error))?;
+        }
         let special = |name: &str| {
-            let text = match settings.get(&format!("{name}_token")) {
-                Some(Value::String(text)) => Some(text.as_str()),
-                Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
-                _ => None,
-            };
-            text.and_then(|text| inner.token_to_id(text)).or_else(|| configured_id(config, &format!("{name}_token_id")))
+            let id = settings.special(name).and_then(|text| inner.token_to_id(text));
+            id.or_else(|| configured_id(config, &format!("{name}_token_id")))
         };
         let (bos, eos) = (special("bos"), special("eos"));
         let (frame, mask) = (special("cls").zip(special("sep")), special("mask"));
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        let adds_bos = settings.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
-        Ok(Self { inner, bos, eos, frame, mask, adds_bos, vocab_size })
+        // Some classes of transformers do not listen to this setting; whoever wrote it wants it to act.
+        let adds_bos = settings.flag("add_bos_token")?.unwrap_or(false);
+        // (5.x cleans up after WordPiece alone.)
+        let words = definition.is_none() && settings.class == Class::Bert;
+        let cleans_up = settings.flag("clean_up_tokenization_spaces")?.unwrap_or(words);
+        Ok(Self { inner, bos, eos, frame, mask, adds_bos, cleans_up, vocab_size })
     }
 
     /// The ids of a text as a whole, no special tokens added. Special tokens spelt out in the text become their ids.
@@ -114,7 +127,19 @@ impl Tokenizer {
 
     /// The text of ids, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|error| anyhow!(error)).context("cannot decode token ids")
+        let text = decode::decode(&self.inner, ids)?;
+        Ok(if self.cleans_up { decode::clean_up(&text) } else { text })
+    }
+
+    /// How many bytes of decoded text no further ids can change.
+    pub(super) fn certain(&self, text: &str) -> usize {
+        decode::certain(text, self.cleans_up)
+    }
+
+    /// Whether an id is a special token, such as BOS.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special)
     }
 
     /// The id that begins a text, if the model has one.
@@ -168,67 +193,20 @@ fn configured_id(config: &Map<String, Value>, key: &str) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-/// The definition of GPT-2's tokenizer over the model's `vocab.json` and `merges.txt`, in the form of a `tokenizer.json`.
-fn gpt2(label: &str, file: SideFile, settings: &Map<String, Value>) -> Result<Vec<u8>> {
-    let (Some(vocab), Some(merges)) = (file("vocab.json")?, file("merges.txt")?) else {
-        for other in ["tokenizer.model", "spiece.model", "vocab.txt", "vocab.json"] {
-            if file(other)?.is_some() {
-                user_bail!(
-                    "{label} has a {other}, but no tokenizer.json";
-                    "write one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-                );
-            }
-        }
-        user_bail!(
-            "{label} has no tokenizer";
-            "put the tokenizer.json, or the vocab.json and merges.txt, of the model that it was made from beside its weights"
-        );
-    };
-    let vocab = object(&vocab).with_context(|| format!("{label}: vocab.json is damaged"))?;
-    if let Some(byte) = ByteLevel::alphabet().into_iter().find(|byte| !vocab.contains_key(&byte.to_string())) {
-        user_bail!(
-            "the vocab.json of {label} is not a byte-level vocabulary: it lacks the piece {byte:?}";
-            "write a tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-        );
-    }
-    let merges = String::from_utf8(merges).with_context(|| format!("{label}: merges.txt is damaged"))?;
-    let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
-    // Tokens that must never be split, in the order of their ids: they come from the settings, and GPT-2 has its own.
-    let declared = settings.get("added_tokens_decoder").and_then(Value::as_object);
-    let declared =
-        declared.into_iter().flat_map(|tokens| tokens.values().filter_map(|token| token["content"].as_str()));
-    let named =
-        ["bos_token", "eos_token", "unk_token", "pad_token"].into_iter().filter_map(|key| match settings.get(key)? {
-            Value::String(text) => Some(text.as_str()),
-            token => token["content"].as_str(),
-        });
-    let mut special: Vec<(u64, &str)> = declared
-        .chain(named)
-        .chain(["<|endoftext|>"])
-        .filter_map(|text| Some((vocab.get(text)?.as_u64()?, text)))
-        .collect();
-    special.sort_unstable();
-    special.dedup();
-    let special: Vec<Value> = special
-        .into_iter()
-        .map(|(id, content)| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        })
-        .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let definition = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-                  "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges},
-    });
-    Ok(serde_json::to_vec(&definition)?)
+/// Whether sentence-transformers lowers the case of texts before they are tokenised.
+fn lowers_case(label: &str, file: SideFile) -> Result<bool> {
+    const NAME: &str = "sentence_bert_config.json";
+    let Some(bytes) = file(NAME)? else { return Ok(false) };
+    let settings = object(&bytes).with_context(|| format!("{label}: {NAME} is damaged"))?;
+    Ok(settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use serde_json::json;
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
     use super::*;
     use crate::error::UserError;
@@ -309,8 +287,15 @@ mod tests {
         assert_eq!(both.encode_prompt("<s>One two").unwrap(), begun);
         assert_eq!(both.encode("One two").unwrap(), ids);
 
-        let none = load(&small_gpt2(), json!({})).unwrap();
-        assert!(none.encode_prompt("").unwrap().is_empty());
+        // GPT-2's class has a token that begins a text, but puts it in front of none.
+        let byte_level = load(&small_gpt2(), json!({})).unwrap();
+        assert_eq!(
+            (byte_level.encode_prompt("").unwrap(), byte_level.encode_prompt("the").unwrap()),
+            (vec![258], vec![257])
+        );
+        let mut nameless = demo();
+        nameless.remove("tokenizer_config.json");
+        assert!(load(&nameless, json!({})).unwrap().encode_prompt("").unwrap().is_empty());
     }
 
     #[test]

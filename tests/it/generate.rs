@@ -192,6 +192,13 @@ fn chance_follows_the_seed_and_the_options() {
     assert_eq!(with(Choosing { top_k: Some(1), ..hot }), greedy);
     assert_eq!(with(Choosing { top_p: Some(1e-6), ..hot }), greedy);
     assert_eq!(with(Choosing { top_k: Some(1), top_p: Some(0.5), ..hot }), greedy);
+    // So cold that dividing by it leaves no numbers.
+    for temperature in [1e-9, 1e-20, 1e-40, 1e-300, f64::MIN_POSITIVE] {
+        for (top_k, top_p) in [(None, None), (Some(5), None), (None, Some(0.9)), (Some(5), Some(0.9))] {
+            let cold = Choosing { temperature, top_k, top_p, ..Choosing::default() };
+            assert_eq!(with(cold), greedy, "{cold:?}");
+        }
+    }
     // No bound at all.
     assert_eq!(with(Choosing { top_p: Some(1.0), ..hot }), with(hot));
     assert_eq!(with(Choosing { top_k: Some(100_000), ..hot }), with(hot));
@@ -228,6 +235,41 @@ fn the_command_streams_text_and_tells_the_time() {
     assert_eq!(finish(child).code, 0);
 }
 
+/// Ids whose text depends on their neighbours: bytes, and a first word without its space.
+#[test]
+fn the_stream_says_what_the_whole_says() {
+    let place = Place::new();
+    let folder = place.demo_folder("bytes");
+    let pieces = ["<s>".to_string(), "</s>".to_string()].into_iter();
+    let pieces = pieces.chain((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    let pieces = pieces.chain((0..).map(|n| if n % 2 == 0 { format!("▁{n}") } else { format!("字{n}") })).take(1024);
+    let vocab: serde_json::Map<String, Value> = pieces.enumerate().map(|(id, piece)| (piece, id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "pre_tokenizer": null,
+        "post_processor": null, "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": true, "vocab": vocab, "merges": []},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let mut broken = 0;
+    for seed in 0..12 {
+        let run = |more: &str| {
+            let line = format!("generate bytes --temperature 30 --max-tokens 60 --seed {seed} {more} --prompt");
+            finish(place.command(&line).arg("吗é").spawn().unwrap()).fine().stdout
+        };
+        let json: Value = serde_json::from_str(&run("--json")).expect("one JSON object");
+        let text = json["text"].as_str().expect("text");
+        assert_eq!(run(""), format!("{text}\n"), "seed {seed}");
+        assert_eq!(ids(&json["prompt_ids"])[..5], [0xe5, 0x90, 0x97, 0xc3, 0xa9].map(|byte| byte + 2), "seed {seed}");
+        assert!(!text.contains('吗'), "the prompt is no part of the text: {text}");
+        broken += text.matches('\u{fffd}').count();
+    }
+    assert!(broken > 20, "bytes that are no characters are shown as such: {broken}");
+}
+
 #[test]
 fn outputs_write_too() {
     let place = Place::new();
@@ -251,6 +293,10 @@ fn what_cannot_be_meant_is_refused() {
         ("--max-tokens 0", "--max-tokens 0"),
         ("--temperature -1", "--temperature -1"),
         ("--temperature nan", "--temperature NaN"),
+        ("--temperature inf", "--temperature inf"),
+        ("--temperature 1e39", "--temperature 1000"),
+        ("--repeat-penalty 1e-300", "--repeat-penalty 0.000"),
+        ("--repeat-penalty 1e39", "--repeat-penalty 1000"),
         ("--temperature 1 --top-p 0", "--top-p 0"),
         ("--temperature 1 --top-p 1.5", "--top-p 1.5"),
         ("--temperature 1 --top-k 0", "--top-k is 0"),

@@ -20,6 +20,7 @@ mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a 
 mod reading; // checkpoints under every name and spelling; quantised ones, adapters and pointers
 mod hostile_config; // a config.json that is wrong, incomplete or of another family
 mod text; // corpora, tokenizers and windows on real text
+mod tokenizers; // tokenizer files of every kind against transformers
 mod report; // the report's views
 mod configs; // the recipes that come with the project
 mod export; // outputs as plain checkpoints, to the last bit

@@ -2,14 +2,20 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 use serde_json::{Map, Value, json};
 use softlm::error::UserError;
 use softlm::hub::HubOptions;
 use softlm::text::{Split, Tokenizer, cut, load};
 
 use crate::data::data;
+use crate::program::Place;
 
 /// Options under which nothing can reach a network or a cache.
 fn nowhere() -> HubOptions {
@@ -145,7 +151,7 @@ fn local_files_are_taken_verbatim() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("a.txt"), "\u{feff}one\r\ntwo\n\n").unwrap();
     let corpus = read(&path("a.txt"));
-    assert_eq!((corpus.name.as_str(), &*corpus.text()), ("a.txt", "\u{feff}one\r\ntwo\n\n"));
+    assert_eq!((corpus.name.as_str(), &*corpus.text()), ("a.txt", "one\r\ntwo\n\n"));
     assert_eq!(corpus.origin, path("a.txt"));
 
     let lines = [json!({"text": " first\n", "id": 1}), json!({"text": ""}), json!({"text": "third"})];
@@ -157,6 +163,97 @@ fn local_files_are_taken_verbatim() {
 
     fs::write(path("noext"), "plain").unwrap();
     assert_eq!(read(&path("noext")).text(), "plain");
+}
+
+/// A parquet file with a column of texts and a column of numbers.
+fn parquet(column: &str, texts: &[&str]) -> Vec<u8> {
+    let schema = format!("message schema {{ REQUIRED INT64 id; REQUIRED BYTE_ARRAY {column} (UTF8); }}");
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let mut file = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut file, schema, Arc::new(WriterProperties::default())).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let ids: Vec<i64> = (0..texts.len() as i64).collect();
+    let texts: Vec<ByteArray> = texts.iter().map(|&text| text.into()).collect();
+    let mut next = group.next_column().unwrap().unwrap();
+    next.typed::<Int64Type>().write_batch(&ids, None, None).unwrap();
+    next.close().unwrap();
+    let mut next = group.next_column().unwrap().unwrap();
+    next.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+    next.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    file
+}
+
+#[test]
+fn what_a_file_holds_decides_how_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let texts = ["first\n", "", "third é"];
+    let lines: Vec<String> = texts.iter().map(|text| json!({ "text": text }).to_string()).collect();
+    let lines = lines.join("\n");
+    fs::write(path("a.json"), &lines).unwrap();
+    fs::write(path("a.jsonl"), format!("\u{feff}{lines}\n")).unwrap();
+    fs::write(path("array.json"), serde_json::to_vec_pretty(&texts.map(|text| json!({ "text": text }))).unwrap())
+        .unwrap();
+    fs::write(path("strings"), json!(texts).to_string()).unwrap();
+    fs::write(path("a.parquet"), parquet("text", &texts)).unwrap();
+    fs::write(path("called.data"), parquet("text", &texts)).unwrap();
+    for name in ["a.json", "a.jsonl", "array.json", "strings", "a.parquet", "called.data"] {
+        let corpus = read(&path(name));
+        assert_eq!(
+            (corpus.documents, corpus.sha256),
+            (texts.map(String::from).to_vec(), read(&path("a.json")).sha256),
+            "{name}"
+        );
+    }
+    fs::write(path("a.txt"), &lines).unwrap();
+    assert_eq!(read(&path("a.txt")).text(), lines);
+
+    fs::write(path("other.parquet"), parquet("content", &texts)).unwrap();
+    let said = mistake(&path("other.parquet"));
+    assert!(said.contains("\"text\"") && said.contains("id, content") && said.contains("other.parquet"), "{said}");
+    let wide: Vec<u8> = "\u{feff}some text".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    fs::write(path("wide.txt"), wide).unwrap();
+    assert!(mistake(&path("wide.txt")).contains("UTF-16"));
+}
+
+#[test]
+fn names_may_hold_commas_and_equals_signs() {
+    let place = Place::new();
+    let text = "The sea was calm and the boats went out early. ".repeat(60);
+    for name in ["a,b.txt", "run=3.txt", "plain.txt"] {
+        place.write(name, &text);
+    }
+    fs::create_dir(place.path("sub")).unwrap();
+    place.write("sub/a,b.txt", &text);
+    place.write("sst2=x.tsv", &text);
+    place.write("s,t.jsonl", "{\"sentence\": \"good\", \"label\": 1}\n{\"sentence\": \"bad\", \"label\": 0}\n");
+    let names = |ppl: &str| -> Vec<String> {
+        let said = place.run(&format!("eval demo --ppl {ppl} --window 32 --max-windows 2 --json")).fine();
+        let json: Value = serde_json::from_str(&said.stdout).expect("JSON");
+        json["perplexity"].as_array().expect("results").iter().map(|p| p["corpus"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(names("a,b.txt"), ["a,b.txt"]);
+    assert_eq!(names("run=3.txt"), ["run=3.txt"]);
+    assert_eq!(names("sst2=x.tsv"), ["sst2=x.tsv"], "a path that exists is a path");
+    assert_eq!(names("sub/a,b.txt,sample,run=3.txt,mine=a,b.txt"), ["a,b.txt", "sample", "run=3.txt", "mine"]);
+    assert_eq!(names("plain.txt,sample"), ["plain.txt", "sample"]);
+    place.run("eval demo --ppl plain.txt,gone.txt").refused(&["gone.txt"]);
+
+    let fast = "--calib-windows 2 --window 32 --eval-window 32 --max-windows 1";
+    place
+        .run(&format!("compress demo --method svd --keep 0.9 --calib a,b.txt --ppl run=3.txt,sample {fast} -o out"))
+        .fine();
+    let recipe = String::from_utf8(place.read("out/softlm.toml")).unwrap();
+    assert!(recipe.contains("\"a,b.txt\"") && recipe.contains("\"run=3.txt\""), "{recipe}");
+    let environment = [("SOFTLM_PPL", "a,b.txt,sample")];
+    let said = place.run_in("eval demo --window 32 --max-windows 2 --json", &environment).fine();
+    assert_eq!(said.stdout.matches("\"corpus\"").count(), 2, "{}", said.stdout);
+    place.run("calibrate demo --calib sub/a,b.txt --calib-windows 2 --window 32 -o st,ats").fine();
+    place.run("calibrate --merge st,ats -o again").fine();
+    let classes = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/encoders/distilbert-tiny-classes");
+    place.run(&format!("eval {classes} --glue sst2=s,t.jsonl")).fine();
 }
 
 #[test]
