@@ -1,5 +1,6 @@
 //! Sequences of any length through an encoder, in batches padded to their longest.
 
+use super::modules::Modules;
 use crate::calibrate::BATCH_TOKENS;
 use crate::model::Model;
 use crate::progress::Progress;
@@ -7,40 +8,9 @@ use crate::text::{Padded, Sequence, Windows, batches};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
 /// Hidden states kept at once, in numbers (f32): 256 MiB.
 const GROUP_ELEMENTS: usize = 64 << 20;
-
-/// How the states of a text become its embedding.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pooling {
-    /// The mean over all its tokens, special ones included.
-    #[default]
-    Mean,
-    /// The state at its first token.
-    First,
-}
-
-impl Pooling {
-    /// `mean`, `first`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Pooling::Mean => "mean",
-            Pooling::First => "first",
-        }
-    }
-
-    /// The embedding, (hidden), of states (t, hidden).
-    fn of(self, states: &Tensor) -> Result<Vec<f32>> {
-        let pooled = match self {
-            Pooling::Mean => states.mean(0)?,
-            Pooling::First => states.get(0)?,
-        };
-        Ok(pooled.to_vec1()?)
-    }
-}
 
 /// A batch behind the last block.
 pub(super) struct Batch<'a> {
@@ -100,24 +70,18 @@ fn slices(rows: &[Vec<u32>]) -> Vec<&[u32]> {
 pub(super) fn embeddings(
     model: &Model,
     sequences: &[Sequence],
-    pooling: Pooling,
+    modules: &Modules,
     progress: &dyn Progress,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<Vec<f64>>> {
+    modules.check(model.hidden())?;
     let mut found = vec![Vec::new(); sequences.len()];
     each_batch(model, sequences, progress, &mut |batch| {
         for (i, (&index, &length)) in batch.indices.iter().zip(batch.lengths).enumerate() {
-            found[index] = pooling.of(&batch.states.get(i)?.narrow(0, 0, length)?)?;
+            found[index] = modules.embed(&batch.states.get(i)?.narrow(0, 0, length)?)?;
         }
         Ok(())
     })?;
     Ok(found)
-}
-
-/// The cosine of the angle between two embeddings; 0 where one is zero.
-pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-    let size = (dot(a, a) * dot(b, b)).sqrt();
-    if size > 0.0 { dot(a, b) / size } else { 0.0 }
 }
 
 /// Windows as sequences of one text.

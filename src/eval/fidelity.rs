@@ -1,7 +1,8 @@
 //! How far an encoder's embeddings are from those of the model it was made from: what is asked of an encoder that predicts
 //! no tokens.
 
-use super::encode::{Pooling, cosine, embeddings, of_windows};
+use super::encode::{embeddings, of_windows};
+use super::modules::{Modules, cosine};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -20,8 +21,8 @@ pub struct Fidelity {
     pub window: usize,
     /// Windows embedded.
     pub windows: usize,
-    /// How states become an embedding.
-    pub pooling: Pooling,
+    /// How states become an embedding, such as `mean`; see [`Modules::name`].
+    pub pooling: String,
     /// Type the models computed in.
     pub dtype: String,
     /// Mean cosine.
@@ -38,18 +39,18 @@ pub fn fidelity(
     base: &Model,
     corpus: &str,
     windows: &Windows,
-    pooling: Pooling,
+    modules: &Modules,
     progress: &dyn Progress,
 ) -> Result<Fidelity> {
     let sequences = of_windows(windows);
-    let (ours, theirs) =
-        (embeddings(model, &sequences, pooling, progress)?, embeddings(base, &sequences, pooling, progress)?);
     if model.hidden() != base.hidden() {
         user_bail!(
             "{} has embeddings of {} numbers, {} of {}", model.source().label(), model.hidden(), base.source().label(), base.hidden();
             "--against must name the model that it was made from"
         );
     }
+    let (ours, theirs) =
+        (embeddings(model, &sequences, modules, progress)?, embeddings(base, &sequences, modules, progress)?);
     let cosines: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| cosine(a, b)).collect();
     let n = cosines.len() as f64;
     let mean = cosines.iter().sum::<f64>() / n;
@@ -59,7 +60,7 @@ pub fn fidelity(
         base: base.source().label().to_string(),
         window: windows.window,
         windows: windows.len(),
-        pooling,
+        pooling: modules.name(),
         dtype: "f32".into(),
         cosine: mean,
         stderr: (cosines.len() > 1).then(|| (variance / n).sqrt()),

@@ -1,10 +1,12 @@
 //! Labelled tasks: what an encoder is used for.
 //!
-//! Classes come from the classifier head. Scores of pairs come from a head with one output where there is one, otherwise
-//! from the cosine between the embeddings of the two texts.
+//! Classes come from the classifier head; their names in config.json say which is which. Scores of pairs come from a head with
+//! one output where there is one, otherwise from how alike the embeddings of the two texts are.
 
-use super::encode::{Pooling, cosine, each_batch, embeddings};
+use super::classes::Classes;
+use super::encode::{each_batch, embeddings};
 use super::metrics::{accuracy, f1, pearson, spearman};
+use super::modules::Modules;
 use crate::model::{Model, Output};
 use crate::progress::Progress;
 use crate::text::{Encoder, Examples, Sequence};
@@ -46,8 +48,8 @@ pub struct GlueProtocol<'a> {
     pub encoder: &'a Encoder,
     /// See `encoder`.
     pub max_length: usize,
-    /// How states become embeddings, where embeddings are compared.
-    pub pooling: Pooling,
+    /// How states become embeddings and these are compared, where they are.
+    pub modules: &'a Modules,
 }
 
 /// Measures `model`, and the base if there is one, on `examples`.
@@ -107,23 +109,22 @@ fn predict(
             classified(model, examples, protocol, progress, |logits| f64::from(logits[0]))?,
         )),
         Output::Classes(classes) if task.has_classes() => {
-            let beyond = examples.rows.iter().find(|example| example.label >= classes as f64);
+            let known = Classes::read(model, task, classes)?;
+            let beyond = examples.rows.iter().find(|example| known.class(example.label).is_none());
             if let Some(example) = beyond {
                 user_bail!(
                     "{} has the label {}, but {name} knows {classes} classes", examples.origin, example.label;
                     "measure it on the task that it was trained for"
                 );
             }
-            Ok(("classifier head".into(), classified(model, examples, protocol, progress, first_largest)?))
+            let label = |logits: &[f32]| known.label(first_largest(logits));
+            Ok(("classifier head".into(), classified(model, examples, protocol, progress, label)?))
         }
         _ if task.has_classes() => user_bail!(
             "{name} has no classifier, which {} needs", task.name();
             "stsb compares embeddings and needs none"
         ),
-        _ => Ok((
-            format!("cosine of {}-pooled states", protocol.pooling.name()),
-            cosines(model, examples, protocol, progress)?,
-        )),
+        _ => Ok((protocol.modules.comparison(), cosines(model, examples, protocol, progress)?)),
     }
 }
 
@@ -149,23 +150,24 @@ fn classified(
 }
 
 /// Number of the first of the largest.
-fn first_largest(logits: &[f32]) -> f64 {
+fn first_largest(logits: &[f32]) -> usize {
     let mut best = 0;
     for (i, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {
             best = i;
         }
     }
-    best as f64
+    best
 }
 
 fn cosines(model: &Model, examples: &Examples, protocol: &GlueProtocol, progress: &dyn Progress) -> Result<Vec<f64>> {
-    let encode = |text: &str| protocol.encoder.encode(text, None);
+    let modules = protocol.modules;
+    let encode = |text: &str| protocol.encoder.encode(&modules.prompted(text), None);
     let mut sequences = Vec::with_capacity(2 * examples.rows.len());
     for example in &examples.rows {
         sequences.push(encode(&example.first)?);
         sequences.push(encode(example.second.as_deref().context("a pair has two texts")?)?);
     }
-    let embeddings = embeddings(model, &sequences, protocol.pooling, progress)?;
-    Ok(embeddings.chunks_exact(2).map(|pair| cosine(&pair[0], &pair[1])).collect())
+    let embeddings = embeddings(model, &sequences, modules, progress)?;
+    Ok(embeddings.chunks_exact(2).map(|pair| modules.similarity(&pair[0], &pair[1])).collect())
 }

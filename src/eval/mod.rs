@@ -2,17 +2,20 @@
 
 mod score;
 mod perplexity;
+mod modules;
 mod encode;
 mod pseudo;
 mod fidelity;
 mod metrics;
+mod classes;
 mod glue;
 mod sensitivity;
 
-pub use encode::Pooling;
+pub use classes::Classes;
 pub use fidelity::{Fidelity, fidelity};
 pub use glue::{GlueProtocol, GlueResult, glue};
 pub use metrics::{accuracy, f1, pearson, spearman};
+pub use modules::{Modules, Pooling};
 pub use perplexity::{Divergence, Evaluation, Perplexity, evaluate};
 pub use pseudo::evaluate_masked;
 pub use sensitivity::{Variant, sensitivities};

@@ -4,7 +4,7 @@
 //! All variants share the original's states up to their own block. They go through the model in groups, so that each
 //! block is read once per group and memory stays bounded whatever the depth.
 
-use super::encode::cosine;
+use super::modules::cosine;
 use super::score::logits;
 use crate::calibrate::States;
 use crate::model::simd::{divergence, log_sum_exp};

@@ -2,7 +2,7 @@
 
 use super::texts::EvalText;
 use crate::checkpoint::Source;
-use crate::eval::{Evaluation, Fidelity, GlueProtocol, GlueResult, Pooling, evaluate, evaluate_masked, fidelity, glue};
+use crate::eval::{Evaluation, Fidelity, GlueProtocol, GlueResult, Modules, evaluate, evaluate_masked, fidelity, glue};
 use crate::hub::HubOptions;
 use crate::model::{Model, Output};
 use crate::progress::Progress;
@@ -38,7 +38,7 @@ pub fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &
             Ok(Quality::Likelihood(own, other))
         }
         (Output::Classes(_) | Output::States, Some(base)) => {
-            Ok(Quality::Embeddings(fidelity(model, base, name, windows, text.pooling, progress)?))
+            Ok(Quality::Embeddings(fidelity(model, base, name, windows, &text.modules, progress)?))
         }
         (Output::Classes(_) | Output::States, None) => user_bail!(
             "{} predicts no tokens: a text alone says nothing of its quality", model.source().label();
@@ -79,7 +79,8 @@ pub fn glue_tasks(
         None => usual_length(source)?.min(model.context()),
     };
     let encoder = super::tokenizer(source)?.encoder(max_length)?;
-    let protocol = GlueProtocol { encoder: &encoder, max_length, pooling: pooling(source)? };
+    let modules = modules(model)?;
+    let protocol = GlueProtocol { encoder: &encoder, max_length, modules: &modules };
     let mut results = Vec::new();
     for spec in specs {
         let examples = text::examples(spec, Split::Evaluation, hub)?;
@@ -92,21 +93,9 @@ pub fn glue_tasks(
     Ok(results)
 }
 
-/// How the folder says that states become embeddings, in the form of sentence-transformers; the mean where it says nothing.
-pub(super) fn pooling(source: &Source) -> Result<Pooling> {
-    let Some(settings) = json(source, "1_Pooling/config.json")? else { return Ok(Pooling::Mean) };
-    let on = |key: &str| settings[key].as_bool().unwrap_or(false);
-    let others = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"];
-    if let Some(other) = others.into_iter().find(|key| on(key)) {
-        user_bail!("1_Pooling/config.json asks for `{other}`, which is not supported"; "mean and first-token pooling are");
-    }
-    match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
-        (true, true) => {
-            user_bail!("1_Pooling/config.json asks for two poolings at once"; "mean or first-token pooling alone is supported")
-        }
-        (false, true) => Ok(Pooling::First),
-        _ => Ok(Pooling::Mean),
-    }
+/// What stands behind an encoder; nothing that counts behind a decoder.
+pub(super) fn modules(model: &Model) -> Result<Modules> {
+    if model.is_encoder() { Modules::read(model.source()) } else { Ok(Modules::default()) }
 }
 
 /// Tokens of a text or pair at most, as the folder says.

@@ -1,6 +1,7 @@
 //! Labelled examples to train on.
 
 use super::encoders::usual_length;
+use crate::eval::Classes;
 use crate::hub::HubOptions;
 use crate::learn::Labelled;
 use crate::model::{Model, Output};
@@ -31,9 +32,16 @@ pub struct Labels {
 pub fn labels(model: &Model, tokenizer: &Tokenizer, spec: &str, seed: u64, hub: &HubOptions) -> Result<Labels> {
     let examples = text::examples(spec, Split::Calibration, hub)?;
     fits(model, examples.task)?;
-    if let Output::Classes(classes) = model.output()
-        && let Some(beyond) =
-            examples.rows.iter().find(|row| examples.task.has_classes() && row.label >= classes as f64)
+    let known = match model.output() {
+        Output::Classes(classes) if examples.task.has_classes() => {
+            Some((Classes::read(model, examples.task, classes)?, classes))
+        }
+        _ => None,
+    };
+    // Training takes the classes in the model's own order.
+    let class = |label: f64| known.as_ref().map_or(Some(label), |(known, _)| Some(known.class(label)? as f64));
+    if let Some((_, classes)) = &known
+        && let Some(beyond) = examples.rows.iter().find(|row| class(row.label).is_none())
     {
         user_bail!(
             "{} has the label {}, but {} knows {classes} classes", examples.origin, beyond.label, model.source().label();
@@ -54,7 +62,7 @@ pub fn labels(model: &Model, tokenizer: &Tokenizer, spec: &str, seed: u64, hub: 
     let encode = |&index: &usize| -> Result<Labelled> {
         let example = &examples.rows[index];
         let sequence = encoder.encode(&example.first, example.second.as_deref())?;
-        Ok(Labelled { sequence, label: example.label })
+        Ok(Labelled { sequence, label: class(example.label).unwrap_or(example.label) })
     };
     let (heldout, train) = order.split_at(apart);
     let info = LabelsInfo {

@@ -1,7 +1,7 @@
 //! From corpus names to windows.
 
 use super::Labels;
-use crate::eval::Pooling;
+use crate::eval::Modules;
 use crate::hub::HubOptions;
 use crate::model::{Model, Output};
 use crate::recipe::Recipe;
@@ -123,13 +123,13 @@ pub struct EvalText {
     /// The id that stands in for a token to be guessed; only of encoders that guess.
     pub mask: Option<u32>,
     /// How an encoder's states become embeddings.
-    pub pooling: Pooling,
+    pub modules: Modules,
 }
 
 impl EvalText {
     /// A text for a decoder.
     pub fn new(corpus: CorpusInfo, windows: Windows) -> Self {
-        Self { corpus, windows, mask: None, pooling: Pooling::default() }
+        Self { corpus, windows, mask: None, modules: Modules::default() }
     }
 }
 
@@ -171,7 +171,7 @@ pub fn evaluation(
         (false, true) => ENCODER_WINDOW,
         (false, false) => USUAL_WINDOW,
     };
-    let pooling = super::encoders::pooling(model.source())?;
+    let modules = super::encoders::modules(model)?;
     let read = |spec: &String| -> Result<EvalText> {
         let corpus = text::load(spec, Split::Evaluation, hub)?;
         let tokens = tokenizer.encode(&corpus.text())?;
@@ -182,7 +182,7 @@ pub fn evaluation(
             Some(n) => text::choose(&windows, n, Sampling::First),
             None => windows,
         };
-        Ok(EvalText { corpus: info(&corpus), windows, mask, pooling })
+        Ok(EvalText { corpus: info(&corpus), windows, mask, modules: modules.clone() })
     };
     specs.iter().map(read).collect()
 }

@@ -12,7 +12,7 @@ pub(super) fn protocol(f: &Fidelity) -> String {
         f.window,
         grouped(f.windows as u64),
         if f.windows == 1 { "" } else { "s" },
-        f.pooling.name(),
+        plain(&f.pooling),
         plain(&f.dtype)
     )
 }

@@ -1,6 +1,6 @@
 //! Encoders through the program: compressed, proven whole, and measured as encoders.
 
-use crate::program::{METHODS, Place, quickly, tensors};
+use crate::program::{METHODS, Place, change_config, change_weights, copy_folder, quickly, tensors};
 use serde_json::Value;
 use softlm::checkpoint::Source;
 use softlm::model::Model;
@@ -125,6 +125,60 @@ fn a_classifier_learns_from_labels() {
     place.write("s.tsv", format!("{SENTENCES}{}", "it was bad\t0\n".repeat(9)));
     place.run(&format!("{learn} --force -o out")).fine();
     assert_ne!(place.read("out/model.safetensors"), place.read("again/model.safetensors"));
+}
+
+/// A copy of a classifier of two classes, the other way round and with these names.
+fn turned(place: &Place, name: &str, labels: Value) -> PathBuf {
+    let copy = place.path(name);
+    copy_folder(&folder("encoders/distilbert-tiny-classes"), &copy);
+    change_weights(&copy, |all| {
+        for part in ["classifier.weight", "classifier.bias"] {
+            let (_, shape, data) = all.get_mut(part).expect("a classifier of two classes");
+            assert_eq!(shape[0], 2, "{part}");
+            let half = data.len() / 2;
+            data.rotate_left(half);
+        }
+    });
+    change_config(&copy, "id2label", labels);
+    change_config(&copy, "label2id", Value::Null);
+    copy
+}
+
+#[test]
+fn classes_are_known_by_their_names() {
+    let place = Place::new();
+    place.write("s.tsv", format!("{SENTENCES}{}", "it was the end\t0\n".repeat(9)));
+    place.write("p.tsv", PAIRS);
+    let own = folder("encoders/distilbert-tiny-classes");
+    let named = |first: &str, second: &str| serde_json::json!({"0": first, "1": second});
+    turned(&place, "film", named("POSITIVE", "NEGATIVE"));
+    turned(&place, "pair", named("equivalent", "not_equivalent"));
+    turned(&place, "numbers", named("LABEL_1", "LABEL_0"));
+    turned(&place, "plain", named("LABEL_0", "LABEL_1"));
+    let glue = |model: &str, task: &str| {
+        json(&place, &format!("eval {model} --glue {task} --json"))["glue"][0]["value"].clone()
+    };
+    let own = own.display().to_string();
+    for (model, task) in [("film", "sst2=s.tsv"), ("numbers", "sst2=s.tsv"), ("pair", "mrpc=p.tsv")] {
+        assert_eq!(glue(model, task), glue(&own, task), "{model}");
+    }
+    let (own_value, other) = (glue(&own, "sst2=s.tsv"), glue("plain", "sst2=s.tsv"));
+    assert_eq!(own_value.as_f64().unwrap() + other.as_f64().unwrap(), 1.0, "every answer is turned");
+
+    let learn = |model: &str, output: &str| {
+        let line =
+            format!("compress {model} --method soft --steps 6 --batch 4 --keep 0.7 --ppl none --task sst2=s.tsv");
+        json(&place, &format!("{line} --window 16 --calib-windows 3 --json -o {output}"))["learning"]["loss"].clone()
+    };
+    let (by_name, as_is) = (learn("film", "a").as_f64().unwrap(), learn(&own, "b").as_f64().unwrap());
+    assert!((by_name / as_is - 1.0).abs() < 1e-6, "{by_name} {as_is}");
+
+    turned(&place, "odd", named("joyful", "sad"));
+    place.run("eval odd --glue sst2=s.tsv").refused(&["joyful, sad", "id2label"]);
+    place.run("eval film --glue mrpc=p.tsv").refused(&["POSITIVE, NEGATIVE", "mrpc"]);
+    place.run("compress odd --method soft --steps 2 --task sst2=s.tsv -o x").refused(&["joyful, sad", "id2label"]);
+    change_config(&place.path("film"), "label2id", serde_json::json!({"NEGATIVE": 0, "POSITIVE": 1}));
+    place.run("eval film --glue sst2=s.tsv").refused(&["label2id", "POSITIVE"]);
 }
 
 #[test]

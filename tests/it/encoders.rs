@@ -255,7 +255,7 @@ fn embeddings_are_compared_by_the_cosine_of_pooled_states() {
         pooled.collect()
     };
     for pooling in [Pooling::Mean, Pooling::First] {
-        let found = fidelity(&a, &b, "made up", &windows, pooling, &()).expect("measured");
+        let found = fidelity(&a, &b, "made up", &windows, &pooling.into(), &()).expect("measured");
         let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
         let cosines: Vec<f64> = by_hand(&a, pooling)
             .iter()
@@ -265,7 +265,7 @@ fn embeddings_are_compared_by_the_cosine_of_pooled_states() {
         let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
         assert!((found.cosine - mean).abs() < 1e-5 && found.windows == 4, "{found:?} for {cosines:?}");
         assert!((found.least - cosines.iter().copied().fold(1.0, f64::min)).abs() < 1e-5, "{found:?}");
-        let same = fidelity(&a, &a, "made up", &windows, pooling, &()).expect("measured");
+        let same = fidelity(&a, &a, "made up", &windows, &pooling.into(), &()).expect("measured");
         assert!((same.cosine - 1.0).abs() < 1e-9, "{same:?}");
     }
 }

@@ -7,6 +7,7 @@ mod second_parity; // logits of candle-transformers for every family it has
 mod goldens; // compression as an independent fp64 implementation has it
 mod table; // the methods against each other, as the fp64 reference has them
 mod encoders; // encoders on padded batches, and what is measured of them
+mod sentences; // folders of sentence-transformers
 mod families; // every method on every family
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
 mod generate; // what is written, remembered or computed again; greedy ids of transformers; the command
