@@ -1,21 +1,33 @@
-//! The work folder beside the output: what makes a run resumable, and an unfinished output invisible.
+//! The work folder of a run: what makes it resumable, and an unfinished output invisible.
 //!
-//! Everything is built in `<output>.softlm-work`. The output folder itself appears in one rename at the very end.
+//! Usually everything is built in `<output>.softlm-work`, beside the output, which then appears in one rename. A folder
+//! that is already there, empty, is worked in instead, in `<output>/.softlm-work`: it may be a mount point (a volume of a
+//! container, a disk), which no rename replaces, lie in a folder that may not be written to, or be where somebody stands.
+//! Such an output is filled: files move into it one after the other, `config.json` as the last, without which no folder is
+//! a model.
+
+mod publish;
+#[cfg(test)]
+mod tests;
 
 use crate::checkpoint::{TensorFile, write_file};
 use crate::error::UserError;
 use crate::user_bail;
 use anyhow::{Context, Result};
+use publish::{Manifest, empty_but_for, is_mount_point};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::{Display, Path, PathBuf};
 
 /// Key in the header of an export's weight files.
 pub const EXPORT_MARK: &str = "softlm_export";
 
 /// Files of a work folder that hold no work.
 const BOOKKEEPING: [&str; 2] = ["lock", "fingerprint"];
+/// What a work folder is called inside an output, and how its name ends beside one.
+const WORK: &str = ".softlm-work";
 
 /// A run's work folder, locked for this process.
 pub struct Job {
@@ -33,27 +45,18 @@ impl Job {
     /// made under the same one. With `force`, an existing output is replaced at the end and other work thrown away.
     pub fn open(output: &Path, fingerprint: &str, force: bool) -> Result<Self> {
         let shown = output.display();
-        may_become_output(output, force)?;
-        let Some(name) = output.file_name() else {
-            user_bail!("output {shown} is not the name of a new folder"; "for example -o out")
-        };
-        let mut name = name.to_owned();
-        name.push(".softlm-work");
-        let dir = output.with_file_name(name);
-        let create = || -> Result<File> {
-            fs::create_dir_all(&dir)?;
-            Ok(File::create(dir.join("lock"))?)
-        };
-        let lock = create().map_err(|e| {
-            UserError::new(format!("cannot write to {}: {e:#}", dir.display()))
-                .hint("choose an output folder you can write to")
-        })?;
+        // A link to a folder stands for that folder, and so does `.`.
+        let elsewhere = output.is_dir() && (output.is_symlink() || output.file_name().is_none());
+        let target = if elsewhere { output.canonicalize().ok() } else { None };
+        let output = target.as_deref().unwrap_or(output);
+        may_become_output(output, &shown, force)?;
+        let (dir, lock) = work_folder(output, &shown)?;
         // Some network file systems have no locks: there nothing keeps two runs apart, as nowhere else.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             user_bail!("another softlm is working on {shown}"; "wait for it, or choose another -o");
         }
         // The other one may have finished between the first look and the lock.
-        may_become_output(output, force)?;
+        may_become_output(output, &shown, force)?;
         let stamp = dir.join("fingerprint");
         let before = fs::read_to_string(&stamp).ok();
         let resumed = before.as_deref() == Some(fingerprint);
@@ -64,6 +67,13 @@ impl Job {
             );
         }
         let job = Self { dir, output: output.to_path_buf(), resumed, replace: force, _lock: lock };
+        // What a run that died while it filled its output has put there is made again from its work.
+        if let Some(manifest) = Manifest::read(&job.dir) {
+            if !is_output(&job.output) {
+                manifest.remove_from(&job.output)?;
+            }
+            manifest.forget(&job.dir)?;
+        }
         if !resumed {
             job.clear()?;
             // All or nothing: half a fingerprint would make the same command look like another one.
@@ -104,7 +114,7 @@ impl Job {
 
     /// An empty folder to assemble the output in.
     pub fn assembly(&self) -> Result<PathBuf> {
-        let dir = self.dir.join("out");
+        let dir = self.assembled();
         if dir.exists() {
             fs::remove_dir_all(&dir).with_context(|| format!("clearing {}", dir.display()))?;
         }
@@ -112,19 +122,8 @@ impl Job {
         Ok(dir)
     }
 
-    /// Makes the assembled folder the output and removes the work folder.
-    pub fn publish(self) -> Result<()> {
-        let assembled = self.dir.join("out");
-        let shown = self.output.display().to_string();
-        if self.replace && self.output.symlink_metadata().is_ok() && !is_empty_dir(&self.output) {
-            let old = self.dir.join("replaced");
-            if old.exists() {
-                fs::remove_dir_all(&old)?;
-            }
-            fs::rename(&self.output, &old).with_context(|| format!("replacing {shown}"))?;
-        }
-        fs::rename(&assembled, &self.output).with_context(|| format!("creating {shown}"))?;
-        fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))
+    fn assembled(&self) -> PathBuf {
+        self.dir.join("out")
     }
 
     fn clear(&self) -> Result<()> {
@@ -150,6 +149,44 @@ impl Drop for Job {
     }
 }
 
+/// Where the work folder of `output` may be: beside it and, if it is there, in it.
+fn places(output: &Path) -> impl Iterator<Item = PathBuf> {
+    let beside = output.file_name().map(|name| {
+        let mut name = name.to_owned();
+        name.push(WORK);
+        output.with_file_name(name)
+    });
+    beside.into_iter().chain(output.is_dir().then(|| output.join(WORK)))
+}
+
+/// The work folder of `output` and the lock in it: one that is there already, else wherever it may be made.
+fn work_folder(output: &Path, shown: &Display) -> Result<(PathBuf, File)> {
+    let mut places: Vec<PathBuf> = places(output).collect();
+    if empty_but_for(output, &[]) || is_mount_point(output) {
+        places.reverse();
+    }
+    places.sort_by_key(|dir| !dir.exists());
+    let mut refusal = None;
+    for dir in places {
+        let lock = fs::create_dir_all(&dir).and_then(|()| File::create(dir.join("lock")));
+        let error = match lock {
+            Ok(lock) => return Ok((dir, lock)),
+            Err(error) => error,
+        };
+        refusal.get_or_insert_with(|| {
+            UserError::new(format!("cannot write to {}: {error}", dir.display()))
+                .hint("choose an output folder you can write to")
+        });
+        if ![ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&error.kind()) {
+            break;
+        }
+    }
+    match refusal {
+        Some(error) => Err(error.into()),
+        None => user_bail!("output {shown} is not the name of a new folder"; "for example -o out"),
+    }
+}
+
 /// Whether there is anything in a work folder that a run could continue from.
 fn holds_work(dir: &Path) -> bool {
     let is_work = |name: &OsStr| !BOOKKEEPING.iter().any(|file| name == *file);
@@ -157,9 +194,14 @@ fn holds_work(dir: &Path) -> bool {
 }
 
 /// Fails when something is in the way that must not, or with `force` should not, be replaced.
-fn may_become_output(output: &Path, force: bool) -> Result<()> {
-    let shown = output.display();
-    if output.symlink_metadata().is_err() || is_empty_dir(output) {
+fn may_become_output(output: &Path, shown: &Display, force: bool) -> Result<()> {
+    if output.symlink_metadata().is_err() || empty_but_for(output, &[]) {
+        return Ok(());
+    }
+    // Left by a run that died while it filled the folder: everything there is its own.
+    if !is_output(output)
+        && places(output).filter_map(|dir| Manifest::read(&dir)).any(|own| empty_but_for(output, own.names()))
+    {
         return Ok(());
     }
     if !force {
@@ -187,10 +229,4 @@ fn is_export(path: &Path) -> bool {
     let marked = |path: &Path| TensorFile::open(path).is_ok_and(|file| file.metadata().contains_key(EXPORT_MARK));
     let Ok(mut entries) = fs::read_dir(path) else { return false };
     entries.any(|entry| entry.is_ok_and(|e| e.file_name().to_str().is_some_and(first) && marked(&e.path())))
-}
-
-/// A real folder, not a link to one: only that can be replaced by a rename.
-fn is_empty_dir(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|meta| meta.is_dir())
-        && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -73,7 +73,7 @@ pub(super) fn unwritable(path: &Path, needed: u64, error: &io::Error) -> UserErr
 }
 
 /// Makes renames in a folder last through a power failure.
-pub(super) fn sync_folder(dir: &Path) -> Result<()> {
+pub fn sync_folder(dir: &Path) -> Result<()> {
     let sync = || File::open(dir)?.sync_all();
     sync().with_context(|| format!("cannot bring the folder {} to the disk", dir.display()))
 }

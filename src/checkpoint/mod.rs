@@ -26,7 +26,7 @@ mod lfs;
 mod source;
 mod writer;
 
-pub use atomic::{free_space, write_file, write_tensors};
+pub use atomic::{free_space, sync_folder, write_file, write_tensors};
 pub use file::{TensorFile, TensorInfo};
 pub use identity::{FileHash, Identity, Kind, differences};
 pub(crate) use lfs::refuse_pointer;

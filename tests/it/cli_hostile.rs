@@ -196,6 +196,51 @@ fn a_disk_that_fills_up_during_the_run() {
 }
 
 #[test]
+fn a_mount_point_can_be_the_output() {
+    let place = Place::new();
+    let Some(disk) = SmallDisk::mount(&place, "20m") else { return };
+    let names = || {
+        let names = fs::read_dir(&disk.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let line = compress("demo").replace("-o out", "-o disk");
+    place.run(&line).fine();
+    place.run("verify disk").fine();
+    let first = place.read("disk/model.safetensors");
+    assert!(!place.path("disk.softlm-work").exists() && names().iter().all(|name| !name.contains("softlm-work")));
+    place.run(&line).refused(&["disk", "already exists"]);
+    // Nor is it a rename that replaces what is on it.
+    place.write("disk/old-notes.txt", "of the first output");
+    place.run(&line.replace("0.6", "0.5 --force")).fine();
+    place.run("verify disk").fine();
+    assert!(place.read("disk/model.safetensors") != first && !names().contains(&"old-notes.txt".to_string()));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_inside_a_mount_point() {
+    let place = Place::new();
+    let Some(disk) = SmallDisk::mount(&place, "20m") else { return };
+    let line = "compress demo --method rom --keep 0.6 --calib-windows 8 --window 256 --ppl none -o disk";
+    let mut child = place.command(line).spawn().expect("the program starts");
+    place.wait_for("disk/.softlm-work/block-00000.safetensors");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!disk.0.join("config.json").exists(), "nothing that looks finished");
+    let said = place.run(line).fine();
+    assert!(said.stderr.contains("continuing an interrupted run"), "{}", said.stderr);
+    place.run("verify disk").fine();
+}
+
+#[test]
+fn the_folder_one_stands_in_can_be_the_output() {
+    let place = Place::new();
+    fs::create_dir(place.path("here")).unwrap();
+    let mut command = place.command(&compress("demo").replace("-o out", "-o ."));
+    finish(command.current_dir(place.path("here")).spawn().expect("the program starts")).fine();
+    place.run("verify here").fine();
+}
+
+#[test]
 fn sizes_that_mean_nothing() {
     let place = Place::new();
     let cases = [
