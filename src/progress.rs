@@ -15,6 +15,10 @@ pub trait Progress: Sync {
     fn step(&self, steps: u64) -> Result<()>;
     /// Something the user should know now.
     fn note(&self, text: &str);
+    /// Something that makes the result doubtful.
+    fn warn(&self, text: &str) {
+        self.note(text);
+    }
 }
 
 /// Silence.

@@ -14,7 +14,7 @@ mod learn;
 mod resolved;
 mod size;
 
-pub use choices::{SamplingRule, StoredType, WeightRule};
+pub use choices::{BosRule, SamplingRule, StoredType, WeightRule};
 pub use learn::{Learn, LearnOptions};
 pub use resolved::Recipe;
 pub use size::{Budget, parse_bytes};
@@ -96,6 +96,12 @@ pub struct Options {
     /// Seed of the random choice [default: 0]
     #[arg(long, env = "SOFTLM_SEED", help_heading = "Calibration")]
     pub seed: Option<u64>,
+
+    /// Begin each window, to calibrate, to train and to evaluate with, with the tokenizer's BOS. `auto`: where the model
+    /// cannot do without (Gemma 2 and 3) and its tokenizer puts one in front of a text [default: auto]
+    #[arg(long, env = "SOFTLM_BOS", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_possible_values = true, value_name = "auto|true|false", help_heading = "Calibration")]
+    pub bos: Option<BosRule>,
 
     /// Activations to calibrate with: of the original model, behind compressed blocks, or behind every compressed
     /// linear [default: the method's own]
@@ -197,6 +203,7 @@ impl Options {
             window: self.window.or(file.window),
             sampling: self.sampling.or(file.sampling),
             seed: self.seed.or(file.seed),
+            bos: self.bos.or(file.bos),
             inputs: self.inputs.or(file.inputs),
             stats: self.stats.or(file.stats),
             heal: self.heal.or(file.heal),

@@ -136,6 +136,11 @@ impl StatsStore {
         Ok(Self { dir: dir.to_path_buf(), origin })
     }
 
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Whether block `index` is there.
     pub fn has(&self, index: usize) -> bool {
         self.path(index).exists()

@@ -5,6 +5,7 @@ use super::{Context, Outcome};
 use crate::calibrate::{self, Origin, States, StatsStore, collect};
 use crate::pipeline::{self, CalibrationWish};
 use crate::progress::Progress;
+use crate::recipe::BosRule;
 use crate::text::{Sampling, split_names};
 use crate::user_bail;
 use anyhow::Result;
@@ -34,6 +35,11 @@ pub struct Calibrate {
     /// Seed of the random choice of windows
     #[arg(long, env = "SOFTLM_SEED", default_value_t = 0)]
     seed: u64,
+    /// Begin each window with the tokenizer's BOS. `auto`: where the model cannot do without (Gemma 2 and 3) and its
+    /// tokenizer puts one in front of a text
+    #[arg(long, env = "SOFTLM_BOS", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "auto", hide_possible_values = true, value_name = "auto|true|false")]
+    bos: BosRule,
 }
 
 impl Calibrate {
@@ -60,10 +66,12 @@ impl Calibrate {
             windows: self.calib_windows,
             window: self.window,
             sampling: Sampling::Random { seed: self.seed },
+            bos: self.bos,
             heldout: pipeline::HELDOUT_TOKENS,
         };
         let text = pipeline::calibration(&model, &tokenizer, &wish, &context.hub)?;
         pipeline::check_numbers(&model, &text, &[], context.ui)?;
+        text.doubts(&model, self.calib_windows).iter().for_each(|doubt| context.ui.warn(doubt));
         let origin = Origin::new(model.source(), model.blocks(), text.describe())?;
         let store = match StatsStore::open(&self.output)? {
             None => StatsStore::create(&self.output, origin)?,

@@ -7,6 +7,7 @@ use crate::eval::{Evaluation, GlueResult};
 use crate::model::{Model, Output};
 use crate::pipeline::{self, EvalProtocol, Found, Original, Quality};
 use crate::progress::Progress;
+use crate::recipe::BosRule;
 use crate::report;
 use crate::text::split_names;
 use crate::user_bail;
@@ -40,9 +41,11 @@ pub struct Eval {
     /// Use at most this many windows per corpus, the first ones [default: all; of a pseudo-perplexity 16]
     #[arg(long, env = "SOFTLM_MAX_WINDOWS")]
     max_windows: Option<usize>,
-    /// Begin each window with the tokenizer's BOS
-    #[arg(long, env = "SOFTLM_BOS", value_parser = switch())]
-    bos: bool,
+    /// Begin each window with the tokenizer's BOS. `auto`: where the model cannot do without (Gemma 2 and 3) and its
+    /// tokenizer puts one in front of a text
+    #[arg(long, env = "SOFTLM_BOS", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "auto", hide_possible_values = true, value_name = "auto|true|false")]
+    bos: BosRule,
     /// Where the model is now that an output was made from; its hashes must be the recorded ones [default: where it was]
     #[arg(long, env = "SOFTLM_BASE", conflicts_with = "against")]
     base: Option<String>,
@@ -97,6 +100,9 @@ impl Eval {
         let ppl = self.ppl.as_ref().unwrap_or(&sample);
         self.refuse_idle_checks(&model, ppl.is_empty())?;
         let texts = pipeline::evaluation(&model, &tokenizer, ppl, protocol, &context.hub)?;
+        if let Some(doubt) = texts.iter().find_map(|text| pipeline::without_bos(&model, &text.windows)) {
+            context.ui.warn(&doubt);
+        }
         let glue = if self.glue.is_empty() { Vec::new() } else { self.measure_glue(&model, base.as_ref(), context)? };
         let (mut measured, mut fidelities) = (Vec::new(), Vec::new());
         for text in &texts {

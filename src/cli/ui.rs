@@ -126,7 +126,7 @@ impl Ui {
             let text = "stopping after the current step; once more stops at once";
             match &bars {
                 Some(bars) => drop(bars.println(text)),
-                None if json => out.line(&note_event(text).to_string()),
+                None if json => out.line(&remark_event("note", text).to_string()),
                 None => out.line(text),
             }
         };
@@ -199,6 +199,18 @@ impl Ui {
         }
     }
 
+    /// `kind: text`, the kind in bold and in `color` where there are colours.
+    fn remark(&self, kind: &str, text: &str, color: &str) {
+        let shown =
+            if self.color { format!("\x1b[1;{color}m{kind}:\x1b[0m {text}") } else { format!("{kind}: {text}") };
+        match &self.mode {
+            Mode::Json => self.event(remark_event(kind, text)),
+            _ if self.quiet => {}
+            Mode::Bar(bars) => drop(bars.println(shown)),
+            Mode::Plain | Mode::Silent => self.out.line(&shown),
+        }
+    }
+
     fn event(&self, event: Value) {
         self.out.line(&event.to_string());
     }
@@ -254,12 +266,11 @@ impl Progress for Ui {
     }
 
     fn note(&self, text: &str) {
-        match &self.mode {
-            Mode::Json => self.event(note_event(text)),
-            _ if self.quiet => {}
-            Mode::Bar(bars) => drop(bars.println(format!("note: {text}"))),
-            Mode::Plain | Mode::Silent => self.out.line(&format!("note: {text}")),
-        }
+        self.remark("note", text, "36");
+    }
+
+    fn warn(&self, text: &str) {
+        self.remark("warning", text, "33");
     }
 }
 
@@ -282,8 +293,8 @@ impl Sink {
     }
 }
 
-fn note_event(text: &str) -> Value {
-    json!({"event": "note", "text": text})
+fn remark_event(kind: &str, text: &str) -> Value {
+    json!({"event": kind, "text": text})
 }
 
 /// Milliseconds are enough for a log.
@@ -323,6 +334,7 @@ mod tests {
             ui.step(1).expect("nobody interrupts");
         }
         ui.note("a fallback was taken");
+        ui.warn("a doubt");
         ui.stage("writing", 1);
         ui.finish();
     }
@@ -340,13 +352,15 @@ mod tests {
             said(&lines).iter().map(|line| serde_json::from_str(line).expect("every line is JSON")).collect();
         let kinds: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
         let steps = ["step"; 4];
-        let expected = [&["stage"], &steps[..], &["note", "stage_done", "stage", "stage_done", "error"]].concat();
+        let expected =
+            [&["stage"], &steps[..], &["note", "warning", "stage_done", "stage", "stage_done", "error"]].concat();
         assert_eq!(kinds, expected);
         assert_eq!(events[0], json!({"event": "stage", "name": "compressing", "steps": 4}));
         assert_eq!((&events[2]["done"], &events[2]["of"]), (&json!(2), &json!(4)));
         assert!(events[2]["eta_s"].is_f64() && events[4]["eta_s"] == json!(0.0), "{events:?}");
-        assert_eq!((&events[6]["name"], events[6]["seconds"].is_f64()), (&json!("compressing"), true));
-        assert_eq!((&events[9]["message"], &events[9]["hint"]), (&json!("what"), &json!("way out")));
+        assert_eq!(events[6], json!({"event": "warning", "text": "a doubt"}));
+        assert_eq!((&events[7]["name"], events[7]["seconds"].is_f64()), (&json!("compressing"), true));
+        assert_eq!((&events[10]["message"], &events[10]["hint"]), (&json!("what"), &json!("way out")));
     }
 
     #[test]
@@ -354,7 +368,7 @@ mod tests {
         let (ui, lines) = ui(ProgressMode::Plain, false, false);
         work(&ui);
         let lines = said(&lines);
-        let ends = ["] compressing", "", "", "", "note: a fallback was taken", "] writing"];
+        let ends = ["] compressing", "", "", "", "note: a fallback was taken", "warning: a doubt", "] writing"];
         assert_eq!(lines.len(), ends.len(), "{lines:?}");
         assert!(lines.iter().zip(ends).all(|(line, end)| line.ends_with(end)), "{lines:?}");
         assert!(lines[2].contains("compressing: 50 %, ") && lines[2].ends_with(" left"), "{lines:?}");
@@ -365,7 +379,7 @@ mod tests {
         let (mut ui, lines) = ui(ProgressMode::Plain, false, false);
         ui.every = Duration::from_secs(3600);
         work(&ui);
-        assert_eq!(said(&lines).len(), 3);
+        assert_eq!(said(&lines).len(), 4);
     }
 
     #[test]

@@ -97,6 +97,8 @@ pub(super) struct Embedding {
     pub positions: Option<Positions>,
     pub types: Option<TokenTypes>,
     pub norm: Option<NormSpec>,
+    /// Whether predictions are worth nothing unless a sequence begins with BOS: every head was trained to find it there.
+    pub needs_bos: bool,
 }
 
 /// A table of what is added to tell the texts of a pair apart, (count, hidden).

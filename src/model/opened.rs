@@ -194,6 +194,11 @@ impl Model {
         self.layout.output()
     }
 
+    /// Whether its predictions are worth nothing unless a sequence begins with the tokenizer's BOS.
+    pub fn needs_bos(&self) -> bool {
+        self.layout.embedding.needs_bos
+    }
+
     /// Whether every position sees the whole text.
     pub fn is_encoder(&self) -> bool {
         self.output() != Output::NextToken

@@ -2,12 +2,11 @@
 
 use super::block::FinishedBlock;
 use super::sizes::checkpoint_sizes;
-use super::{Run, Shrunk, allocate};
+use super::{Run, Shrunk, allocate, looks_at_text};
 use crate::checkpoint::{Entry, FORMAT, Origin, Section, Source, TensorFile, free_space, write_checkpoint, write_file};
 use crate::eval::Fidelity;
 use crate::export;
 use crate::learn::HealReport;
-use crate::method::Needs;
 use crate::model::LinearSpec;
 use crate::plan::{AllocationRule, Choice, Plan};
 use crate::report::{self, AllocationInfo, BeforeAfter, Cost, ModelInfo, Report, Size, Sizes, UnusedTensors};
@@ -140,7 +139,7 @@ pub fn report(
             unused_tensors: UnusedTensors::of(&run.model),
         },
         output: Some(output.identity()?),
-        calibration: looks_at_text(run).then(|| run.calibration.report(run.recipe)),
+        calibration: looks_at_text(run.recipe, run.method).then(|| run.calibration.report(run.recipe)),
         labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
         allocation: AllocationInfo {
             rule: plan.rule.clone(),
@@ -163,11 +162,6 @@ pub fn report(
         recipe: serde_json::to_value(run.recipe.to_options())?,
         notes: notes(run),
     })
-}
-
-/// Whether the result depends on the calibration text. Held-out errors, which do in any case, are only reported.
-fn looks_at_text(run: &Run) -> bool {
-    run.method.needs() != Needs::Nothing || run.recipe.allocation == AllocationRule::Global
 }
 
 fn device_name(device: &Device) -> String {
@@ -222,12 +216,14 @@ fn notes(run: &Run) -> Vec<String> {
         let texts = store.origin.texts.join("; ");
         notes.push(format!("statistics were taken from {}: {texts}", dir.display()));
     }
-    if calibration.windows.len() < run.recipe.calib_windows {
+    let wanted = run.recipe.calib_windows;
+    // Of far fewer the doubts speak.
+    if calibration.windows.len() < wanted && !calibration.is_short(wanted) {
         notes.push(format!(
             "the calibration text gave {} windows of {} tokens; {} were asked for",
             calibration.windows.len(),
             calibration.windows.window,
-            run.recipe.calib_windows
+            wanted
         ));
     }
     if run.method.prunes_channels() && run.model.linears().iter().any(|spec| spec.id.role.is_state_space()) {

@@ -8,6 +8,7 @@
 //! lies below break-even on disk, and the plan is made from that.
 
 mod texts;
+mod degenerate;
 mod encoders;
 mod original;
 mod stored;
@@ -22,6 +23,7 @@ mod allocate;
 mod assemble;
 mod sizes;
 
+pub use degenerate::without_bos;
 pub use encoders::{Quality, glue_tasks, measure, steps};
 pub use labels::{Labels, labels};
 pub use original::{Found, Original, refuse_base};
@@ -35,7 +37,7 @@ use crate::hub::HubOptions;
 use crate::job::Job;
 use crate::learn::SpectralReport;
 use crate::machine::StageClock;
-use crate::method::{self, Method};
+use crate::method::{self, Method, Needs};
 use crate::model::{Model, Output, Touched};
 use crate::plan::{AllocationRule, Plan};
 use crate::progress::Progress;
@@ -60,7 +62,7 @@ pub(crate) struct Run<'a> {
     model: Model,
     /// Hashes of the model's files, as they were when the run began.
     identity: Identity,
-    /// What the model has that a user should know of.
+    /// What a user should know of the model, and what makes the calibration doubtful.
     remarks: Vec<String>,
     calibration: Calibration,
     stats: Option<StatsStore>,
@@ -97,14 +99,15 @@ pub fn compress(
         windows: recipe.calib_windows,
         window: recipe.window,
         sampling: recipe.sampling(),
+        bos: recipe.bos,
         heldout: heldout_tokens(recipe, &model),
     };
     let mut calibration = calibration(&model, &tokenizer, &wish, hub)?;
     if let Some(task) = &recipe.task {
         calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
     }
-    let protocol =
-        EvalProtocol { window: recipe.eval_window, max_windows: recipe.max_windows, ..EvalProtocol::default() };
+    let (window, max_windows, bos) = (recipe.eval_window, recipe.max_windows, recipe.bos);
+    let protocol = EvalProtocol { window, max_windows, bos, ..EvalProtocol::default() };
     let eval_texts = evaluation(&model, &tokenizer, &recipe.ppl, protocol, hub)?;
     compress_windows(recipe, force, model, calibration, &eval_texts, clock, progress)
 }
@@ -127,8 +130,14 @@ pub fn compress_windows(
     allocate::by_shape(recipe, method, &model)?;
     let identity = model.source().identity()?;
     let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
+    stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
     let fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
-    let remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
+    let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
+    if shows_text(recipe, method, stats.as_ref(), &model) {
+        let doubts = calibration.doubts(&model, recipe.calib_windows);
+        doubts.iter().for_each(|doubt| progress.warn(doubt));
+        remarks.extend(doubts);
+    }
     if force {
         spare_inputs(recipe, &model, &calibration)?;
     }
@@ -281,6 +290,19 @@ fn open_stats(dir: &Path, model: &Model, calibration: &Calibration, recipe: &Rec
             Ok(store)
         }
     }
+}
+
+/// Whether the result depends on the calibration text. Held-out errors, which do in any case, are only reported.
+fn looks_at_text(recipe: &Recipe, method: &dyn Method) -> bool {
+    let trains = recipe.task.is_none() && recipe.heal > 0;
+    method.needs() != Needs::Nothing || recipe.allocation == AllocationRule::Global || trains
+}
+
+/// Whether what is seen of the inputs comes from this run's text, not all of it from statistics of an earlier one.
+fn shows_text(recipe: &Recipe, method: &dyn Method, stats: Option<&StatsStore>, model: &Model) -> bool {
+    let collected = stats.is_some_and(|store| (0..model.blocks()).all(|index| store.has(index)));
+    let trains = recipe.task.is_none() && (recipe.heal > 0 || recipe.learn.is_some());
+    looks_at_text(recipe, method) && (trains || !collected)
 }
 
 /// Replacing an output must not delete what the run reads.

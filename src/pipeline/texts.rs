@@ -1,10 +1,11 @@
 //! From corpus names to windows.
 
 use super::Labels;
+use crate::calibrate::StatsStore;
 use crate::eval::Modules;
 use crate::hub::HubOptions;
 use crate::model::{Model, Output};
-use crate::recipe::Recipe;
+use crate::recipe::{BosRule, Recipe};
 use crate::report::{CalibrationInfo, CorpusInfo};
 use crate::text::{self, Corpus, Sampling, Split, Tokenizer, Windows};
 use crate::user_bail;
@@ -16,6 +17,8 @@ const USUAL_WINDOW: usize = 2048;
 const ENCODER_WINDOW: usize = 128;
 /// Of a pseudo-perplexity, where every token costs a window: its usual window, and how many there are at most.
 const MASKED: (usize, usize) = (64, 16);
+/// How [`Calibration::describe`] says that every window begins with BOS.
+const EACH_BEGUN: &str = "each begun by BOS";
 /// Tokens kept apart from calibration to measure output errors on.
 pub const HELDOUT_TOKENS: usize = 1024;
 
@@ -34,6 +37,26 @@ pub struct Calibration {
 }
 
 impl Calibration {
+    /// Whether every window begins with BOS. Windows to calibrate on do not overlap, so one that begins with BOS moves on
+    /// by one token less than it has; an encoder's, between two special tokens, by two less.
+    pub fn begins_with_bos(&self) -> bool {
+        self.windows.bos && self.windows.stride + 1 == self.windows.window
+    }
+
+    /// Refuses statistics of windows that begin in another way: BOS changes what every linear sees, so sums with and
+    /// without it say nothing of each other. What the store's texts say of themselves is [`Calibration::describe`]'s.
+    pub fn refuse_other_beginning(&self, store: &StatsStore) -> Result<()> {
+        let bos = self.begins_with_bos();
+        if let Some(other) = store.origin.texts.iter().find(|text| text.contains(EACH_BEGUN) != bos) {
+            let (theirs, ours) = if bos { ("do not begin", "do") } else { ("begin", "do not") };
+            user_bail!(
+                "{} was made from {other}, whose windows {theirs} with BOS; those of this run {ours}", store.dir().display();
+                "collect them again, or say the same in --bos"
+            );
+        }
+        Ok(())
+    }
+
     /// One line that says what was used; another text or choice of windows gives another line.
     pub fn describe(&self) -> String {
         let name = |c: &CorpusInfo| format!("{} (sha256 {:.12})", c.name, c.sha256);
@@ -43,7 +66,8 @@ impl Calibration {
             Sampling::Random { seed } => format!("random, seed {seed}"),
         };
         let (count, length) = (self.windows.len(), self.windows.window);
-        format!("{count} windows of {length} tokens ({choice}) of {}", names.join(", "))
+        let begun = if self.begins_with_bos() { format!(", {EACH_BEGUN}") } else { String::new() };
+        format!("{count} windows of {length} tokens{begun} ({choice}) of {}", names.join(", "))
     }
 
     /// The same for the report.
@@ -53,7 +77,8 @@ impl Calibration {
             corpora: self.corpora.clone(),
             window: self.windows.window,
             windows: self.windows.len(),
-            tokens: self.windows.len() * self.windows.window,
+            tokens: self.windows.tokens(),
+            bos: self.begins_with_bos(),
             heldout_windows: self.heldout.len(),
             sampling: name(serde_json::json!(recipe.sampling)),
             seed: recipe.seed,
@@ -72,6 +97,8 @@ pub struct CalibrationWish<'a> {
     pub window: Option<usize>,
     /// Which of them.
     pub sampling: Sampling,
+    /// Whether each begins with BOS.
+    pub bos: BosRule,
     /// Tokens to keep apart, about; usually [`HELDOUT_TOKENS`].
     pub heldout: usize,
 }
@@ -86,6 +113,7 @@ pub fn calibration(
     if wish.windows == 0 {
         user_bail!("--calib-windows is 0"; "use at least 1");
     }
+    let bos = beginning(model, tokenizer, wish.bos)?;
     let mut parts: Vec<(Windows, Windows)> = Vec::new();
     let mut corpora = Vec::new();
     let loaded: Vec<Corpus> =
@@ -96,7 +124,7 @@ pub fn calibration(
     let lengths = loaded.iter().zip(&tokens).map(|(c, t)| window_length(model, c, t.len(), wish.window, usual));
     let length = lengths.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(USUAL_WINDOW);
     for (i, (corpus, tokens)) in loaded.iter().zip(&tokens).enumerate() {
-        let all = cut(model, tokenizer, tokens, length, length, None)
+        let all = cut(model, tokenizer, tokens, length, length, bos)
             .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
         let share = wish.windows / loaded.len() + usize::from(i < wish.windows % loaded.len());
         let heldout = (wish.heldout / length / loaded.len()).max(1);
@@ -142,8 +170,8 @@ pub struct EvalProtocol {
     pub stride: Option<usize>,
     /// At most this many windows, the first ones.
     pub max_windows: Option<usize>,
-    /// Begin each window with the tokenizer's BOS.
-    pub bos: bool,
+    /// Whether each window begins with the tokenizer's BOS.
+    pub bos: BosRule,
 }
 
 /// Reads, tokenises and cuts evaluation corpora.
@@ -157,13 +185,7 @@ pub fn evaluation(
     if protocol.max_windows == Some(0) {
         user_bail!("--max-windows is 0"; "use at least 1, or leave it out for all");
     }
-    let bos = match (protocol.bos, tokenizer.bos()) {
-        (true, None) => {
-            user_bail!("--bos: the tokenizer of {} has no BOS token", model.source().label(); "leave --bos out")
-        }
-        (true, bos) => bos,
-        (false, _) => None,
-    };
+    let bos = beginning(model, tokenizer, protocol.bos)?;
     let masked = model.output() == Output::MaskedToken;
     let mask = if masked { Some(mask_of(model, tokenizer)?) } else { None };
     let usual = match (masked, model.is_encoder()) {
@@ -185,6 +207,29 @@ pub fn evaluation(
         Ok(EvalText { corpus: info(&corpus), windows, mask, modules: modules.clone() })
     };
     specs.iter().map(read).collect()
+}
+
+/// What every window begins with, if with anything but text.
+///
+/// The field's protocol, which published perplexities are measured by, is without BOS, whatever a tokenizer does to a text
+/// of its own. Only models that cannot do without get one unasked, and only where their tokenizer gives them one too.
+///
+/// # Errors
+/// If BOS is asked for and the tokenizer has none, or anything is asked of an encoder, whose windows are framed by its
+/// special tokens.
+fn beginning(model: &Model, tokenizer: &Tokenizer, rule: BosRule) -> Result<Option<u32>> {
+    let label = model.source().label();
+    if model.is_encoder() && tokenizer.frame().is_some() && rule != BosRule::Auto {
+        user_bail!("--bos is for decoders, but {label} is an encoder: special tokens frame its windows"; "leave --bos out");
+    }
+    match (rule, tokenizer.bos()) {
+        (BosRule::Always, None) => user_bail!("--bos: the tokenizer of {label} has no BOS token"; "leave --bos out"),
+        (BosRule::Always, bos) => Ok(bos),
+        (BosRule::Auto, Some(bos)) if model.needs_bos() && tokenizer.encode_prompt("a")?.starts_with(&[bos]) => {
+            Ok(Some(bos))
+        }
+        (BosRule::Auto | BosRule::Never, _) => Ok(None),
+    }
 }
 
 fn mask_of(model: &Model, tokenizer: &Tokenizer) -> Result<u32> {

@@ -2,7 +2,7 @@
 
 use super::learn::usual_batch;
 use super::size::{default_output, parse_bytes};
-use super::{Budget, Learn, LearnOptions, Options, SamplingRule, StoredType, WeightRule};
+use super::{BosRule, Budget, Learn, LearnOptions, Options, SamplingRule, StoredType, WeightRule};
 use crate::learn::Objective;
 use crate::method::{Inputs, by_name};
 use crate::plan::AllocationRule;
@@ -123,6 +123,7 @@ impl Options {
             window: self.window,
             sampling: self.sampling.unwrap_or(SamplingRule::Random),
             seed: self.seed.unwrap_or(0),
+            bos: self.bos.unwrap_or_default(),
             inputs: self.inputs.unwrap_or(method.inputs()),
             stats: self.stats,
             heal,
@@ -162,6 +163,7 @@ pub struct Recipe {
     pub window: Option<usize>,
     pub sampling: SamplingRule,
     pub seed: u64,
+    pub bos: BosRule,
     pub inputs: Inputs,
     pub stats: Option<PathBuf>,
     pub heal: usize,
@@ -209,6 +211,7 @@ impl Recipe {
             window: self.window,
             sampling: Some(self.sampling),
             seed: Some(self.seed),
+            bos: Some(self.bos),
             inputs: Some(self.inputs),
             stats: self.stats.clone(),
             heal: Some(self.heal),

@@ -109,6 +109,9 @@ pub struct CalibrationInfo {
     pub windows: usize,
     /// Tokens used for the statistics.
     pub tokens: usize,
+    /// Whether each window begins with the tokenizer's BOS, those kept apart too.
+    #[serde(default)]
+    pub bos: bool,
     /// Windows kept apart to measure output errors on.
     pub heldout_windows: usize,
     /// `first` or `random`.

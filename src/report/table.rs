@@ -53,16 +53,17 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
     out
 }
 
-/// `sample; 64 windows of 256 tokens (16,384), random, seed 0; …`
+/// `sample; 64 windows of 256 tokens (16,384), each begun by BOS, random, seed 0; …`
 pub(super) fn calibration(info: &CalibrationInfo) -> String {
     let names: Vec<String> = info.corpora.iter().map(|corpus| plain(&corpus.name)).collect();
     let seed = if info.sampling == "random" { format!(", seed {}", info.seed) } else { String::new() };
     format!(
-        "{}; {} windows of {} tokens ({}), {}{seed}; {} more held out; inputs: {}",
+        "{}; {} windows of {} tokens ({}), {}{}{seed}; {} more held out; inputs: {}",
         names.join(", "),
         grouped(info.windows as u64),
         info.window,
         grouped(info.tokens as u64),
+        if info.bos { "each begun by BOS, " } else { "" },
         plain(&info.sampling),
         info.heldout_windows,
         plain(&info.inputs)

@@ -241,6 +241,45 @@ fn the_folder_one_stands_in_can_be_the_output() {
 }
 
 #[test]
+fn a_calibration_that_says_little_is_warned_of() {
+    let place = Place::new();
+    place.write("same.txt", "the cat sat on the mat. ".repeat(800));
+    let line = "compress demo --method whiten --weight unit --keep 0.6 --ppl none";
+    let warnings = |said: &crate::program::Said| -> Vec<String> {
+        said.stderr.lines().filter(|line| line.starts_with("warning: ")).map(String::from).collect()
+    };
+    let said = place.run(&format!("{line} --calib same.txt --window 64 -o out")).fine();
+    let told = warnings(&said);
+    for part in ["distinct tokens", "repeat others word for word", "held-out windows are also calibration windows"] {
+        assert!(told.iter().any(|line| line.contains(part)), "{part}: {told:?}");
+    }
+    let report: serde_json::Value = serde_json::from_slice(&place.read("out/report.json")).unwrap();
+    let notes: Vec<&str> = report["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str()).collect();
+    assert!(told.iter().all(|line| notes.contains(&&line["warning: ".len()..])), "{notes:?}");
+
+    place.write("short.txt", String::from_utf8(place.read("same.txt")).unwrap().split_at(1200).0);
+    let said = place.run(&format!("{line} --calib short.txt --window 64 --calib-windows 32 -o short")).fine();
+    assert!(warnings(&said).iter().any(|line| line.contains("is short")), "{}", said.stderr);
+    // 192 tokens and 352 inputs.
+    let said = place.run(&format!("{line} --calib-windows 3 --window 64 -o few")).fine();
+    assert!(
+        warnings(&said).iter().any(|line| line.contains("3.mlp.down") && line.contains("160 directions")),
+        "{}",
+        said.stderr
+    );
+    let said = place.run("calibrate demo --calib same.txt --window 64 --calib-windows 32 -o stats").fine();
+    assert!(warnings(&said).iter().any(|line| line.contains("distinct tokens")), "{}", said.stderr);
+    let said = place.run(&format!("{line} -q --calib same.txt --window 64 -o quiet")).fine();
+    assert!(said.stderr.is_empty(), "{}", said.stderr);
+
+    // Nothing to say of the built-in text, nor where a method looks at none.
+    let said = place.run(&format!("{line} -o plenty")).fine();
+    assert!(warnings(&said).is_empty(), "{}", said.stderr);
+    let said = place.run("compress demo --method svd --calib same.txt --window 64 --ppl none -o blind").fine();
+    assert!(warnings(&said).is_empty(), "{}", said.stderr);
+}
+
+#[test]
 fn sizes_that_mean_nothing() {
     let place = Place::new();
     let cases = [

@@ -20,6 +20,7 @@ mod verify; // what makes a checkpoint whole
 mod hostile_checkpoint; // damaged and malicious checkpoints are refused with a reason
 mod reading; // checkpoints under every name and spelling; quantised ones, adapters and pointers
 mod hostile_config; // a config.json that is wrong, incomplete or of another family
+mod bos; // BOS in front of windows, wherever text is shown
 mod text; // corpora, tokenizers and windows on real text
 mod tokenizers; // tokenizer files of every kind against transformers
 mod report; // the report's views

@@ -11,6 +11,7 @@ use softlm::eval::evaluate;
 use softlm::hub::HubOptions;
 use softlm::model::Model;
 use softlm::pipeline::{EvalProtocol, evaluation, tokenizer};
+use softlm::recipe::BosRule;
 use softlm::text::{self, Split};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -171,7 +172,8 @@ fn perplexities_equal_those_of_transformers() {
     for (name, text, window, bos, max_windows, windows, expected) in TRUTHS {
         let (Some(model), Some(text)) = (model(name), data(text)) else { continue };
         let tokenizer = tokenizer(model.source()).expect("a tokenizer");
-        let protocol = EvalProtocol { window: Some(window), max_windows, bos, ..EvalProtocol::default() };
+        let rule = if bos { BosRule::Always } else { BosRule::Never };
+        let protocol = EvalProtocol { window: Some(window), max_windows, bos: rule, ..EvalProtocol::default() };
         let specs = [text.display().to_string()];
         let texts = evaluation(&model, &tokenizer, &specs, protocol, &HubOptions::default()).expect("windows");
         let (measured, _) = evaluate(&model, None, name, &texts[0].windows, &()).expect("a perplexity");

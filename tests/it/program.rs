@@ -131,6 +131,14 @@ impl Said {
         self
     }
 
+    /// The command line was refused: a value that an option does not take.
+    #[track_caller]
+    pub fn refused_by_usage(self, value: &str) -> Self {
+        assert_eq!((self.code, self.stdout.as_str()), (2, ""), "{}", self.stderr);
+        assert!(self.stderr.contains(value) && !self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+
     /// A check failed: exit status 1 and a line that says which.
     #[track_caller]
     pub fn check_failed(self, naming: &[&str]) -> Self {

@@ -107,6 +107,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
             window: 256,
             windows: 64,
             tokens: 16_384,
+            bos: false,
             heldout_windows: 8,
             sampling: "random".into(),
             seed: 0,

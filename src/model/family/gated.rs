@@ -197,6 +197,8 @@ pub(super) struct Gated {
     /// Whether the head is tied to the embedding unless the config says otherwise.
     pub tied: bool,
     pub embedding_scale: Option<f64>,
+    /// See [`Embedding::needs_bos`].
+    pub needs_bos: bool,
     pub score_scale: Option<f64>,
     pub score_cap: Option<f64>,
     pub logit_cap: Option<f64>,
@@ -219,6 +221,7 @@ impl Gated {
             activation: ("hidden_act", "silu"),
             tied: false,
             embedding_scale: None,
+            needs_bos: false,
             score_scale: None,
             score_cap: None,
             logit_cap: None,
@@ -242,7 +245,12 @@ impl Gated {
             context,
             linears: (0..blocks).flat_map(|block| self.linears(block)).collect(),
             blocks: self.sight.iter().enumerate().map(|(i, sight)| self.block(i, sight, kind, activation)).collect(),
-            embedding: Embedding { tokens: embedding.to_string(), scale: self.embedding_scale, ..Embedding::default() },
+            embedding: Embedding {
+                tokens: embedding.to_string(),
+                scale: self.embedding_scale,
+                needs_bos: self.needs_bos,
+                ..Embedding::default()
+            },
             head: Readout::Next(HeadLayout {
                 norm: Some(final_norm),
                 weight: head,

@@ -155,6 +155,7 @@ fn gemma(family: &'static str, config: &Config, sizes: Sizes, sight: Vec<Sight>)
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
         tied: true,
         embedding_scale: Some((sizes.hidden as f64).sqrt()),
+        needs_bos: true,
         score_scale: Some(1.0 / query.sqrt()),
         ..Gated::plain(family, sizes, sight)
     })
