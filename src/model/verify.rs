@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::needed::{Needed, Reach, Single};
 use super::opened::describe;
 use super::sound::{Unsound, unread_note, unsound};
-use crate::checkpoint::{NotFinite, Source, family_config};
+use crate::checkpoint::{NotFinite, Section, Source, family_config};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
@@ -44,6 +44,10 @@ impl Described {
         let mut source = source.clone();
         let (layout, _) = describe(&mut source)?;
         Ok(Self { source, layout })
+    }
+
+    fn is_softlm(&self) -> bool {
+        Section::of(self.source.config()).is_some()
     }
 }
 
@@ -77,13 +81,14 @@ pub fn verify(output: &Source, base: Option<&Source>, tokens: Option<usize>) -> 
         }
         return Ok(found);
     }
-    let own = match Described::new(output) {
+    let mut own = match Described::new(output) {
         Ok(own) => own,
         Err(error) => {
             found.problems.push(format!("{error:#}."));
             return Ok(found);
         }
     };
+    found.notes.extend(own.take_widths());
     own.check(&mut found);
     let base = match base.map(Described::new) {
         Some(Err(error)) => {

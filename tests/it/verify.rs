@@ -220,6 +220,14 @@ fn feed_forward_channels() {
     pruned.assert_broken_alone(&["up_proj", "201", "200"]);
     pruned.put("model.layers.2.mlp.up_proj.weight", &[200, 128]).config["intermediate_size"] = json!(201);
     assert_eq!(pruned.against(None).problems.len(), 4 * 3);
+    // A layer pruned apart from the others, for which config.json has no number.
+    let mut apart = Model::demo();
+    apart.put("model.layers.2.mlp.gate_proj.weight", &[200, 128]).put("model.layers.2.mlp.up_proj.weight", &[200, 128]);
+    let verdict = apart.put(&format!("{DOWN}.weight"), &[128, 200]).assert_whole(&base);
+    assert!(verdict.notes[0].contains("2.mlp.down takes 200 channels"), "{:?}", verdict.notes);
+    apart.put("model.layers.2.mlp.up_proj.weight", &[201, 128]).assert_broken(&base, &["up_proj", "201", "200"]);
+    apart.config.as_object_mut().unwrap().remove("softlm");
+    assert_eq!(apart.against(None).problems.len(), 3);
     // The other side of a feed-forward linear must not shrink, and none may grow.
     Model::demo().put(&format!("{DOWN}.weight"), &[100, 352]).assert_broken(&base, &[DOWN, "(100, 352)"]);
     let mut grown = Model::demo();

@@ -4,7 +4,6 @@ use super::super::ids::FfnPart;
 use super::super::needed::{Needed, Single};
 use super::super::spec::LinearSpec;
 use super::{Described, Verification};
-use crate::checkpoint::Section;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Adds a problem for everything of the base that the output lacks or has in another shape, and for every tensor of the
@@ -101,11 +100,5 @@ fn compare_unused(output: &Described, base: &Described, found: &mut Verification
     let tied = output.layout.token_head().and_then(|head| head.weight.tied.as_deref());
     for name in unused.into_iter().filter(|name| !other.is_stored(name) && Some(*name) != tied) {
         found.problems.push(format!("{name} has no counterpart in the base."));
-    }
-}
-
-impl Described {
-    fn is_softlm(&self) -> bool {
-        Section::of(self.source.config()).is_some()
     }
 }
