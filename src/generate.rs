@@ -1,6 +1,5 @@
 //! Text that a model writes, token by token.
 
-use crate::checkpoint::Source;
 use crate::model::{Decoder, Model};
 use crate::text::{TextStream, Tokenizer};
 use crate::user_bail;
@@ -135,7 +134,7 @@ pub fn generate(
             "shorten the prompt"
         );
     }
-    let ends = end_ids(model.source(), tokenizer)?;
+    let ends = end_ids(model, tokenizer)?;
     let mut processor = LogitsProcessor::from_sampling(choosing.seed, choosing.sampling());
     let started = Instant::now();
     let mut decoder = Decoder::new(model)?;
@@ -178,12 +177,13 @@ pub fn generate(
 }
 
 /// Every id that ends a text: those that the tokenizer, config.json and generation_config.json name.
-fn end_ids(source: &Source, tokenizer: &Tokenizer) -> Result<BTreeSet<u32>> {
-    let settings: Map<String, Value> = match source.side_file("generation_config.json")? {
+fn end_ids(model: &Model, tokenizer: &Tokenizer) -> Result<BTreeSet<u32>> {
+    let settings: Map<String, Value> = match model.source().side_file("generation_config.json")? {
         Some(bytes) => serde_json::from_slice(&bytes).context("generation_config.json is damaged")?,
         None => Map::new(),
     };
-    let named = [source.config(), &settings].into_iter().filter_map(|map| map.get("eos_token_id"));
+    let named =
+        [model.source().config(), model.config(), &settings].into_iter().filter_map(|map| map.get("eos_token_id"));
     let ids = named.flat_map(|value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice));
     let ids = ids.filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
     Ok(ids.chain(tokenizer.eos()).collect())

@@ -143,7 +143,14 @@ fn describe(source: &Source, context: &Context) -> Result<Value> {
     if let Some(section) = source.config().get("softlm") {
         facts["softlm"] = section.clone();
     }
-    if let Ok(model) = Model::load(source.clone(), &context.device) {
+    let model = Model::load(source.clone(), &context.device);
+    if let Err(error) = &model {
+        facts["not_run"] = json!(format!("{error:#}"));
+    }
+    if let Ok(model) = model {
+        if model.inside().is_some() {
+            facts["family"] = json!(model.described_family());
+        }
         facts["blocks"] = json!(model.blocks());
         facts["hidden"] = json!(model.hidden());
         facts["linears"] = json!(model.linears().len());

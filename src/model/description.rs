@@ -19,7 +19,7 @@ impl Description {
     /// What `config`, in the terms of its family, describes over the tensors of `source`.
     pub fn new(source: &mut Source, config: &Map<String, Value>) -> Result<Self> {
         let text = text_model(config)?;
-        Ok(Self { layout: super::family::layout(source, text.family, &text.config)? })
+        Ok(Self { layout: super::family::layout(source, &text)? })
     }
 
     /// Every linear of every block, small ones included, in block order.

@@ -44,7 +44,7 @@ pub struct Model {
 pub(super) fn describe(source: &mut Source) -> Result<(Layout, TextModel)> {
     let text = text_model(&family_config(source.config()))?;
     super::quantised::refuse(source, &text.config)?;
-    let mut layout = super::family::layout(source, text.family, &text.config)?;
+    let mut layout = super::family::layout(source, &text)?;
     // A compressed model may have biases where its family has none.
     if Section::of(source.config()).is_some() {
         for spec in &mut layout.linears {

@@ -34,8 +34,10 @@ impl Activation {
         let name = config.str_or(key, default)?;
         Ok(match name.as_str() {
             "silu" | "swish" => Activation::Silu,
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+            "gelu" | "gelu_python" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_accurate" | "gelu_fast" => {
+                Activation::GeluTanh
+            }
             "relu" => Activation::Relu,
             _ => {
                 user_bail!("config.json: `{key}` is \"{name}\", which softlm does not know"; "known are silu, gelu, gelu_new, relu")

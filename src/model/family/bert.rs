@@ -14,7 +14,7 @@ use super::super::layout::{
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
 use super::super::tensors::Tensors;
-use super::{Family, must_divide, resolve_head};
+use super::{Family, TIED, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 
@@ -232,7 +232,7 @@ impl Names {
         if shape(dense).is_some() {
             let bias = self.masked_bias.into_iter().find(|name| tensors.is_there(name));
             let activation = Activation::from_config(config, self.keys[4], "gelu")?;
-            let tied = config.bool_or("tie_word_embeddings", true)?;
+            let tied = config.bool_or(TIED, true)?;
             return Ok(Readout::Masked(HeadLayout {
                 dense: Some(DenseLayout { name: dense.into(), activation }),
                 norm: Some(NormSpec { key: "norm", name: norm.into(), width, kind }),

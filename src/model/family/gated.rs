@@ -12,7 +12,7 @@ use super::super::ops::Activation;
 use super::super::rope::Rope;
 use super::super::spec::{LinearSpec, Rows, Stored};
 use super::super::tensors::Tensors;
-use super::{Family, must_divide, resolve_head};
+use super::{Family, TIED, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;
@@ -232,7 +232,7 @@ impl Gated {
     pub fn layout(self, tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         self.expect_experts(tensors)?;
         let Sizes { hidden, blocks, vocab, context, .. } = self.sizes;
-        let tied = config.bool_or("tie_word_embeddings", self.tied)?;
+        let tied = config.bool_or(TIED, self.tied)?;
         let embedding = "model.embed_tokens.weight";
         let head = resolve_head(tensors, embedding, "lm_head.weight", tied)?;
         let kind = (self.norm)(config.f64_or("rms_norm_eps", self.epsilon)?);

@@ -29,13 +29,8 @@ pub(super) const GEMMA2: Family = Family {
             "cache_implementation",
         ],
     ],
-    sizes: &[
-        ("vocab_size", 256_000),
-        ("hidden_size", 2304),
-        ("intermediate_size", 9216),
-        ("num_hidden_layers", 26),
-        ("num_attention_heads", 8),
-    ],
+    // None: inside a multimodal model nobody caps its logits.
+    sizes: &[],
     describe: layout2,
     ..DECODER
 };

@@ -10,7 +10,7 @@ use super::super::layout::{
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Rows, Stored};
 use super::super::tensors::Tensors;
-use super::{Family, must_divide, resolve_head};
+use super::{Family, TIED, must_divide, resolve_head};
 use anyhow::Result;
 
 pub(super) const GPT2: Family = Family {
@@ -62,7 +62,7 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let heads = config.usize("n_head")?;
     must_divide("n_embd", hidden, "n_head", heads)?;
     let context = config.usize_or("n_positions", 1024)?;
-    let tied = config.bool_or("tie_word_embeddings", true)?;
+    let tied = config.bool_or(TIED, true)?;
     config.only("scale_attn_weights", true)?;
     config.only("scale_attn_by_inverse_layer_idx", false)?;
     config.only("add_cross_attention", false)?;

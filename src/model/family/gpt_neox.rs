@@ -10,7 +10,7 @@ use super::super::ops::Activation;
 use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::spec::{LinearSpec, Rows, Stored};
 use super::super::tensors::Tensors;
-use super::{Family, must_divide, resolve_head};
+use super::{Family, TIED, must_divide, resolve_head};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         BlockLayout { shape, norms, tensors: Vec::new() }
     };
     let embedding = "gpt_neox.embed_in.weight";
-    let tied = config.bool_or("tie_word_embeddings", false)?;
+    let tied = config.bool_or(TIED, false)?;
     let head = resolve_head(tensors, embedding, "embed_out.weight", tied)?;
     Ok(Layout {
         family: "gpt_neox",

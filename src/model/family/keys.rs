@@ -43,6 +43,8 @@ const GENERAL: &[&str] = &[
     "use_bidirectional_attention",
     "is_causal",
     // How outputs are returned, and in which pieces they are computed.
+    "output_past",
+    "xla_device",
     "return_dict",
     "use_return_dict",
     "output_hidden_states",
@@ -119,7 +121,12 @@ pub(in crate::model) fn unknown_keys(config: &Map<String, Value>, family: &Famil
             || family.keys.iter().any(|keys| keys.contains(&key))
             || family.synonyms.iter().any(|(synonym, _)| *synonym == key)
     };
-    let unknown = config.iter().filter(|(key, value)| says_something(value) && !known(key));
+    // Newer versions write such a list for families that have no other layers.
+    let usual = |key: &str, value: &Value| {
+        let all = |list: &Vec<Value>| list.iter().all(|kind| kind == "full_attention");
+        key == "layer_types" && value.as_array().is_some_and(all)
+    };
+    let unknown = config.iter().filter(|(key, value)| says_something(value) && !known(key) && !usual(key, value));
     unknown.map(|(key, _)| key.clone()).collect()
 }
 

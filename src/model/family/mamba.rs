@@ -13,7 +13,7 @@ use super::super::ops::Activation;
 use super::super::scan::Scan;
 use super::super::spec::{LinearSpec, Stored};
 use super::super::tensors::Tensors;
-use super::{Family, must_divide, resolve_head};
+use super::{Family, TIED, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;
@@ -25,7 +25,24 @@ pub(super) const MAMBA: Family = Family {
     layers: "layers",
     head: "lm_head.weight",
     synonyms: &[],
-    keys: &[COMMON_KEYS, &["intermediate_size", "time_step_scale", "time_step_init_scheme", "use_mambapy"]],
+    keys: &[
+        COMMON_KEYS,
+        &[
+            "intermediate_size",
+            "time_step_scale",
+            "time_step_init_scheme",
+            "use_mambapy",
+            "use_associative_scan",
+            // Of the first implementation, beside their newer names.
+            "d_model",
+            "d_inner",
+            "n_layer",
+            "ssm_cfg",
+            "rms_norm",
+            "fused_add_norm",
+            "pad_vocab_size_multiple",
+        ],
+    ],
     sizes: &[],
     describe: layout1,
 };
@@ -174,7 +191,7 @@ impl Common {
         let activation = Activation::from_config(config, "hidden_act", "silu")?;
         let taps = config.usize_or("conv_kernel", 4)?;
         let conv_bias = config.bool_or("use_conv_bias", true)?;
-        let tied = config.bool_or("tie_word_embeddings", self.tied)?;
+        let tied = config.bool_or(TIED, self.tied)?;
         let embedding = "backbone.embeddings.weight";
         let head = resolve_head(tensors, embedding, "lm_head.weight", tied)?;
         let norm = NormSpec { key: "norm", name: "backbone.norm_f".into(), width: self.hidden, kind };

@@ -31,6 +31,7 @@ pub(super) const MIXTRAL: Family = Family {
         ("num_attention_heads", 32),
         ("num_local_experts", 8),
     ],
+    synonyms: &[("num_experts", "num_local_experts")],
     describe: layout,
     ..DECODER
 };

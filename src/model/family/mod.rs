@@ -24,7 +24,10 @@ use super::tensors::Tensors;
 use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// Key of whether the head is the embedding.
+const TIED: &str = "tie_word_embeddings";
 
 /// What is known of a family: its names in checkpoints and configs, and who describes its models.
 pub(super) struct Family {
@@ -91,12 +94,15 @@ pub(super) fn family(config: &Config) -> Result<&'static Family> {
     }
 }
 
-/// The layout of a model of this family with this config, under the names that its tensors have in `source`.
-pub(super) fn layout(source: &mut Source, family: &'static Family, config: &Map<String, Value>) -> Result<Layout> {
-    let config = Config(config);
-    keys::refuse_options(&config)?;
-    let mut tensors = Tensors::new(source, family);
-    let mut layout = (family.describe)(&mut tensors, &config)?;
+/// The layout of a model, under the names that its tensors have in `source`.
+pub(super) fn layout(source: &mut Source, text: &TextModel) -> Result<Layout> {
+    keys::refuse_options(&Config(&text.config))?;
+    let mut tensors = Tensors::new(source, text.family);
+    let mut config = Cow::Borrowed(&text.config);
+    if text.tied_outside && !tensors.is_there(text.family.head) {
+        config.to_mut().insert(TIED.into(), true.into());
+    }
+    let mut layout = (text.family.describe)(&mut tensors, &Config(&config))?;
     tensors.rename(&mut layout);
     Ok(layout)
 }

@@ -2,7 +2,7 @@
 //! decoder computes. Their `config.json` has its config under `text_config`; images and sounds are not touched.
 
 use super::super::config::Config;
-use super::{Family, family};
+use super::{Family, TIED, family};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -32,6 +32,8 @@ pub(in crate::model) struct TextModel {
     pub path: &'static [&'static str],
     /// Its config with everything that the configuration class fills in.
     pub config: Map<String, Value>,
+    /// Whether the config of the multimodal model ties the head, which counts where the checkpoint stores none.
+    pub tied_outside: bool,
 }
 
 /// Whether a config names a family, or a model around one, that softlm runs.
@@ -53,7 +55,8 @@ pub(in crate::model) fn text_model(whole: &Map<String, Value>) -> Result<TextMod
             );
         }
         let family = family(&config)?;
-        return Ok(TextModel { family, inside: None, path: &[], config: one_name_each(whole, family)?.into_owned() });
+        let config = one_name_each(whole, family)?.into_owned();
+        return Ok(TextModel { family, inside: None, path: &[], config, tied_outside: false });
     };
     let mut text = match config.get(TEXT_CONFIG) {
         None => Map::new(),
@@ -80,8 +83,9 @@ pub(in crate::model) fn text_model(whole: &Map<String, Value>) -> Result<TextMod
     for &(key, size) in family.sizes {
         text.entry(key).or_insert_with(|| size.into());
     }
-    // Whether the head is tied is said there or by its class; what the whole config says of it is not read.
-    Ok(TextModel { family, inside: Some(inside), path: &[TEXT_CONFIG], config: text })
+    let tied_outside = config.bool_or(TIED, false)?;
+    let config = one_name_each(&text, family)?.into_owned();
+    Ok(TextModel { family, inside: Some(inside), path: &[TEXT_CONFIG], config, tied_outside })
 }
 
 /// The config with each value under the first of the names that its class knows for it.

@@ -10,7 +10,7 @@ use super::super::layout::{
 use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
 use super::super::tensors::Tensors;
-use super::{Family, must_divide, resolve_head};
+use super::{Family, TIED, must_divide, resolve_head};
 use crate::user_bail;
 use anyhow::Result;
 
@@ -64,7 +64,7 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         );
     }
     let bias = config.bool_or("enable_bias", true)?;
-    let tied = config.bool_or("tie_word_embeddings", true)?;
+    let tied = config.bool_or(TIED, true)?;
     let activation = Activation::from_config(config, "activation_function", "relu")?;
 
     let prefix = "model.decoder";

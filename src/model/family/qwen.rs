@@ -100,6 +100,7 @@ pub(super) const QWEN3_MOE: Family = Family {
         ("moe_intermediate_size", 768),
         ("num_experts", 128),
     ],
+    synonyms: &[("num_local_experts", "num_experts")],
     describe: layout3_moe,
     ..DECODER
 };
