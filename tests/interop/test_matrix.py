@@ -55,7 +55,8 @@ def test_it_is_the_product_of_the_factors(said, model, tmp_path):
 
 def test_the_dense_export_is_the_same_model(said, model):
     if said["dense"] is None:
-        pytest.skip("this softlm does not export")
+        assert said["method"] == "soco"
+        return
     options = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if MAJOR >= 5 else {})
     head = auto_class(said["output"])
     dense, info = head.from_pretrained(said["dense"], dtype=torch.float32, output_loading_info=True, **options)
