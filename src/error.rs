@@ -9,12 +9,13 @@
 pub struct UserError {
     what: String,
     hint: Option<String>,
+    not_finite: bool,
 }
 
 impl UserError {
     /// States what is wrong, with the value in it.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None }
+        Self { what: what.into(), hint: None, not_finite: false }
     }
 
     /// Adds what the user can do.
@@ -23,10 +24,23 @@ impl UserError {
         self
     }
 
+    /// States what gave NaN or infinities where a number was wanted.
+    pub fn not_finite(what: impl Into<String>) -> Self {
+        Self { not_finite: true, ..Self::new(what) }
+    }
+
     /// The hint, if there is one.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
+}
+
+/// Whether the cause is that a model's output, or what leads to it, is NaN or infinite: a result of a kind, for those who
+/// asked about quality.
+pub fn is_not_finite(error: &anyhow::Error) -> bool {
+    // As a context a UserError is found only by anyhow's own downcast, as a cause only by the chain.
+    let mut all = error.downcast_ref::<UserError>().into_iter().chain(error.chain().filter_map(|e| e.downcast_ref()));
+    all.any(|error| error.not_finite)
 }
 
 /// Returns early with a [`UserError`]: `user_bail!("what {x}")` or `user_bail!("what {x}"; "hint {y}")`.

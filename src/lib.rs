@@ -3,6 +3,7 @@
 //! The modules stand in the order in which work flows through them; each may use those before it.
 
 pub mod error;
+pub mod number;
 pub mod progress;
 pub mod hub;
 pub mod linalg;

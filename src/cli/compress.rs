@@ -1,10 +1,12 @@
 //! `softlm compress`
 
+use super::gates::Gates;
 use super::page::{page_width, print_result, stdout_color};
 use super::values::{limit, switch};
 use super::{Context, Outcome};
+use crate::error::is_not_finite;
 use crate::model::{Model, Output};
-use crate::pipeline;
+use crate::pipeline::{self, ResultNotMeasured};
 use crate::recipe::Options;
 use crate::report;
 use crate::user_bail;
@@ -45,7 +47,14 @@ impl Compress {
         if self.max_ppl.is_some() && !predicts_tokens(&recipe.model, context)? {
             user_bail!("--max-ppl checks a perplexity, and {} predicts no tokens", recipe.model; "leave it out");
         }
-        let report = pipeline::compress(&recipe, self.force, &context.hub, &context.device, context.ui)?;
+        let report = match pipeline::compress(&recipe, self.force, &context.hub, &context.device, context.ui) {
+            Err(error) if self.max_ppl.is_some() && error.is::<ResultNotMeasured>() && is_not_finite(&error) => {
+                let limit = self.max_ppl.unwrap_or_default();
+                context.ui.check_failed(&format!("no perplexity that --max-ppl {limit} could hold for: {error:#}"));
+                return Ok(Outcome::CheckFailed);
+            }
+            result => result?,
+        };
         context.ui.finish();
         if self.json {
             print_result(&serde_json::to_string_pretty(&report)?)?;
@@ -56,19 +65,14 @@ impl Compress {
             }
             context.ui.done(&format!("wrote {}", recipe.output.display()));
         }
-        let mut outcome = Outcome::Fine;
-        for pair in &report.evaluation {
-            let after = &pair.after.perplexity;
-            if let Some(limit) = self.max_ppl.filter(|&limit| after.ppl > limit) {
-                let protocol = report::protocol(after);
-                context.ui.check_failed(&format!(
-                    "perplexity {:.4} on {} ({protocol}) is above --max-ppl {limit}",
-                    after.ppl, after.corpus
-                ));
-                outcome = Outcome::CheckFailed;
-            }
+        let gates = Gates { max_ppl: self.max_ppl, ..Gates::default() };
+        let mut failures: Vec<String> =
+            report.evaluation.iter().flat_map(|pair| gates.failures(&pair.after, Some(&pair.before))).collect();
+        if gates.any() && report.evaluation.is_empty() {
+            failures.push("no perplexity was measured that --max-ppl could hold for".to_string());
         }
-        Ok(outcome)
+        failures.iter().for_each(|text| context.ui.check_failed(text));
+        Ok(if failures.is_empty() { Outcome::Fine } else { Outcome::CheckFailed })
     }
 }
 

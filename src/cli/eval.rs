@@ -1,8 +1,10 @@
 //! `softlm eval`
 
+use super::gates::Gates;
 use super::page::{page_width, print_result, stdout_color};
 use super::values::{fraction, limit, percentage, switch};
 use super::{Context, Outcome};
+use crate::error::is_not_finite;
 use crate::eval::{Evaluation, GlueResult};
 use crate::model::{Model, Output};
 use crate::pipeline::{self, EvalProtocol, Found, Original, Quality};
@@ -108,9 +110,16 @@ impl Eval {
         for text in &texts {
             let steps = pipeline::steps(&model, base.as_ref(), text);
             context.ui.stage(&format!("evaluating {}", text.corpus.name), steps);
-            match pipeline::measure(&model, base.as_ref(), text, context.ui)? {
-                Quality::Likelihood(model, base) => measured.push(Measured { model, base }),
-                Quality::Embeddings(fidelity) => fidelities.push(fidelity),
+            match pipeline::measure(&model, base.as_ref(), text, context.ui) {
+                Ok(Quality::Likelihood(model, base)) => measured.push(Measured { model, base }),
+                Ok(Quality::Embeddings(fidelity)) => fidelities.push(fidelity),
+                // Who asks for a check wants to hear that it failed; everybody else, what is wrong.
+                Err(error) if self.gates().any() && is_not_finite(&error) => {
+                    let why = format!("{error:#}");
+                    let model = Evaluation::not_a_number(&text.corpus.name, &text.windows, &why);
+                    measured.push(Measured { model, base: None });
+                }
+                Err(error) => return Err(error),
             }
         }
         context.ui.finish();
@@ -142,9 +151,8 @@ impl Eval {
 
     /// A check that nothing is measured for would always hold.
     fn refuse_idle_checks(&self, model: &Model, no_corpus: bool) -> Result<()> {
-        let checks = self.max_ppl.is_some() || self.max_ppl_increase.is_some() || self.min_top1.is_some();
         let no_tokens = matches!(model.output(), Output::Classes(_) | Output::States);
-        if checks && (no_corpus || no_tokens) {
+        if self.gates().any() && (no_corpus || no_tokens) {
             user_bail!(
                 "--max-ppl, --max-ppl-increase and --min-top1 check perplexities, and none is measured";
                 "{}", if no_tokens { "this model predicts no tokens: leave them out" } else { "add --ppl sample" }
@@ -176,32 +184,19 @@ impl Eval {
         Model::load(source, &context.device).map(Some)
     }
 
+    fn gates(&self) -> Gates {
+        Gates { max_ppl: self.max_ppl, max_ppl_increase: self.max_ppl_increase, min_top1: self.min_top1 }
+    }
+
     /// Says on stderr which checks failed.
     fn check(&self, measured: &[Measured], context: &Context) -> Outcome {
-        let mut outcome = Outcome::Fine;
-        let mut fail = |text: String| {
-            context.ui.check_failed(&text);
-            outcome = Outcome::CheckFailed;
-        };
-        for m in measured {
-            let ppl = &m.model.perplexity;
-            if let Some(limit) = self.max_ppl.filter(|&limit| ppl.ppl > limit) {
-                let protocol = report::protocol(ppl);
-                fail(format!("perplexity {:.4} on {} ({protocol}) is above --max-ppl {limit}", ppl.ppl, ppl.corpus));
-            }
-            let increase = m.base.as_ref().map(|base| ppl.ppl / base.perplexity.ppl - 1.0);
-            if let Some((limit, increase)) = self.max_ppl_increase.zip(increase).filter(|(limit, x)| x > limit) {
-                let (increase, limit) = (100.0 * increase, 100.0 * limit);
-                fail(format!(
-                    "perplexity on {} is {increase:.2} % above the original's, more than --max-ppl-increase {limit}%",
-                    ppl.corpus
-                ));
-            }
-            let top1 = m.model.divergence.as_ref().map(|d| d.top1);
-            if let Some((limit, top1)) = self.min_top1.zip(top1).filter(|(limit, top1)| top1 < limit) {
-                fail(format!("top-1 agreement on {} is {top1:.4}, below --min-top1 {limit}", ppl.corpus));
-            }
+        let gates = self.gates();
+        let mut failures: Vec<String> =
+            measured.iter().flat_map(|m| gates.failures(&m.model, m.base.as_ref())).collect();
+        if gates.any() && measured.is_empty() {
+            failures.push("no perplexity was measured that the checks asked for could hold for".to_string());
         }
-        outcome
+        failures.iter().for_each(|text| context.ui.check_failed(text));
+        if failures.is_empty() { Outcome::Fine } else { Outcome::CheckFailed }
     }
 }

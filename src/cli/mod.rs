@@ -8,6 +8,7 @@ mod compress;
 mod errors;
 mod eval;
 mod export;
+mod gates;
 mod generate;
 mod inspect;
 mod methods;

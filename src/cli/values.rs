@@ -13,15 +13,18 @@ pub fn limit(text: &str) -> Result<f64, String> {
     if value > 0.0 { Ok(value) } else { Err("must be above 0".to_string()) }
 }
 
-/// `5%` as 0.05.
+/// `5%` as 0.05. Below 0 % nothing is allowed that is not better, which nobody means by an increase.
 pub fn percentage(text: &str) -> Result<f64, String> {
-    let digits = text.strip_suffix('%').ok_or("write it as a percentage, for example 5%")?;
-    number(digits).map(|x| x / 100.0)
+    let digits = text.trim().strip_suffix('%').ok_or("write it as a percentage, for example 5%")?;
+    match number(digits)? / 100.0 {
+        value if value >= 0.0 => Ok(value),
+        _ => Err("must not be below 0%".to_string()),
+    }
 }
 
 /// `0.9` or `90%`.
 pub fn fraction(text: &str) -> Result<f64, String> {
-    let value = if text.ends_with('%') { percentage(text)? } else { number(text)? };
+    let value = if text.trim().ends_with('%') { percentage(text)? } else { number(text)? };
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must lie between 0 and 1".to_string()) }
 }
 
@@ -36,16 +39,20 @@ mod tests {
 
     #[test]
     fn percentages_and_fractions_are_read() {
-        assert_eq!((percentage("5%"), percentage("2.5 %")), (Ok(0.05), Ok(0.025)));
+        assert_eq!((percentage("5%"), percentage(" 2.5 % "), percentage("0%")), (Ok(0.05), Ok(0.025), Ok(0.0)));
         assert_eq!((fraction("90%"), fraction("0.9"), limit("12.5")), (Ok(0.9), Ok(0.9), Ok(12.5)));
     }
 
     #[test]
     fn what_would_let_everything_pass_is_refused() {
-        for text in ["nan", "inf", "-1", "0", ""] {
+        for text in ["nan", "NaN", "inf", "-inf", "infinity", "-1", "0", "-0", "1e999", "1e-999", "", "5%", "ten"] {
             assert!(limit(text).is_err(), "{text}");
         }
-        assert!(percentage("5").is_err() && percentage("nan%").is_err() && percentage("%").is_err());
-        assert!(fraction("nan").is_err() && fraction("1.1").is_err() && fraction("101%").is_err());
+        for text in ["5", "nan%", "inf%", "-5%", "1e999%", "%", " ", "5%%", "5,5%", "0x5%"] {
+            assert!(percentage(text).is_err(), "{text}");
+        }
+        for text in ["nan", "inf", "-0.1", "1.1", "101%", "-1%", "nan%", "", "%"] {
+            assert!(fraction(text).is_err(), "{text}");
+        }
     }
 }

@@ -26,10 +26,13 @@ pub struct Fidelity {
     /// Type the models computed in.
     pub dtype: String,
     /// Mean cosine.
+    #[serde(with = "crate::number")]
     pub cosine: f64,
     /// Standard error of the mean; absent for a single window.
+    #[serde(default, with = "crate::number::optional")]
     pub stderr: Option<f64>,
     /// The least cosine of a window.
+    #[serde(with = "crate::number")]
     pub least: f64,
 }
 
@@ -64,6 +67,7 @@ pub fn fidelity(
         dtype: "f32".into(),
         cosine: mean,
         stderr: (cosines.len() > 1).then(|| (variance / n).sqrt()),
-        least: cosines.iter().copied().fold(1.0, f64::min),
+        // Unlike `f64::min`, this does not pass over what is no number.
+        least: cosines.iter().copied().min_by(|a, b| b.is_nan().cmp(&a.is_nan()).then(a.total_cmp(b))).unwrap_or(1.0),
     })
 }

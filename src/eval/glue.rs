@@ -27,8 +27,10 @@ pub struct GlueResult {
     /// `accuracy`, `f1` (of class 1), `spearman` or `pearson`.
     pub metric: String,
     /// The model's.
+    #[serde(with = "crate::number")]
     pub value: f64,
     /// The same of the model it is compared with; absent without one.
+    #[serde(default, with = "crate::number::optional")]
     pub baseline: Option<f64>,
     /// Path, or data set, commit and file.
     pub data: String,

@@ -28,10 +28,16 @@ pub struct Perplexity {
     /// Type the model computed in.
     pub dtype: String,
     /// exp(nll).
+    #[serde(with = "crate::number")]
     pub ppl: f64,
+    /// Why `ppl` is not a finite number; absent when it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl_note: Option<String>,
     /// Standard error of `ppl`, from the spread of the windows' mean NLLs; absent for a single window.
+    #[serde(default, with = "crate::number::optional")]
     pub stderr: Option<f64>,
     /// Mean negative log-likelihood per target, nats.
+    #[serde(with = "crate::number")]
     pub nll: f64,
 }
 
@@ -43,10 +49,13 @@ pub struct Divergence {
     /// The reference model.
     pub base: String,
     /// Mean KL(base ‖ model) per target, nats.
+    #[serde(with = "crate::number")]
     pub kl: f64,
     /// Standard error of `kl` over windows; absent for a single window.
+    #[serde(default, with = "crate::number::optional")]
     pub kl_stderr: Option<f64>,
     /// Fraction of targets where both models' most likely token is the same.
+    #[serde(with = "crate::number")]
     pub top1: f64,
 }
 
@@ -57,6 +66,17 @@ pub struct Evaluation {
     pub perplexity: Perplexity,
     /// Its distance from the base, if one was given.
     pub divergence: Option<Divergence>,
+}
+
+impl Evaluation {
+    /// Stands for one that could not be made: the model's output on `windows` is not a number, and `why`.
+    pub fn not_a_number(corpus: &str, windows: &Windows, why: &str) -> Self {
+        let scores = vec![WindowScore::default(); windows.len()];
+        let mut perplexity = perplexity(corpus, windows, &scores, |_| f64::NAN);
+        perplexity.tokens = windows.targets();
+        (perplexity.ppl_note, perplexity.stderr) = (Some(why.to_string()), None);
+        Self { perplexity, divergence: None }
+    }
 }
 
 /// Measures `model` on `windows` and, when there is a base, the base in the same pass by the same protocol.
@@ -111,9 +131,22 @@ fn perplexity(
         masked: false,
         dtype: "f32".to_string(),
         ppl,
+        ppl_note: note(ppl, nll),
         stderr: standard_error(scores, nll_of).map(|e| e * ppl),
         nll,
     }
+}
+
+/// Why a perplexity is no finite number.
+fn note(ppl: f64, nll: f64) -> Option<String> {
+    if ppl.is_finite() {
+        return None;
+    }
+    Some(if nll.is_finite() {
+        format!("exp({nll:.1} nats per token) is larger than any number, which ends at exp(709.8)")
+    } else {
+        "the probability of some token is zero or not a number".to_string()
+    })
 }
 
 fn is_false(x: &bool) -> bool {

@@ -4,11 +4,11 @@
 //! model's depth. Log-sums over the vocabulary are taken in f64.
 
 use crate::calibrate::States;
+use crate::error::UserError;
 use crate::model::simd::{divergence, log_sum_exp, max};
 use crate::model::{Head, Model, with_numbers};
 use crate::progress::Progress;
 use crate::text::{Window, Windows};
-use crate::user_bail;
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -124,10 +124,8 @@ pub(super) fn score_rows(
         }
     }
     if !(total.nll + total.base_nll + total.kl).is_finite() {
-        user_bail!(
-            "the model's output is NaN or infinite";
-            "no perplexity can be given; run `softlm verify` on the model"
-        );
+        let error = UserError::not_finite("the model's output is NaN or infinite");
+        return Err(error.hint("no perplexity can be given; run `softlm verify` on the model").into());
     }
     Ok(total)
 }

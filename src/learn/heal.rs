@@ -70,8 +70,10 @@ pub struct HealPoint {
     /// Steps done.
     pub step: usize,
     /// Mean training loss since the look before.
+    #[serde(default, with = "crate::number::optional")]
     pub loss: Option<f64>,
-    /// Mean held-out loss; absent when it is not finite.
+    /// Mean held-out loss; absent, in JSON `"NaN"`, when it is not finite.
+    #[serde(with = "crate::number::finite")]
     pub heldout_loss: Option<f64>,
 }
 
@@ -98,8 +100,10 @@ pub struct HealReport {
     /// Held-out tokens that were judged by.
     pub heldout_tokens: usize,
     /// Mean loss on them before.
+    #[serde(with = "crate::number")]
     pub loss_before: f64,
     /// Mean loss on them with the state that was kept.
+    #[serde(with = "crate::number")]
     pub loss_after: f64,
     /// Why it ended early, if it did.
     pub stopped: Option<String>,
@@ -190,7 +194,7 @@ pub fn heal(job: &Healing, progress: &dyn Progress) -> Result<Healed> {
     Ok(Healed { report, factors: patient.factors(best)? })
 }
 
-/// `None` for what JSON cannot say.
+/// `None` for what is no loss to compare with.
 pub(super) fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }

@@ -55,12 +55,16 @@ pub struct SpectralPoint {
     /// The phase they were in.
     pub phase: Phase,
     /// Mean training loss since the look before. The student is not cut.
+    #[serde(default, with = "crate::number::optional")]
     pub loss: Option<f64>,
     /// Share of the linears' parameters that the student's own count asks for.
+    #[serde(with = "crate::number")]
     pub ratio: f64,
     /// The pressure.
+    #[serde(with = "crate::number")]
     pub pressure: f64,
     /// Mean held-out loss of the cut student; absent when it is not finite.
+    #[serde(with = "crate::number::finite")]
     pub heldout_loss: Option<f64>,
 }
 
@@ -84,6 +88,7 @@ pub struct SpectralReport {
     /// Held-out tokens that were judged by.
     pub heldout_tokens: usize,
     /// Mean loss on them of the cut that was kept.
+    #[serde(with = "crate::number")]
     pub loss: f64,
     /// Why it ended early, if it did.
     pub stopped: Option<String>,

@@ -55,6 +55,11 @@ const CLASSIFIER_HELDOUT_TOKENS: usize = 8192;
 /// Names of tensors in a note.
 const NAMED: usize = 4;
 
+/// The context of what went wrong while a finished result was measured.
+#[derive(Debug, thiserror::Error)]
+#[error("evaluating the result")]
+pub struct ResultNotMeasured;
+
 /// Everything a run works with.
 pub(crate) struct Run<'a> {
     recipe: &'a Recipe,
@@ -355,8 +360,7 @@ impl Run<'_> {
         clock.stage("evaluating", texts.iter().map(|text| steps(compressed, Some(&self.model), text)).sum());
         let (mut pairs, mut fidelities) = (Vec::new(), Vec::new());
         for text in texts {
-            let quality =
-                measure(compressed, Some(&self.model), text, self.progress).context("evaluating the result")?;
+            let quality = measure(compressed, Some(&self.model), text, self.progress).context(ResultNotMeasured)?;
             match quality {
                 Quality::Likelihood(after, before) => {
                     pairs.push(BeforeAfter { before: before.context("the original was not measured")?, after });

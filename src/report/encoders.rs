@@ -1,6 +1,6 @@
 //! What is measured of encoders as text: embeddings beside the original's, and labelled tasks. Never without protocol.
 
-use super::format::{grouped, with_error};
+use super::format::{fixed, grouped, with_error};
 use super::layout::{Style, plain, wrap};
 use super::table::titled;
 use crate::eval::{Fidelity, GlueResult};
@@ -28,7 +28,7 @@ pub(super) fn fidelity_lines(fidelities: &[Fidelity], limit: usize, style: Style
         return Vec::new();
     }
     let mut rows = vec![["embeddings", "cosine to dense", "least"].map(String::from).to_vec()];
-    rows.extend(fidelities.iter().map(|f| vec![plain(&f.corpus), cosine(f), format!("{:.4}", f.least)]));
+    rows.extend(fidelities.iter().map(|f| vec![plain(&f.corpus), cosine(f), fixed(f.least, 4)]));
     let mut out = titled(&rows, style);
     for f in fidelities {
         let text = format!("{}: {}; against {}", plain(&f.corpus), protocol(f), plain(&f.base));
@@ -51,8 +51,8 @@ pub fn glue_table(results: &[GlueResult], limit: usize, color: bool) -> String {
     let mut rows = vec![title.into_iter().map(String::from).collect::<Vec<_>>()];
     for result in results {
         let value = |x: f64| match result.metric.as_str() {
-            "accuracy" | "f1" => format!("{:.2} %", 100.0 * x),
-            _ => format!("{x:.5}"),
+            "accuracy" | "f1" if x.is_finite() => format!("{:.2} %", 100.0 * x),
+            _ => fixed(x, 5),
         };
         let change = |base: f64| match result.metric.as_str() {
             "accuracy" | "f1" => format!("{:+.2} points", 100.0 * (result.value - base)),

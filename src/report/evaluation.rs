@@ -1,9 +1,10 @@
 //! Perplexity and divergence as text and JSON, never without their protocol.
 
 use super::SCHEMA;
-use super::format::{change, grouped, percent, with_error};
+use super::format::{change, fixed, grouped, percent, with_error};
 use super::layout::{Style, columns, fit, plain, width, wrap};
 use crate::eval::{Divergence, Evaluation, Perplexity};
+use crate::number::{self, in_words};
 use serde_json::{Value, json};
 
 /// Significant digits of a perplexity.
@@ -106,7 +107,7 @@ fn single_cells(pairs: &[Pair]) -> Vec<Vec<String>> {
     let mut rows = vec![["corpus", measure(pairs), "nats/token"].map(String::from).to_vec()];
     for pair in pairs {
         let p = &pair.model.perplexity;
-        rows.push(vec![name(pair), ppl(p), format!("{:.4}", p.nll)]);
+        rows.push(vec![name(pair), ppl(p), fixed(p.nll, 4)]);
     }
     rows
 }
@@ -138,11 +139,24 @@ fn divergence_cells(pairs: &[Pair]) -> Vec<Vec<String>> {
     rows
 }
 
+/// Why the perplexities of one corpus are no finite numbers, where they are none.
+pub(super) fn why_not_finite(pair: &Pair, sides: &Sides) -> Vec<String> {
+    let of = |side: &str, evaluation: &Evaluation| {
+        let p = &evaluation.perplexity;
+        let why = p.ppl_note.as_ref().map(|why| format!(": {}", plain(why))).unwrap_or_default();
+        in_words(p.ppl).map(|words| format!("perplexity of {side} is {words}{why}"))
+    };
+    pair.base.and_then(|base| of(sides.base, base)).into_iter().chain(of(sides.model, pair.model)).collect()
+}
+
 fn protocols(pairs: &[Pair], sides: &Sides, limit: usize) -> Vec<String> {
     let mut out = Vec::new();
     for pair in pairs {
         let p = &pair.model.perplexity;
         out.extend(wrap("  ", &format!("{}: {}", plain(&p.corpus), protocol(p)), limit));
+        for note in why_not_finite(pair, sides) {
+            out.extend(wrap("  ", &format!("{}: {note}", plain(&p.corpus)), limit));
+        }
         if let Some(base) = pair.base.map(|base| &base.perplexity).filter(|base| !comparable(base, p)) {
             let text = format!("{} measured differently, not comparable: {}", sides.base, protocol(base));
             out.extend(wrap("  ", &text, limit));
@@ -185,7 +199,8 @@ pub fn evaluation_table(
 
 /// The object `softlm eval --json` prints: `perplexity` and `baseline` (the original, by the same protocol) have one
 /// entry per corpus; `divergence` speaks of all targets of all corpora, and of each corpus under `corpora`. `baseline`
-/// and `divergence` are null when there was nothing to compare with.
+/// and `divergence` are null when there was nothing to compare with. A perplexity that is no finite number is `"Infinity"`
+/// or `"NaN"`, and `ppl_note` beside it says why.
 pub fn eval_json(model: &str, evaluations: &[Evaluation], baselines: &[Evaluation]) -> Value {
     let perplexities = |list: &[Evaluation]| list.iter().map(|e| json!(e.perplexity)).collect::<Vec<Value>>();
     json!({
@@ -205,8 +220,8 @@ fn divergence_json(evaluations: &[Evaluation]) -> Value {
     let mean = |value: fn(&Divergence) -> f64| measured.iter().map(|(n, d)| n * value(d)).sum::<f64>() / targets;
     json!({
         "base": first.base,
-        "kl": mean(|d| d.kl),
-        "top1": mean(|d| d.top1),
+        "kl": number::value(mean(|d| d.kl)),
+        "top1": number::value(mean(|d| d.top1)),
         "corpora": measured.iter().map(|(_, d)| d).collect::<Vec<_>>(),
     })
 }

@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+use crate::number::in_words;
+
 /// `6.95 M`: three significant digits and a decimal unit; exact with thousands separators below ten thousand.
 pub fn count(n: u64) -> String {
     if n < 10_000 { grouped(n) } else { scaled(n as f64, &["", " k", " M", " B", " T"]) }
@@ -46,8 +48,11 @@ pub fn seconds(s: f64) -> String {
 
 /// `x` with that many significant digits; scientific when very small or very large.
 pub fn significant(x: f64, digits: usize) -> String {
-    if x == 0.0 || !x.is_finite() {
-        return format!("{x}");
+    if let Some(words) = in_words(x) {
+        return words.to_string();
+    }
+    if x == 0.0 {
+        return "0".to_string();
     }
     match exponent(x, digits) {
         -4..=6 => format!("{x:.*}", decimals(x, digits)),
@@ -70,7 +75,12 @@ pub fn with_error(x: f64, error: Option<f64>, digits: usize) -> String {
 
 /// `80.0 %`.
 pub fn percent(fraction: f64) -> String {
-    format!("{:.1} %", 100.0 * fraction)
+    in_words(fraction).map_or_else(|| format!("{:.1} %", 100.0 * fraction), String::from)
+}
+
+/// `x` with that many decimals.
+pub fn fixed(x: f64, decimals: usize) -> String {
+    in_words(x).map_or_else(|| format!("{x:.decimals$}"), String::from)
 }
 
 /// A fraction asked for or reached: up to four decimals.
@@ -145,7 +155,11 @@ mod tests {
         let shown =
             [7.64597, 9.99996, 891.30211, 0.01234, 146_731.0, 12_345_678.0, 0.0000123].map(|x| significant(x, 4));
         assert_eq!(shown, ["7.646", "10.00", "891.3", "0.01234", "146731", "1.235e7", "1.230e-5"]);
-        assert_eq!([significant(0.0, 3), significant(f64::NAN, 3), significant(f64::INFINITY, 3)], ["0", "NaN", "inf"]);
+        assert_eq!(
+            [significant(0.0, 3), significant(f64::NAN, 3), significant(f64::INFINITY, 3)],
+            ["0", "not a number", "infinite"]
+        );
+        assert_eq!([fixed(1.25, 1), fixed(f64::NAN, 4), percent(f64::NAN)], ["1.2", "not a number", "not a number"]);
     }
 
     #[test]

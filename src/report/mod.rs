@@ -203,10 +203,13 @@ pub struct LinearReport {
     /// See `params_before`.
     pub params_after: u64,
     /// Share of the method's own objective that the kept components carry, 0..1.
+    #[serde(default, with = "crate::number::optional")]
     pub energy_kept: Option<f64>,
     /// ‖(W − W')X‖² / ‖WX‖² on held-out inputs X.
+    #[serde(default, with = "crate::number::optional")]
     pub heldout_error: Option<f64>,
     /// Cross-linear weight used by the allocation.
+    #[serde(default, with = "crate::number::optional")]
     pub weight: Option<f64>,
     /// A fallback, damping or other peculiarity.
     pub note: Option<String>,
@@ -221,10 +224,13 @@ pub struct LinearReport {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearnedSpectrum {
     /// Size, in the recipe's unit.
+    #[serde(with = "crate::number::list")]
     pub sigma: Vec<f64>,
     /// What it is multiplied with; 0 when it was dropped.
+    #[serde(with = "crate::number::list")]
     pub gates: Vec<f64>,
     /// What it was worth when it was kept or dropped.
+    #[serde(with = "crate::number::list")]
     pub worth: Vec<f64>,
 }
 

@@ -93,8 +93,16 @@ fn checks_that_fail_are_named_and_exit_with_1() {
         .check_failed(&["--max-ppl-increase 5%", "--min-top1 0.99"]);
     place.run(&format!("{eval} --max-ppl-increase 1000000% --min-top1 0")).fine();
     place.run("eval demo --max-ppl-increase 5%").refused(&["--against"]);
-    for nonsense in ["--max-ppl nan", "--max-ppl=-1", "--max-ppl-increase nan%", "--max-ppl-increase 5", "--min-top1 2"]
-    {
+    for nonsense in [
+        "--max-ppl nan",
+        "--max-ppl=-1",
+        "--max-ppl inf",
+        "--max-ppl-increase nan%",
+        "--max-ppl-increase 5",
+        "--max-ppl-increase=-5%",
+        "--min-top1 2",
+        "--min-top1 nan",
+    ] {
         let said = place.run(&format!("{eval} {nonsense}"));
         assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{nonsense}");
     }

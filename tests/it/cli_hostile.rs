@@ -240,6 +240,72 @@ fn the_folder_one_stands_in_can_be_the_output() {
     place.run("verify here").fine();
 }
 
+/// A final norm of such weights gives finite logits that no probability can be made of, or infinite ones.
+const LOUD: u16 = 0x7149; // 1e30
+const TOO_LOUD: u16 = 0x7f61; // 3e38
+
+#[test]
+fn checks_do_not_pass_by_what_is_no_number() {
+    let place = Place::new();
+    set(&place.demo_folder("loud"), "model.norm.weight", LOUD, true);
+    set(&place.demo_folder("overflowing"), "model.norm.weight", TOO_LOUD, true);
+    let eval = |model: &str, rest: &str| place.run(&format!("eval {model} --window 64 --max-windows 2 {rest}"));
+
+    // Infinite: a result all the same, with a word why.
+    let said = eval("loud", "").fine();
+    assert!(said.stdout.contains("infinite") && said.stdout.contains("larger than any number"), "{}", said.stdout);
+    let said = eval("loud", "--against loud --json").fine();
+    let json: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    for side in ["perplexity", "baseline"] {
+        let entry = &json[side][0];
+        assert_eq!(entry["ppl"], "Infinity", "{json}");
+        assert!(entry["ppl_note"].as_str().unwrap().contains("nats per token") && entry["nll"].is_f64(), "{json}");
+    }
+    assert!(!said.stdout.contains("null"), "{json}");
+    eval("loud", "--max-ppl 1e300").check_failed(&["--max-ppl", "infinite"]);
+    eval("loud", "--against loud --max-ppl-increase 999999%").check_failed(&["--max-ppl-increase", "infinite"]);
+    eval("loud", "--against loud --min-top1 1").fine();
+    eval("loud", "--against demo --max-ppl-increase 999999%").check_failed(&["--max-ppl-increase"]);
+    eval("demo", "--against loud --max-ppl-increase 5%").check_failed(&["--max-ppl-increase", "infinite"]);
+
+    // Not a number: an error, or a check that failed when one was asked for.
+    eval("overflowing", "").refused(&["NaN or infinite"]);
+    let said = eval("overflowing", "--max-ppl 1e300").check_failed(&["--max-ppl", "not a number", "NaN or infinite"]);
+    assert!(said.stdout.contains("not a number"), "{}", said.stdout);
+    let all = "--against demo --max-ppl 9 --max-ppl-increase 5% --min-top1 0";
+    let said = eval("overflowing", &format!("{all} --json")).check_failed(&[
+        "--max-ppl 9",
+        "--max-ppl-increase 5%",
+        "--min-top1 0",
+    ]);
+    let json: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(json["perplexity"][0]["ppl"], "NaN", "{json}");
+    assert!(json["perplexity"][0]["ppl_note"].is_string(), "{json}");
+    eval("demo", "--against overflowing --max-ppl-increase 5%").check_failed(&["--max-ppl-increase"]);
+}
+
+#[test]
+fn reports_of_what_is_no_number_can_be_read() {
+    let place = Place::new();
+    set(&place.demo_folder("loud"), "model.norm.weight", LOUD, true);
+    let svd = |model: &str, rest: &str| place.run(&format!("compress {model} --method svd --keep 0.6 {FAST} {rest}"));
+    svd("loud", "-o out --max-ppl 1e300").check_failed(&["--max-ppl", "infinite"]);
+    let said = place.run("inspect out").fine();
+    assert!(said.stdout.contains("infinite"), "{}", said.stdout);
+    let report: serde_json::Value = serde_json::from_slice(&place.read("out/report.json")).unwrap();
+    assert_eq!(report["evaluation"][0]["after"]["perplexity"]["ppl"], "Infinity");
+    // As softlm 0.1 wrote it.
+    let mut old = report.clone();
+    old["evaluation"][0]["after"]["perplexity"]["ppl"] = serde_json::Value::Null;
+    place.write("out/report.json", old.to_string());
+    assert!(place.run("inspect out").fine().stdout.contains("not a number"));
+
+    set(&place.demo_folder("overflowing"), "model.norm.weight", TOO_LOUD, true);
+    svd("overflowing", "-o none").refused(&["evaluating the result", "NaN or infinite"]);
+    svd("overflowing", "-o none --max-ppl 9").check_failed(&["--max-ppl 9", "NaN or infinite"]);
+    assert!(!place.path("none").exists());
+}
+
 #[test]
 fn a_calibration_that_says_little_is_warned_of() {
     let place = Place::new();

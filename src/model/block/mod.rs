@@ -25,7 +25,7 @@ use super::linear::Linear;
 use super::ops::{Activation, Norm, add, is_finite};
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
-use crate::user_bail;
+use crate::error::UserError;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -207,10 +207,8 @@ impl Block<'_> {
             && self.checked
             && !is_finite(y)?
         {
-            user_bail!(
-                "block {} produced NaN or infinite activations", self.index;
-                "the checkpoint is damaged, or its weights overflow f32"
-            );
+            let error = UserError::not_finite(format!("block {} produced NaN or infinite activations", self.index));
+            return Err(error.hint("the checkpoint is damaged, or its weights overflow f32").into());
         }
         Ok(y)
     }

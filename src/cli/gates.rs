@@ -1,0 +1,138 @@
+//! Checks of quality that a user asks for. A value that is not a number, or that was not measured, fails all of them.
+
+use crate::eval::Evaluation;
+use crate::number::in_words;
+use crate::report::{protocol, significant};
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gates {
+    /// The largest perplexity.
+    pub max_ppl: Option<f64>,
+    /// By how much of the original's perplexity the model's may be above it.
+    pub max_ppl_increase: Option<f64>,
+    /// How often the most likely token must be the original's, at least.
+    pub min_top1: Option<f64>,
+}
+
+impl Gates {
+    /// Whether anything was asked for.
+    pub fn any(&self) -> bool {
+        self.max_ppl.is_some() || self.max_ppl_increase.is_some() || self.min_top1.is_some()
+    }
+
+    /// What does not hold of `model` on one corpus, beside the original's evaluation if there is one: a sentence each.
+    pub fn failures(&self, model: &Evaluation, base: Option<&Evaluation>) -> Vec<String> {
+        let ppl = &model.perplexity;
+        let corpus = &ppl.corpus;
+        let why = ppl.ppl_note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+        let mut failed = Vec::new();
+        if let Some(limit) = self.max_ppl {
+            match in_words(ppl.ppl) {
+                Some(words) => failed
+                    .push(format!("perplexity on {corpus} is {words}{why}, which --max-ppl {limit} does not allow")),
+                None if ppl.ppl <= limit => {}
+                None => failed.push(format!(
+                    "perplexity {:.4} on {corpus} ({}) is above --max-ppl {limit}",
+                    ppl.ppl,
+                    protocol(ppl)
+                )),
+            }
+        }
+        if let Some(limit) = self.max_ppl_increase {
+            let percent = 100.0 * limit;
+            let increase = base.map(|base| (base.perplexity.ppl, 100.0 * (ppl.ppl / base.perplexity.ppl - 1.0)));
+            match increase {
+                // Any finite increase above an infinite perplexity is zero or none: that says nothing.
+                Some((base, increase)) if base.is_finite() && increase.is_finite() => {
+                    if !(increase <= percent) {
+                        failed.push(format!(
+                            "perplexity on {corpus} is {increase:.2} % above the original's, more than --max-ppl-increase \
+                             {percent}%"
+                        ));
+                    }
+                }
+                Some((base, _)) => failed.push(format!(
+                    "perplexity on {corpus} is {}{why}, the original's {}: nothing that --max-ppl-increase {percent}% could \
+                     hold for",
+                    significant(ppl.ppl, 4),
+                    significant(base, 4)
+                )),
+                None => failed.push(format!(
+                    "the original's perplexity on {corpus} was not measured{why}, and --max-ppl-increase {percent}% compares \
+                     with it"
+                )),
+            }
+        }
+        if let Some(limit) = self.min_top1 {
+            match model.divergence.as_ref().map(|divergence| divergence.top1) {
+                Some(top1) if top1 >= limit => {}
+                Some(top1) => failed.push(format!(
+                    "top-1 agreement on {corpus} is {}, below --min-top1 {limit}",
+                    in_words(top1).map_or(format!("{top1:.4}"), String::from)
+                )),
+                None => failed.push(format!(
+                    "top-1 agreement on {corpus} was not measured{why}, and --min-top1 {limit} needs it"
+                )),
+            }
+        }
+        failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::{Divergence, Perplexity};
+
+    const ALL: Gates = Gates { max_ppl: Some(30.0), max_ppl_increase: Some(0.05), min_top1: Some(0.9) };
+
+    fn evaluation(ppl: f64, top1: Option<f64>) -> Evaluation {
+        let perplexity = Perplexity {
+            corpus: "mine".into(),
+            window: 8,
+            stride: 8,
+            windows: 2,
+            tokens: 14,
+            bos: false,
+            masked: false,
+            dtype: "f32".into(),
+            ppl,
+            ppl_note: None,
+            stderr: None,
+            nll: ppl.ln(),
+        };
+        let divergence =
+            top1.map(|top1| Divergence { corpus: "mine".into(), base: "base".into(), kl: 0.1, kl_stderr: None, top1 });
+        Evaluation { perplexity, divergence }
+    }
+
+    fn failed(ppl: f64, top1: Option<f64>, base: Option<f64>) -> [bool; 3] {
+        let said = ALL.failures(&evaluation(ppl, top1), base.map(|base| evaluation(base, None)).as_ref());
+        assert!(said.iter().all(|text| text.contains("mine")), "{said:?}");
+        ["--max-ppl 30", "--max-ppl-increase 5%", "--min-top1 0.9"]
+            .map(|flag| said.iter().any(|text| text.contains(flag)))
+    }
+
+    #[test]
+    fn numbers_within_the_limits_pass_and_others_fail() {
+        assert_eq!(failed(30.0, Some(0.9), Some(29.0)), [false; 3]);
+        assert_eq!(failed(20.0, Some(1.0), Some(29.0)), [false; 3], "better than the original");
+        assert_eq!(failed(30.5, Some(0.89), Some(29.0)), [true; 3]);
+        assert!(Gates::default().failures(&evaluation(f64::NAN, None), None).is_empty() && !Gates::default().any());
+    }
+
+    #[test]
+    fn what_is_no_number_or_absent_fails_every_check() {
+        let (nan, infinite) = (f64::NAN, f64::INFINITY);
+        for ppl in [nan, infinite, -infinite] {
+            for base in [nan, infinite, 29.0] {
+                assert_eq!(failed(ppl, Some(nan), Some(base)), [true; 3], "{ppl} {base}");
+            }
+            assert_eq!(failed(ppl, None, None), [true; 3], "{ppl}");
+        }
+        for base in [Some(nan), Some(infinite), Some(0.0), None] {
+            assert_eq!(failed(20.0, None, base), [false, true, true], "{base:?}");
+        }
+    }
+}
