@@ -15,7 +15,10 @@ pub struct Methods {
 impl Methods {
     pub fn run(self) -> Result<Outcome> {
         match self.name {
-            Some(name) => print_result(method::by_name(&name)?.card().doc)?,
+            Some(name) => {
+                let card = method::by_name(&name)?.card();
+                print_result(&format!("{}\n## Citation\n\n{}\n", card.doc, card.citation))?;
+            }
             None => {
                 let rows = method::METHODS.iter().map(|m| {
                     let card = m.card();

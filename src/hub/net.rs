@@ -138,12 +138,13 @@ fn file(entry: RepoTreeEntry) -> Option<(String, u64)> {
     }
 }
 
-/// Tokenizer, generation settings, chat template, licence: everything small beside the weights, and nothing that
-/// describes weights in another format. What sentence-transformers puts behind the transformer lies in folders.
+/// Tokenizer, generation settings, chat template, licence, the card that names it: everything small beside the weights, and
+/// nothing that describes weights in another format. What sentence-transformers puts behind the transformer lies in folders.
 fn is_side_file(path: &str, size: u64) -> bool {
     let licence = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| path.starts_with(start));
     let settings = [".json", ".txt", ".model", ".jinja"].iter().any(|end| path.ends_with(end));
-    let beside = !path.contains('/') && (licence || settings) && !path.ends_with(".index.json");
+    let named = licence || settings || path == "README.md";
+    let beside = !path.contains('/') && named && !path.ends_with(".index.json");
     (beside || is_module_file(path)) && size <= LARGEST_SIDE_FILE
 }
 

@@ -11,6 +11,7 @@ static CARD: MethodCard = MethodCard {
     summary: "SVD weighted by the size of each input channel, on every linear",
     paper: "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models \
             (arXiv 2404.09695), its AWSVD",
+    citation: super::lorap::CITATION,
     doc: DOC,
 };
 

@@ -16,8 +16,18 @@ static CARD: MethodCard = MethodCard {
     summary: "weighted SVD for attention with more rank for v and o, channel pruning for the feed-forward layers",
     paper: "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models \
             (arXiv 2404.09695)",
+    citation: CITATION,
     doc: DOC,
 };
+
+pub(super) const CITATION: &str = r"@inproceedings{li2024lorap,
+  title = {{LoRAP}: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models},
+  author = {Li, Guangyan and Tang, Yongqiang and Zhang, Wensheng},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024},
+  eprint = {2404.09695},
+  archivePrefix = {arXiv}
+}";
 
 const DOC: &str = r"
 # lorap: low-rank attention, pruned feed-forward layers

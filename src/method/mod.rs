@@ -105,6 +105,8 @@ pub struct MethodCard {
     pub summary: &'static str,
     /// Title and arXiv id.
     pub paper: &'static str,
+    /// How the paper is cited: a BibTeX entry.
+    pub citation: &'static str,
     /// The method's own documentation, Markdown.
     pub doc: &'static str,
 }

@@ -9,8 +9,17 @@ static CARD: MethodCard = MethodCard {
     name: "rom",
     summary: "PCA of each layer's outputs, every layer calibrated behind the compressed ones before it",
     paper: "Rethinking Compression: Reduced Order Modelling of Latent Features in Large Language Models (arXiv 2312.07046)",
+    citation: CITATION,
     doc: DOC,
 };
+
+const CITATION: &str = r"@misc{chavan2023rethinking,
+  title = {Rethinking Compression: Reduced Order Modelling of Latent Features in Large Language Models},
+  author = {Chavan, Arnav and Lele, Nahush and Gupta, Deepak},
+  year = {2023},
+  eprint = {2312.07046},
+  archivePrefix = {arXiv}
+}";
 
 const DOC: &str = r"
 # rom: reduced order modelling of latent features

@@ -12,8 +12,18 @@ static CARD: MethodCard = MethodCard {
     name: "soco",
     summary: "importance scores on a frozen spectrum, learned by distillation; survivors may be amplified",
     paper: "SoCo: Progressive Spectrum Optimization for Large Language Model Compression (arXiv 2502.15092)",
+    citation: CITATION,
     doc: DOC,
 };
+
+const CITATION: &str = r"@misc{li2025soco,
+  title = {Optimizing Singular Spectrum for Large Language Model Compression},
+  author = {Li, Dengjie and Shen, Tiancheng and Zhou, Yao and Yang, Baisong and Liu, Zhongying and Yang, Masheng and
+            Ghanem, Bernard and Yang, Yibo and Zhong, Yujie and Yang, Ming-Hsuan},
+  year = {2025},
+  eprint = {2502.15092},
+  archivePrefix = {arXiv}
+}";
 
 const DOC: &str = r"
 # soco: learned importance of spectral components

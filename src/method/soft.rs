@@ -13,8 +13,17 @@ static CARD: MethodCard = MethodCard {
     summary: "a soft threshold on each spectrum, learned with the factors by distillation: ranks come out of training",
     paper: "SoftLMs: Efficient Adaptive Low-Rank Approximation of Language Models using Soft-Thresholding Mechanism \
             (arXiv 2411.10543)",
+    citation: CITATION,
     doc: DOC,
 };
+
+const CITATION: &str = r"@misc{bhatnagar2024softlms,
+  title = {{SoftLMs}: Efficient Adaptive Low-Rank Approximation of Language Models using Soft-Thresholding Mechanism},
+  author = {Bhatnagar, Priyansh and Wen, Linfeng and Kang, Mingu},
+  year = {2024},
+  eprint = {2411.10543},
+  archivePrefix = {arXiv}
+}";
 
 const DOC: &str = r"
 # soft: ranks by a trainable soft threshold

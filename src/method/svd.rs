@@ -9,8 +9,19 @@ static CARD: MethodCard = MethodCard {
     name: "svd",
     summary: "truncated SVD of the weight; looks at no data",
     paper: "Eckart and Young, The approximation of one matrix by another of lower rank (Psychometrika 1936)",
+    citation: CITATION,
     doc: DOC,
 };
+
+const CITATION: &str = r"@article{eckart1936approximation,
+  title = {The approximation of one matrix by another of lower rank},
+  author = {Eckart, Carl and Young, Gale},
+  journal = {Psychometrika},
+  volume = {1},
+  number = {3},
+  pages = {211--218},
+  year = {1936}
+}";
 
 const DOC: &str = r"
 # svd: truncated singular value decomposition

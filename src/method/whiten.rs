@@ -10,8 +10,18 @@ static CARD: MethodCard = MethodCard {
     name: "whiten",
     summary: "the smallest output error at any rank, without a matrix inverse; ranks spread over the whole model",
     paper: "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression (arXiv 2403.07378)",
+    citation: CITATION,
     doc: DOC,
 };
+
+const CITATION: &str = r"@inproceedings{wang2025svdllm,
+  title = {{SVD-LLM}: Truncation-aware Singular Value Decomposition for Large Language Model Compression},
+  author = {Wang, Xin and Zheng, Yu and Wan, Zhongwei and Zhang, Mi},
+  booktitle = {International Conference on Learning Representations},
+  year = {2025},
+  eprint = {2403.07378},
+  archivePrefix = {arXiv}
+}";
 
 const DOC: &str = r"
 # whiten: optimal output approximation

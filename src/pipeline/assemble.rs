@@ -1,6 +1,7 @@
 //! The output folder: weights, config, report and everything else a model folder has.
 
 use super::block::FinishedBlock;
+use super::licence::licence;
 use super::sizes::checkpoint_sizes;
 use super::{Run, Shrunk, allocate, looks_at_text};
 use crate::checkpoint::{Entry, FORMAT, Origin, Section, Source, TensorFile, free_space, write_checkpoint, write_file};
@@ -136,6 +137,8 @@ pub fn report(
             revision: source.revision().map(str::to_string),
             kind: Some(source.kind()),
             identity: run.identity.clone(),
+            licence: licence(source)?,
+            sentence_transformers: source.side_file("modules.json")?.is_some(),
             unused_tensors: UnusedTensors::of(&run.model),
         },
         output: Some(output.identity()?),

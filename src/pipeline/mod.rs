@@ -17,6 +17,7 @@ mod waves;
 mod survey;
 mod factorise;
 mod labels;
+mod licence;
 mod learn;
 mod heal;
 mod allocate;

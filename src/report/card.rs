@@ -1,18 +1,19 @@
 //! The output's README.md: a model card for people and for the hub.
 
+mod markdown;
+mod usage;
+
 use super::encoders::{self, cosine};
-use super::evaluation::{Pair, comparable, ppl, protocol};
-use super::format::{change, fraction, percent, seconds, with_error};
+use super::evaluation::{Pair, Sides, comparable, ppl, protocol, why_not_finite};
+use super::format::{change, fixed, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
 use super::layout::plain;
 use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells};
 use super::{Report, format};
-use crate::eval::Perplexity;
 use crate::model::Output;
+use markdown::{code, escape, fence, is_hub_id, markdown, yaml};
 use std::fmt::Write;
-
-/// Corpora whose names mean the same everywhere; others are files of whoever made the output.
-const KNOWN_CORPORA: [&str; 4] = ["sample", "wikitext2", "ptb", "c4"];
+use usage::{citation, licence, licence_entries, upload, usage};
 
 /// What the table of perplexities shows.
 const PERPLEXITY: &str = "Perplexity ± standard error, lower is better; the dense model was measured the same way. KL is the mean \
@@ -30,6 +31,9 @@ pub fn card(report: &Report) -> String {
         ranks(report),
         provenance(report),
         limits(report),
+        licence(report),
+        citation(report),
+        upload(),
     ];
     sections
         .iter()
@@ -46,9 +50,14 @@ fn front_matter(report: &Report) -> String {
     if report.model.revision.is_some() && is_hub_id(&report.model.name) {
         let _ = writeln!(out, "base_model: {}", yaml(&report.model.name));
     }
-    out.push_str("library_name: softlm\n");
+    for (key, value) in licence_entries(report) {
+        let _ = writeln!(out, "{key}: {}", yaml(&value));
+    }
+    out.push_str("library_name: transformers\n");
     let _ = writeln!(out, "pipeline_tag: {}\ntags:", pipeline_tag(report));
-    for tag in ["softlm", "low-rank", "compressed", &report.method, &report.model.family] {
+    let sentences = report.model.sentence_transformers.then_some("sentence-transformers");
+    let tags = ["softlm", "custom_code", "low-rank", "compressed", &report.method, &report.model.family];
+    for tag in tags.into_iter().chain(sentences) {
         let _ = writeln!(out, "- {}", yaml(tag));
     }
     out + "---\n"
@@ -106,7 +115,7 @@ fn quality(report: &Report) -> String {
         return out + &embeddings(report);
     }
     if report.evaluation.is_empty() {
-        return out + "Not measured. `softlm eval . --ppl sample` does it.\n";
+        return out + "Not measured. `softlm eval DIR --ppl sample` does it.\n";
     }
     let calibrated = calibration_names(report);
     if report.model.encoder.is_some() {
@@ -124,6 +133,11 @@ fn quality(report: &Report) -> String {
         rows.push(quality_row(&pair, &calibrated));
     }
     out.push_str(&markdown(&rows, &[0, 6, 7]));
+    for pair in pairs(report) {
+        for why in why_not_finite(&pair, &Sides { base: "the dense model", model: "this model" }) {
+            let _ = write!(out, "\n{}: {}.\n", escape(&pair.model.perplexity.corpus), escape(&why));
+        }
+    }
     if pairs(report).iter().any(|pair| pair.calibrated) {
         out.push_str(
             "\nThe calibration saw a corpus of the same name (its training part, if it has one): expect a larger loss on \
@@ -137,12 +151,12 @@ fn quality(report: &Report) -> String {
 fn embeddings(report: &Report) -> String {
     let mut rows = vec![["corpus", "cosine", "least", "calibrated on", "protocol"].map(String::from).to_vec()];
     for f in &report.fidelity {
-        let (how, least) = (escape(&encoders::protocol(f)), format!("{:.4}", f.least));
+        let (how, least) = (escape(&encoders::protocol(f)), fixed(f.least, 4));
         rows.push(vec![escape(&f.corpus), cosine(f), least, calibration_names(report), how]);
     }
     format!(
         "Mean cosine ± standard error between this model's embeddings and the dense model's, 1 is best, and the least of any \
-         window. How well it does its task is for `softlm eval . --glue` to say.\n\n{}",
+         window. How well it does its task is for `softlm eval DIR --glue` to say.\n\n{}",
         markdown(&rows, &[0, 3, 4])
     )
 }
@@ -183,64 +197,6 @@ fn sizes(report: &Report) -> String {
         fraction(allocation.keep_asked),
         fraction(allocation.keep_reached)
     )
-}
-
-fn usage(report: &Report) -> String {
-    let mut out = String::from("## Use\n\nIn this folder:\n\n```sh\nsoftlm inspect .\n");
-    let mut done: Vec<(usize, usize, bool)> = Vec::new();
-    for e in &report.evaluation {
-        let key = |p: &Perplexity| (p.window, p.stride, p.bos);
-        let of = key(&e.after.perplexity);
-        if !done.contains(&of) {
-            done.push(of);
-            let same = report.evaluation.iter().map(|e| &e.after.perplexity).filter(|p| key(p) == of);
-            out.push_str(&eval_command(report, &same.collect::<Vec<_>>()));
-        }
-    }
-    for f in &report.fidelity {
-        let corpus =
-            if KNOWN_CORPORA.contains(&f.corpus.as_str()) { f.corpus.clone() } else { format!("{}=FILE", f.corpus) };
-        let _ = writeln!(
-            out,
-            "softlm eval . --ppl {} --window {} --max-windows {} --against {}",
-            shell(&corpus),
-            f.window,
-            f.windows,
-            shell(&report.model.name)
-        );
-    }
-    if report.evaluation.is_empty() && report.fidelity.is_empty() {
-        out.push_str("softlm eval . --ppl sample\n");
-    }
-    out.push_str("```\n\n");
-    out.push_str(
-        "`softlm compress --config softlm.toml -o NEW-FOLDER` repeats the compression.\n\n\
-         The weights are plain safetensors. A factorised linear `NAME` is stored as `NAME.factor_a.weight` (rank, in) and \
-         `NAME.factor_b.weight` (out, rank) and computes `y = B (A x) + bias`; everything else keeps its name and layout. \
-         `report.json` holds all numbers of this page and one entry per linear.\n",
-    );
-    out
-}
-
-/// The command that repeats the evaluations `of` one window, stride and BOS.
-fn eval_command(report: &Report, of: &[&Perplexity]) -> String {
-    let corpora: Vec<String> =
-        of.iter()
-            .map(|p| {
-                if KNOWN_CORPORA.contains(&p.corpus.as_str()) { p.corpus.clone() } else { format!("{}=FILE", p.corpus) }
-            })
-            .collect();
-    let first = of[0];
-    let windows = of.iter().map(|p| p.windows).max().unwrap_or(0);
-    let mut command = format!("softlm eval . --ppl {} --window {}", shell(&corpora.join(",")), first.window);
-    if first.stride != first.window {
-        let _ = write!(command, " --stride {}", first.stride);
-    }
-    if first.bos && !first.masked {
-        command.push_str(" --bos");
-    }
-    let _ = writeln!(command, " --max-windows {windows} --against {}", shell(&report.model.name));
-    command
 }
 
 fn ranks(report: &Report) -> String {
@@ -330,85 +286,10 @@ fn limits(report: &Report) -> String {
         ));
     }
     points.push(
-        "Loaders that do not know factorised linears cannot read this folder as it is: use softlm, or multiply each pair \
-         of factors back (`W = B A`), which gives up the saving."
+        "Loaders that neither run the code in this folder nor know factorised linears cannot read it as it is: export it \
+         first (see *Use*)."
             .into(),
     );
-    points.push("The licence and the limits of the original model apply.".into());
+    points.push("The limits of the original model apply.".into());
     format!("## Limits\n\n{}\n", points.iter().map(|point| format!("- {point}")).collect::<Vec<_>>().join("\n"))
-}
-
-/// A Markdown table; columns in `left` are left-aligned, the others right.
-fn markdown(rows: &[Vec<String>], left: &[usize]) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let mut out = String::new();
-    for (i, row) in rows.iter().enumerate() {
-        out.push_str(&line(row));
-        if i == 0 {
-            let rule = |c: usize| if left.contains(&c) { "---" } else { "---:" }.to_string();
-            out.push_str(&line(&(0..row.len()).map(rule).collect::<Vec<_>>()));
-        }
-    }
-    out
-}
-
-/// Text that Markdown leaves alone.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in plain(text).chars() {
-        if "\\`*_[]<>|#$~&".contains(c) {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// Inline code, whatever it contains.
-fn code(text: &str) -> String {
-    let text = plain(text);
-    let ticks = "`".repeat(longest_run(&text) + 1);
-    let space = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
-    format!("{ticks}{space}{text}{space}{ticks}")
-}
-
-/// A code block, whatever it contains.
-fn fence(language: &str, text: &str) -> String {
-    let ticks = "`".repeat((longest_run(text) + 1).max(3));
-    format!("{ticks}{language}\n{}\n{ticks}", text.trim_end())
-}
-
-fn longest_run(text: &str) -> usize {
-    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
-}
-
-/// A YAML scalar: plain where that is safe, else a double-quoted string, for which JSON's form is legal YAML.
-fn yaml(text: &str) -> String {
-    let safe = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
-    let wordlike = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
-    let reserved = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
-    if safe && wordlike && !reserved.contains(&text.to_ascii_lowercase().as_str()) {
-        text.to_string()
-    } else {
-        serde_json::Value::from(plain(text)).to_string()
-    }
-}
-
-/// A word of a shell command.
-fn shell(text: &str) -> String {
-    let text = plain(text);
-    if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=,:@+".contains(c)) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-/// `gpt2`, `org/name`.
-fn is_hub_id(name: &str) -> bool {
-    let part = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    name.split('/').count() <= 2 && name.split('/').all(part)
 }

@@ -93,9 +93,32 @@ pub struct ModelInfo {
     /// Hashes of its files: `weights` and, from version 0.2 on, `files`.
     #[serde(flatten)]
     pub identity: Identity,
+    /// Its licence, as far as its folder states one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub licence: Option<Licence>,
+    /// Whether its folder describes a pipeline of sentence-transformers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sentence_transformers: bool,
     /// Tensors that nothing reads, if there are such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unused_tensors: Option<UnusedTensors>,
+}
+
+/// What a model's folder says about its licence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Licence {
+    /// As the hub knows it: `apache-2.0`, `gemma`, `other`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What it is called, if the hub does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where it is: an address, or a file of the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// Files with its text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
 }
 
 /// The calibration text and what was taken of it.

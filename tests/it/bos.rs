@@ -197,6 +197,7 @@ fn training_judging_and_the_evaluation_behind_them_see_bos() {
             assert_eq!((pair.before.perplexity.bos, pair.after.perplexity.bos), (bos, bos), "{method}");
             let table = softlm::report::table(report, 200, false);
             assert_eq!(table.contains("each begun by BOS"), bos, "{table}");
+            assert_eq!(softlm::report::card(report).contains("--bos=false"), !bos, "{method}");
             assert_eq!(report.notes.iter().any(|note| note.contains("without BOS")), !bos, "{:?}", report.notes);
         }
         // Unasked, `eval` measures the output as the report did.

@@ -147,6 +147,11 @@ fn methods_and_models_explain_themselves() {
         assert!(list.lines().any(|line| line.starts_with(name)), "{list}");
         let doc = place.run(&format!("methods {name}")).fine().stdout;
         assert!(doc.len() > 300 && doc.ends_with('\n'), "{doc}");
+        let (_, citation) = doc.split_once("\n## Citation\n\n@").expect("a BibTeX entry");
+        let paper = softlm::method::by_name(name).unwrap().card().paper;
+        let arxiv = paper.split_once("arXiv ").map_or("1936", |(_, rest)| &rest[..10]);
+        assert!(citation.contains(arxiv) && citation.ends_with("}\n"), "{citation}");
+        assert_eq!(citation.matches('{').count(), citation.matches('}').count(), "{citation}");
     }
     place.run("methods sparsegpt").refused(&["sparsegpt", "svd, awsvd, lorap, rom, whiten"]);
 
@@ -258,4 +263,27 @@ fn a_corpus_is_named_the_same_way_everywhere() {
     place.run("eval demo --ppl bad.jsonl").refused(&["bad.jsonl, line 2", "text"]);
     place.write("latin1.txt", b"caf\xe9 au lait");
     place.run("eval demo --ppl latin1.txt").refused(&["latin1.txt", "byte 3"]);
+}
+
+#[test]
+fn the_licence_comes_from_the_folder_of_the_original() {
+    let place = Place::new();
+    let svd = |model: &str, out: &str| {
+        place.run(&format!("compress {model} --method svd --ppl none -o {out}")).fine();
+        let report: Report = serde_json::from_slice(&place.read(&format!("{out}/report.json"))).expect("a report");
+        (report.model.licence, String::from_utf8(place.read(&format!("{out}/README.md"))).expect("a card"))
+    };
+    let (licence, card) = svd("demo", "built-in");
+    assert_eq!(licence.and_then(|licence| licence.id).as_deref(), Some("apache-2.0"));
+    assert!(card.contains("\nlicense: apache-2.0\n"), "{card}");
+    let folder = place.demo_folder("m");
+    fs::remove_file(folder.join("README.md")).unwrap();
+    let (licence, card) = svd("m", "unknown");
+    assert!(licence.is_none() && card.contains("see the base model"), "{card}");
+    place.write("m/README.md", "---\nlicense: other\nlicense_name: ours\n---\n# m\n");
+    place.write("m/LICENSE", "all of it");
+    let (licence, card) = svd("m", "stated");
+    assert_eq!(licence.map(|licence| licence.files), Some(vec!["LICENSE".to_string()]));
+    assert!(card.contains("\nlicense: other\nlicense_name: ours\nlicense_link: LICENSE\n"), "{card}");
+    assert_eq!(place.read("stated/LICENSE"), b"all of it");
 }

@@ -292,6 +292,8 @@ fn reports_of_what_is_no_number_can_be_read() {
     svd("loud", "-o out --max-ppl 1e300").check_failed(&["--max-ppl", "infinite"]);
     let said = place.run("inspect out").fine();
     assert!(said.stdout.contains("infinite"), "{}", said.stdout);
+    let card = String::from_utf8(place.read("out/README.md")).unwrap();
+    assert!(card.contains("| infinite |") && card.contains("larger than any number"), "{card}");
     let report: serde_json::Value = serde_json::from_slice(&place.read("out/report.json")).unwrap();
     assert_eq!(report["evaluation"][0]["after"]["perplexity"]["ppl"], "Infinity");
     // As softlm 0.1 wrote it.

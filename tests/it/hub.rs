@@ -34,10 +34,11 @@ fn assert_demo(dir: &Path) {
 fn a_model_is_fetched_once_and_then_found_offline() {
     let hub = Hub::start();
     hub.put_demo("ours/demo");
-    for other in ["pytorch_model.bin", "onnx/model.onnx", "README.md", "model.safetensors.index.json"] {
+    for other in ["pytorch_model.bin", "onnx/model.onnx", "onnx/README.md", "model.safetensors.index.json"] {
         hub.put("ours/demo", other, b"{}");
     }
     hub.put("ours/demo", "LICENSE", b"Apache");
+    hub.put("ours/demo", "README.md", b"---\nlicense: apache-2.0\n---\n");
     let options = hub.options();
     let first = model("ours/demo", &options).unwrap();
     assert_eq!(first.revision.as_deref(), Some(COMMIT));
@@ -46,7 +47,7 @@ fn a_model_is_fetched_once_and_then_found_offline() {
         fs::read_dir(&first.dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let mut expected = Vec::from(demo().map(|(name, _)| name));
-    expected.push("LICENSE");
+    expected.extend(["LICENSE", "README.md"]);
     expected.sort();
     assert_eq!(names, expected, "no pickles, no other formats");
 

@@ -99,6 +99,8 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
                 weights: vec![FileHash { file: "model.safetensors".into(), sha256: "a".repeat(64) }],
                 files: Vec::new(),
             },
+            licence: Some(Licence { id: Some("apache-2.0".into()), ..Licence::default() }),
+            sentence_transformers: false,
             unused_tensors: None,
         },
         output: None,
@@ -323,7 +325,7 @@ fn cards_begin_with_front_matter_the_hub_accepts() {
         let card = card(&report);
         let body = card.strip_prefix("---\n").unwrap_or_else(|| panic!("{kind}: no front matter\n{card}"));
         let (front, body) = body.split_once("---\n").expect("front matter ends");
-        assert!(front.contains("library_name: softlm\n") && front.contains("- whiten\n"), "{kind}\n{front}");
+        assert!(front.contains("library_name: transformers\n") && front.contains("- whiten\n"), "{kind}\n{front}");
         assert_eq!(
             front.contains("base_model: TinyLlama/TinyLlama_v1.1\n"),
             matches!(kind, "mixed" | "deep"),
@@ -348,7 +350,7 @@ fn cards_name_protocol_calibration_and_the_command_that_repeats_them() {
         assert!(row.contains(part), "{part}\n{row}");
     }
     let command =
-        "softlm eval . --ppl sample,wikitext2 --window 256 --max-windows 200 --against TinyLlama/TinyLlama_v1.1";
+        "softlm eval DIR --ppl sample,wikitext2 --window 256 --max-windows 200 --against TinyLlama/TinyLlama_v1.1";
     assert!(card.contains(command), "{card}");
     assert!(card.contains(&"a".repeat(64)) && card.contains(&"b".repeat(64)), "{card}");
     assert!(card.contains("method = \"whiten\"") && card.contains("keep = 0.8"), "{card}");
@@ -360,6 +362,79 @@ fn names_cannot_break_out_of_the_card() {
     let card = card(&foreign);
     assert!(!card.contains("\n# head") && !card.contains("|`evil`|\n"), "{card}");
     assert!(card.contains("``静夜思-?[31m|`evil`|?# head``"), "{card}");
+}
+
+/// The entries of a card's front matter.
+fn front(card: &str) -> Vec<&str> {
+    card.split("---\n").nth(1).expect("front matter").lines().collect()
+}
+
+#[test]
+fn cards_say_how_to_load_cite_and_give_on() {
+    use softlm::model::Output;
+    for (output, class) in [
+        (None, "AutoModelForCausalLM"),
+        (Some(Output::MaskedToken), "AutoModelForMaskedLM"),
+        (Some(Output::Classes(2)), "AutoModelForSequenceClassification"),
+        (Some(Output::States), "AutoModel"),
+    ] {
+        let mut report = report(2, |_, _| "low-rank");
+        report.model.encoder = output;
+        let card = card(&report);
+        for line in [
+            format!("from transformers import {class}, AutoTokenizer"),
+            "tokenizer = AutoTokenizer.from_pretrained(\"DIR\", trust_remote_code=True)".into(),
+            format!("model = {class}.from_pretrained(\"DIR\", trust_remote_code=True)"),
+            "softlm export DIR --to dense -o DENSE".into(),
+            "softlm inspect DIR".into(),
+        ] {
+            assert_eq!(card.lines().filter(|other| *other == line).count(), 1, "{line}\n{card}");
+        }
+        assert_eq!(card.contains("softlm generate DIR"), output.is_none(), "{card}");
+        assert!(!card.contains("SentenceTransformer"), "{card}");
+        assert!(front(&card).contains(&"- custom_code"), "{card}");
+        assert!(card.ends_with("\n    hf upload USER/NAME DIR\n"), "{card}");
+        assert!(card.contains("```bibtex\n@inproceedings{wang2025svdllm,") && card.contains("2403.07378}"), "{card}");
+    }
+    let mut report = report(1, |_, _| "low-rank");
+    report.model.encoder = Some(Output::States);
+    report.model.sentence_transformers = true;
+    let text = card(&report);
+    assert!(text.contains("model = SentenceTransformer(\"DIR\", trust_remote_code=True)"), "{text}");
+    assert!(front(&text).contains(&"- sentence-transformers"), "{text}");
+    report.method = "of-another-version".into();
+    assert!(!card(&report).contains("bibtex"), "what is not known is not cited");
+}
+
+#[test]
+fn cards_carry_the_licence_of_the_original() {
+    let with = |licence: Option<Licence>| {
+        let mut report = report(1, |_, _| "low-rank");
+        report.model.licence = licence;
+        card(&report)
+    };
+    let some = |text: &str| Some(text.to_string());
+    let card = with(Some(Licence { id: some("gemma"), ..Licence::default() }));
+    assert!(front(&card).contains(&"license: gemma") && card.contains("## Licence\n\nThat of the original"), "{card}");
+    let own = Licence {
+        id: some("other"),
+        name: some("llama \"licence\": x"),
+        link: some("LICENSE"),
+        files: vec!["LICENSE".into()],
+    };
+    let card = with(Some(own));
+    for line in ["license: other", "license_name: \"llama \\\"licence\\\": x\"", "license_link: LICENSE"] {
+        assert!(front(&card).contains(&line), "{line}\n{card}");
+    }
+    assert!(card.contains("Its text is in `LICENSE`"), "{card}");
+    // A file alone says that there is a licence, not which.
+    let card = with(Some(Licence { files: vec!["LICENSE.txt".into()], ..Licence::default() }));
+    assert!(front(&card).contains(&"license: other") && front(&card).contains(&"license_link: LICENSE.txt"), "{card}");
+    let card = with(None);
+    assert!(
+        !front(&card).iter().any(|line| line.starts_with("license")) && card.contains("see the base model"),
+        "{card}"
+    );
 }
 
 /// Prints samples for human eyes: `cargo test --release samples -- --ignored --nocapture`.
