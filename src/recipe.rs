@@ -126,7 +126,7 @@ pub struct Options {
     pub heal_batch: Option<usize>,
 
     /// Train soft, soco and --heal on labelled examples, for models with a classifier: sst2, mrpc, stsb (the hub's
-    /// training part) or TASK=FILE (TSV, JSONL, parquet). It is also the default of --calib
+    /// training part) or TASK=FILE (TSV, JSON, parquet). It is also the default of --calib
     #[arg(long, env = "SOFTLM_TASK", help_heading = "Learning")]
     pub task: Option<String>,
 

@@ -28,7 +28,7 @@ pub struct Eval {
     #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
     /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS
-    /// benchmark's CSV, JSONL); several separated by commas
+    /// benchmark's CSV, JSON, parquet); several separated by commas
     #[arg(long, env = "SOFTLM_GLUE")]
     glue: Vec<String>,
     /// Tokens per text or pair of --glue at most [default: what the model's folder says, or 128]

@@ -20,10 +20,12 @@ const NAMES: &[(&str, &[&[&str]])] = &[
                 "noparaphrase",
                 "notduplicate",
                 "notentailment",
+                "notsimilar",
+                "dissimilar",
                 "no",
                 "false",
             ],
-            &["equivalent", "same", "paraphrase", "isparaphrase", "duplicate", "entailment", "yes", "true"],
+            &["equivalent", "same", "paraphrase", "isparaphrase", "duplicate", "entailment", "similar", "yes", "true"],
         ],
     ),
 ];

@@ -193,7 +193,8 @@ pub fn evaluation(
         (false, true) => ENCODER_WINDOW,
         (false, false) => USUAL_WINDOW,
     };
-    let modules = super::encoders::modules(model)?;
+    // Embeddings are compared where no token is predicted.
+    let modules = if masked { Modules::default() } else { super::encoders::modules(model)? };
     let read = |spec: &String| -> Result<EvalText> {
         let corpus = text::load(spec, Split::Evaluation, hub)?;
         let tokens = tokenizer.encode(&corpus.text())?;

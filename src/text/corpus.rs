@@ -154,7 +154,9 @@ fn local(name: &str, path: &str) -> Result<Corpus> {
         let documents = match file::content("standard input", Path::new(""), bytes)? {
             Content::Json(rows) => documents(rows)?,
             Content::Text(text) => vec![text],
-            Content::Parquet => Vec::new(),
+            Content::Parquet => {
+                user_bail!("standard input is a parquet file"; "name the file itself: its end has to be read first")
+            }
         };
         return Corpus::new(name, "stdin".into(), documents);
     }

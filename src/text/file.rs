@@ -37,16 +37,14 @@ pub(super) enum Content {
 /// # Errors
 /// A [`UserError`] for what cannot be read, is not UTF-8, or is called JSON and is none.
 pub(super) fn read(path: &Path) -> Result<Content> {
-    let shown = path.display().to_string();
-    let bytes = bytes(path)?;
-    if bytes.starts_with(PARQUET) {
-        return Ok(Content::Parquet);
-    }
-    content(&shown, path, bytes)
+    content(&path.display().to_string(), path, bytes(path)?)
 }
 
 /// What bytes are that errors call `what` and whose kind the ending of `path` may tell.
 pub(super) fn content(what: &str, path: &Path, bytes: Vec<u8>) -> Result<Content> {
+    if bytes.starts_with(PARQUET) {
+        return Ok(Content::Parquet);
+    }
     let text = decode(what, bytes)?;
     let ends = |ends: &[&str]| path.extension().is_some_and(|e| ends.iter().any(|end| e.eq_ignore_ascii_case(end)));
     if ends(TEXT) {
@@ -84,7 +82,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// UTF-8 without its byte order mark.
-pub(super) fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {
+fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {
     refuse_pointer(what, &bytes)?;
     let marked = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
     // UTF-16 without a mark is full of zeros, which no text has.

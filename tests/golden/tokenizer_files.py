@@ -146,6 +146,10 @@ CASES = {
     "json, decoder": ("json", "gpt2", {"tokenizer_config.json": config("PreTrainedTokenizerFast", added_tokens_decoder={
         "301": token(END, rstrip=True), "302": token("<think>", lstrip=True, rstrip=True),
     }, additional_special_tokens=["</s>"])}),
+    "json, named again": ("json", "gpt2", {
+        "tokenizer.json": {"added_tokens": [{"id": 301} | token(END, rstrip=True), {"id": 302} | token("<think>", lstrip=True)]},
+        "tokenizer_config.json": config("GPT2Tokenizer", eos_token=END), "added_tokens.json": {END: 301, "<think>": 302, "<s>": 303},
+    }),
     "json, clean": ("json", "gpt2", {"tokenizer_config.json": config("PreTrainedTokenizerFast", clean_up_tokenization_spaces=True)}),
     "json, bert, cased": ("words-json", "bert", {"tokenizer_config.json": config("BertTokenizer", do_lower_case=False)}),
     "json, bert, accents": ("words-json", "bert", {"tokenizer_config.json": config("BertTokenizerFast", strip_accents=False, tokenize_chinese_chars=False)}),

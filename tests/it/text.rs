@@ -89,6 +89,26 @@ fn token_counts_are_the_published_ones() {
 }
 
 #[test]
+fn sentencepiece_gives_the_ids_of_llama_2() {
+    let (Some(text), Some(pieces)) = (data("text/wikitext2-raw/test.txt"), data("tokenizers/llama2_tokenizer.model"))
+    else {
+        return;
+    };
+    let pieces = fs::read(pieces).unwrap();
+    let file = |name: &str| Ok((name == "tokenizer.model").then(|| pieces.clone()));
+    let tokenizer = Tokenizer::load("llama-2", &file, json!({"model_type": "llama"}).as_object().unwrap()).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(1), Some(2), 32_000));
+    let expected = [1, 15043, 3186, 29892, 904, 31652, 30578, 29871, 232, 147, 154, 13, 12, 29916];
+    let hard = "Hello world, \u{e9}漢字 吗\n\tx";
+    assert_eq!(tokenizer.encode_prompt(hard).unwrap(), expected);
+    assert_eq!(tokenizer.decode(&expected[1..]).unwrap(), hard);
+    // The published count, and a sum over all of them as transformers has it.
+    let ids = tokenizer.encode(&read(text.to_str().unwrap()).text()).unwrap();
+    let sum: u64 = ids.iter().zip(1u64..).map(|(&id, place)| place * u64::from(id) % 1_000_003).sum();
+    assert_eq!((ids.len(), sum), (341_468, 170_370_391_944));
+}
+
+#[test]
 fn both_forms_of_gpt2_agree_on_hard_text() {
     let whole = renamed(&[("tokenizer.json", "tokenizers/gpt2_tokenizer.json")]);
     let parts = renamed(&[("vocab.json", "tokenizers/gpt2_vocab.json"), ("merges.txt", "tokenizers/gpt2_merges.txt")]);

@@ -6,6 +6,7 @@ use super::settings::{SPECIAL, Settings};
 use super::vocabulary::{bert_normalizer, template};
 use crate::user_bail;
 use anyhow::{Result, anyhow};
+use std::collections::HashSet;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
@@ -55,28 +56,28 @@ fn switch_chance_off(tokenizer: &mut Tokenizer) {
 /// taken apart.
 fn add_tokens(label: &str, tokenizer: &mut Tokenizer, settings: &Settings) -> Result<()> {
     let known = tokenizer.get_added_tokens_decoder();
-    let is_known = |text: &str| known.values().any(|token| token.content == text);
-    // Those that are listed with their properties replace what the tokenizer has.
-    let listed = settings.added.iter().map(|(_, token)| token);
-    let listed: Vec<AddedToken> =
-        listed.filter(|token| !known.values().any(|known| known == *token)).cloned().collect();
-    let is_listed = |text: &str| settings.added.iter().any(|(_, token)| token.content == text);
-    let mut named = settings.all_special();
+    let mut texts: HashSet<&str> = known.values().map(|token| token.content.as_str()).collect();
+    // Those that are listed with their properties replace what the tokenizer has, those that are but named do not.
+    let new = |(id, token): &&(u32, AddedToken)| match settings.bare {
+        true => !texts.contains(token.content.as_str()),
+        false => known.get(id) != Some(token),
+    };
+    let mut tokens: Vec<AddedToken> = settings.added.iter().filter(new).map(|(_, token)| token.clone()).collect();
+    texts.extend(settings.added.iter().map(|(_, token)| token.content.as_str()));
     // The class's own, where the vocabulary has them: others are tokens that no model has a row for.
     let own = SPECIAL.iter().filter_map(|name| settings.special(name));
-    let own = own.filter(|text| tokenizer.token_to_id(text).is_some());
-    named.extend(own.map(|text| AddedToken::from(text, true)));
-    named.retain(|token| !is_known(&token.content) && !is_listed(&token.content));
+    let own = own.filter(|text| tokenizer.token_to_id(text).is_some()).map(|text| AddedToken::from(text, true));
+    let named = settings.all_special().into_iter().chain(own);
+    tokens.extend(named.filter(|token| !texts.contains(token.content.as_str())));
     let missing: Vec<&(u32, AddedToken)> =
         settings.added.iter().filter(|(_, token)| tokenizer.token_to_id(&token.content).is_none()).collect();
-    let tokens = [listed, named].concat();
     if !tokens.is_empty() {
         tokenizer.add_tokens(tokens).map_err(|error| anyhow!(error))?;
     }
     for (id, token) in missing {
         let (text, found) = (&token.content, tokenizer.token_to_id(&token.content));
         if found != Some(*id) {
-            let list = settings.list;
+            let list = settings.list();
             user_bail!(
                 "{label}: {list} gives {text:?} the id {id}, but the vocabulary ends at {}", found.unwrap_or_default();
                 "ids of added tokens go on where the vocabulary ends: get the {list} that belongs to it"

@@ -10,6 +10,7 @@ use tokenizers::AddedToken;
 /// Special tokens that have a name.
 pub(super) const SPECIAL: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 const NAMED: &str = "tokenizer_config.json";
+const BARE: &str = "added_tokens.json";
 
 /// The settings of one tokenizer.
 pub(super) struct Settings {
@@ -20,8 +21,8 @@ pub(super) struct Settings {
     values: Map<String, Value>,
     /// Tokens beside the vocabulary, in the order of their ids.
     pub added: Vec<(u32, AddedToken)>,
-    /// The file that lists them.
-    pub list: &'static str,
+    /// Whether they are but named, in `added_tokens.json`.
+    pub bare: bool,
 }
 
 impl Settings {
@@ -34,7 +35,7 @@ impl Settings {
             super::object(&bytes).map(Some).with_context(|| format!("{label}: {name} is damaged"))
         };
         let mut values = read(NAMED)?.unwrap_or_default();
-        let (mut added, mut list) = (Vec::new(), NAMED);
+        let (mut added, mut bare) = (Vec::new(), false);
         match values.get("added_tokens_decoder") {
             Some(Value::Object(tokens)) => {
                 for (id, token) in tokens {
@@ -46,9 +47,9 @@ impl Settings {
                 for (key, value) in read("special_tokens_map.json")?.unwrap_or_default() {
                     values.insert(key, value);
                 }
-                list = "added_tokens.json";
-                for (token, id) in read(list)?.unwrap_or_default() {
-                    let id = id_of(label, list, &token, id.as_u64().and_then(|id| u32::try_from(id).ok()))?;
+                bare = true;
+                for (token, id) in read(BARE)?.unwrap_or_default() {
+                    let id = id_of(label, BARE, &token, id.as_u64().and_then(|id| u32::try_from(id).ok()))?;
                     added.push((id, Value::String(token)));
                 }
             }
@@ -67,16 +68,21 @@ impl Settings {
             },
         };
         let class = class.unwrap_or(Class::Plain);
-        let mut settings = Self { class, name, values, added: Vec::new(), list };
+        let mut settings = Self { class, name, values, added: Vec::new(), bare };
         let special = settings.all_special();
         for (id, token) in added {
             let Some(text) = token_text(&token) else {
-                user_bail!("{label}: {list} has no text for the token {id}"; "save the tokenizer again with transformers");
+                user_bail!("{label}: {NAMED} has no text for the token {id}"; "save the tokenizer again with transformers");
             };
             let is_special = special.iter().any(|special| special.content == text);
             settings.added.push((id, added_token(&token, text, is_special)));
         }
         Ok(settings)
+    }
+
+    /// The file that lists the added tokens.
+    pub fn list(&self) -> &'static str {
+        if self.bare { BARE } else { NAMED }
     }
 
     /// A value that is not null.
