@@ -41,18 +41,15 @@ impl Gates {
         }
         if let Some(limit) = self.max_ppl_increase {
             let percent = 100.0 * limit;
-            let increase = base.map(|base| (base.perplexity.ppl, 100.0 * (ppl.ppl / base.perplexity.ppl - 1.0)));
-            match increase {
-                // Any finite increase above an infinite perplexity is zero or none: that says nothing.
-                Some((base, increase)) if base.is_finite() && increase.is_finite() => {
-                    if !(increase <= percent) {
-                        failed.push(format!(
-                            "perplexity on {corpus} is {increase:.2} % above the original's, more than --max-ppl-increase \
-                             {percent}%"
-                        ));
-                    }
-                }
-                Some((base, _)) => failed.push(format!(
+            // Any number above an infinite perplexity is no increase at all: that says nothing.
+            let increase =
+                |base: f64| Some(100.0 * (ppl.ppl / base - 1.0)).filter(|x| base.is_finite() && x.is_finite());
+            match base.map(|base| (base.perplexity.ppl, increase(base.perplexity.ppl))) {
+                Some((_, Some(increase))) if increase <= percent => {}
+                Some((_, Some(increase))) => failed.push(format!(
+                    "perplexity on {corpus} is {increase:.2} % above the original's, more than --max-ppl-increase {percent}%"
+                )),
+                Some((base, None)) => failed.push(format!(
                     "perplexity on {corpus} is {}{why}, the original's {}: nothing that --max-ppl-increase {percent}% could \
                      hold for",
                     significant(ppl.ppl, 4),
