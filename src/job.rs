@@ -14,7 +14,7 @@ use crate::checkpoint::{TensorFile, write_file};
 use crate::error::UserError;
 use crate::user_bail;
 use anyhow::{Context, Result};
-use publish::{Manifest, empty_but_for, is_mount_point};
+use publish::{COMPLETE, Manifest, empty_but_for, is_mount_point};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
@@ -221,7 +221,8 @@ fn may_become_output(output: &Path, shown: &Display, force: bool) -> Result<()> 
 fn is_output(path: &Path) -> bool {
     let config = fs::read(path.join("config.json")).ok();
     let config = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    config.is_some_and(|config| config.get("softlm").is_some()) || is_export(path)
+    let complete = COMPLETE.iter().any(|file| path.join(file).exists());
+    config.is_some_and(|config| config.get("softlm").is_some()) || complete && is_export(path)
 }
 
 fn is_export(path: &Path) -> bool {

@@ -205,7 +205,7 @@ fn convert(source: &Source, name: &str, dtype: Dtype, write: &mut dyn FnMut(&[u8
         let mut bytes = Vec::new();
         linears::rounded(&round::decode(stored, piece), dtype, &mut bytes, name)?;
         write(&bytes)?;
+        source.release(name);
     }
-    source.release(name);
     Ok(())
 }

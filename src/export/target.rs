@@ -27,7 +27,7 @@ pub(super) fn plain(source: &mut Source, have: &Description, held: &[Held]) -> R
     if narrowed(source, have).is_empty() {
         user_bail!(
             "no layer of {} is narrower than the base's: as a plain model it would be as large as the base", source.label();
-            "--to dense writes that; only the method lorap makes layers narrower, factors are small only as factors"
+            "--to dense writes it; only the method lorap makes layers narrower, and other methods save only as factors"
         );
     }
     if let Some((a, b)) = uneven(held, have) {
@@ -52,7 +52,7 @@ fn with_biases(source: &mut Source, held: &[Held], mut config: Map<String, Value
             break;
         }
         let mut other = config.clone();
-        other.insert(key.to_string(), json!(true));
+        want.config_in(&mut other).insert(key.to_string(), json!(true));
         // A family may refuse a key that means something else to it.
         let Ok(under) = Description::new(source, &other) else { continue };
         if without_place(held, &under).count() < missing {
@@ -95,14 +95,15 @@ fn original(source: &Source, have: &Description) -> Result<Map<String, Value>> {
                 "--to plain keeps the layers as narrow as they are"
             );
         };
-        config.insert(key.to_string(), json!(width));
+        have.config_in(&mut config).insert(key.to_string(), json!(width));
     }
     Ok(config)
 }
 
 /// Keys of the feed-forward widths that are smaller than the base's.
 fn narrowed(source: &Source, have: &Description) -> BTreeSet<&'static str> {
-    let (stored, base) = (family_config(source.config()), base_config(source.config()));
+    let (mut stored, mut base) = (family_config(source.config()), base_config(source.config()));
+    let (stored, base) = (have.config_in(&mut stored), have.config_in(&mut base));
     let first_format = Section::of(source.config()).is_none_or(|section| section.format < FORMAT);
     // Format 1 says so of every linear.
     let linears = &source.config().get("softlm").and_then(|section| section.get("linears"));

@@ -9,8 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// Moves last into an output, and leaves first: without it no folder is a model.
-const CONFIG: &str = "config.json";
+/// One of these moves last into an output, and leaves first: without it no folder is a model, or the factors of one.
+pub(super) const COMPLETE: [&str; 2] = ["config.json", "factors.json"];
 /// What is found in a fresh file system and belongs to nobody.
 const LOST_AND_FOUND: &str = "lost+found";
 /// File of the work folder that says what moves into an output, or out of it, one by one.
@@ -62,20 +62,24 @@ impl Job {
         old.retain(|name| name != WORK && name != LOST_AND_FOUND);
         let all = new.iter().chain(&old).map(|name| name.to_string_lossy().into_owned()).collect();
         Manifest(all).write(&self.dir)?;
-        old.sort_by_key(|name| name != CONFIG);
+        old.sort_by_key(|name| !completes(name));
         for name in &old {
             remove(&output.join(name)).with_context(|| format!("replacing {shown}"))?;
         }
         sync_folder(output)?;
-        new.sort_by_key(|name| name == CONFIG);
+        new.sort_by_key(completes);
         for name in &new {
-            if name == CONFIG {
+            if completes(name) {
                 sync_folder(output)?;
             }
             move_to(&from.join(name), &output.join(name), rename).with_context(|| format!("creating {shown}"))?;
         }
         sync_folder(output)
     }
+}
+
+fn completes(name: &OsString) -> bool {
+    COMPLETE.iter().any(|file| name == file)
 }
 
 /// Why a rename may fail although files can be written there.

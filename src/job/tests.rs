@@ -3,6 +3,7 @@
 use super::publish::Rename;
 use super::*;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 
 /// Opens the job of `out` and assembles a small output.
@@ -178,4 +179,25 @@ fn a_run_that_did_nothing_leaves_an_empty_folder_empty() {
     fs::create_dir(&out).unwrap();
     drop(Job::open(&out, "f", false).unwrap());
     assert_eq!(names(&out), Vec::<String>::new());
+}
+
+#[test]
+fn an_export_is_known_by_its_weights_once_it_is_complete() {
+    for complete in COMPLETE {
+        let place = tempfile::tempdir().unwrap();
+        let marked = BTreeMap::from([(EXPORT_MARK.to_string(), "dense".to_string())]);
+        let tensor = ("a".to_string(), crate::checkpoint::Dtype::U8, vec![1], vec![0]);
+        for (file, marks, expected) in [
+            ("model.safetensors", &marked, true),
+            ("model-00001-of-00002.safetensors", &marked, true),
+            ("model.safetensors", &BTreeMap::new(), false),
+        ] {
+            let folder = place.path().join(format!("{file}-{expected}"));
+            fs::create_dir(&folder).unwrap();
+            crate::checkpoint::write_tensors(&folder.join(file), std::slice::from_ref(&tensor), marks).unwrap();
+            assert!(!is_output(&folder), "{file} alone is a part of something");
+            fs::write(folder.join(complete), "{}").unwrap();
+            assert_eq!(is_output(&folder), expected, "{file} {complete}");
+        }
+    }
 }

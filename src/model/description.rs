@@ -1,6 +1,6 @@
 //! A model as its config alone describes it.
 
-use super::family::text_model;
+use super::family::{TextModel, text_model};
 use super::ids::LinearId;
 use super::layout::Layout;
 use super::opened::Output;
@@ -13,13 +13,19 @@ use serde_json::{Map, Value};
 /// its own, such as the base's. The tensors only say how the family's names begin and which head there is.
 pub struct Description {
     layout: Layout,
+    text: TextModel,
 }
 
 impl Description {
     /// What `config`, in the terms of its family, describes over the tensors of `source`.
     pub fn new(source: &mut Source, config: &Map<String, Value>) -> Result<Self> {
         let text = text_model(config)?;
-        Ok(Self { layout: super::family::layout(source, &text)? })
+        Ok(Self { layout: super::family::layout(source, &text)?, text })
+    }
+
+    /// See [`Model::config_in`](super::Model::config_in).
+    pub fn config_in<'c>(&self, whole: &'c mut Map<String, Value>) -> &'c mut Map<String, Value> {
+        self.text.config_in(whole)
     }
 
     /// Every linear of every block, small ones included, in block order.

@@ -103,15 +103,7 @@ impl Model {
 
     /// The object of a copy of config.json that holds the model's own config.
     pub fn config_in<'c>(&self, whole: &'c mut Map<String, Value>) -> &'c mut Map<String, Value> {
-        let mut config = whole;
-        for key in self.text.path {
-            let inner = config.entry(*key).or_insert_with(|| Value::Object(Map::new()));
-            if !inner.is_object() {
-                *inner = Value::Object(Map::new());
-            }
-            config = inner.as_object_mut().expect("it is one now");
-        }
-        config
+        self.text.config_in(whole)
     }
 
     /// Where that object lies: `text_config.`, or nothing where it is the whole.

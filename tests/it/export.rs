@@ -2,6 +2,7 @@
 
 use crate::families::{applies, compress_so, folders, open, windows};
 use crate::program::{change_weights, tensors};
+use crate::reading::{wrapped, wrappers};
 use candle_core::Tensor;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
@@ -281,6 +282,45 @@ fn assert_multiplied_out_of_f32(output: &Model, plain: &Model, dtype: StoredType
         for j in 0..spec.input {
             let (exact, _) = exactly(&b, &a, rank, spec.input, i, j);
             assert_eq!(found[i * spec.input + j], rounded(dtype, exact), "[{i}, {j}]");
+        }
+    }
+}
+
+#[test]
+fn text_models_inside_multimodal_ones_stay_there() {
+    let case = &wrappers()[0];
+    let bare = |name: &str| {
+        name.replace("language_model.model.", "language_model.").replace("language_model.lm_head.", "lm_head.")
+    };
+    for (method, rename) in [("lorap", &str::to_string as &dyn Fn(&str) -> String), ("soco", &bare)] {
+        let (place, folder) = wrapped(case, rename);
+        let at = |what: &str| place.path().join(what);
+        compress_so(&folder, method, &at("out"), None);
+        let exported = write(&at("out"), Form::Dense, &at("dense"), StoredType::F32).expect("exported");
+        let (mut base, mut found) = (config(&folder), config(&at("dense")));
+        found.remove("dtype").or(found.remove("torch_dtype")).expect("a type");
+        base.remove("dtype");
+        if method == "soco" {
+            for key in ["attention_bias", "mlp_bias"] {
+                assert_eq!(found["text_config"][key], true, "{key}");
+                base["text_config"][key] = json!(true);
+            }
+            assert!(exported.notes[0].contains("`attention_bias` and `mlp_bias`"), "{:?}", exported.notes);
+        }
+        assert_eq!(found, base, "{method}");
+        let names = |folder: &Path| tensors(&folder.join("model.safetensors")).into_keys().collect::<Vec<_>>();
+        let plain: Vec<String> =
+            names(&at("dense")).into_iter().filter(|name| method == "lorap" || !name.ends_with("_proj.bias")).collect();
+        assert_eq!(plain, names(&folder), "{method}");
+        assert_close(&open(&at("out")), &open(&at("dense")), method);
+        let smaller = write(&at("out"), Form::Plain, &at("plain"), StoredType::F32);
+        if method == "lorap" {
+            smaller.expect("exported");
+            assert!(
+                config(&at("plain"))["text_config"]["intermediate_size"].as_u64()
+                    < base["text_config"]["intermediate_size"].as_u64()
+            );
+            assert_close(&open(&at("out")), &open(&at("plain")), method);
         }
     }
 }

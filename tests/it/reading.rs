@@ -40,7 +40,7 @@ fn load(folder: &Path) -> Result<Model, anyhow::Error> {
 }
 
 /// Logits of the last position of 60 ids, or its state where the model has no such thing.
-fn says(model: &Model) -> Vec<f32> {
+pub fn says(model: &Model) -> Vec<f32> {
     says_at(model, &[59]).remove(0)
 }
 
@@ -127,7 +127,7 @@ fn what_is_compressed_keeps_the_names_of_the_checkpoint() {
 }
 
 /// One of the models in wrapped.json as a folder, its tensors under names that `rename` makes of those.
-fn wrapped(case: &Value, rename: impl Fn(&str) -> String) -> (TempDir, PathBuf) {
+pub fn wrapped(case: &Value, rename: impl Fn(&str) -> String) -> (TempDir, PathBuf) {
     let place = tempfile::tempdir().expect("a scratch folder");
     let text = golden("models").join(case["text"].as_str().expect("a name")).join("model.safetensors");
     let stored = |name: &str| rename(case["names"][name].as_str().expect("a name"));
@@ -144,7 +144,7 @@ fn wrapped(case: &Value, rename: impl Fn(&str) -> String) -> (TempDir, PathBuf) 
     (place, folder)
 }
 
-fn wrappers() -> Vec<Value> {
+pub fn wrappers() -> Vec<Value> {
     json_of(&golden("wrapped.json"))["models"].as_array().expect("models").clone()
 }
 

@@ -36,6 +36,21 @@ pub(in crate::model) struct TextModel {
     pub tied_outside: bool,
 }
 
+impl TextModel {
+    /// The object of a copy of config.json that holds the text model's own config.
+    pub fn config_in<'c>(&self, whole: &'c mut Map<String, Value>) -> &'c mut Map<String, Value> {
+        let mut config = whole;
+        for key in self.path {
+            let inner = config.entry(*key).or_insert_with(|| Value::Object(Map::new()));
+            if !inner.is_object() {
+                *inner = Value::Object(Map::new());
+            }
+            config = inner.as_object_mut().expect("it is one now");
+        }
+        config
+    }
+}
+
 /// Whether a config names a family, or a model around one, that softlm runs.
 pub(in crate::model) fn is_known(whole: &Map<String, Value>) -> bool {
     let config = Config(whole);
