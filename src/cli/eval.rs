@@ -170,7 +170,7 @@ impl Eval {
         let source = match (&self.against, original) {
             (Some(name), _) => pipeline::open_source(name, &context.hub)?,
             (None, Some(original)) => match original.find(self.base.as_deref(), &context.hub, context.ui)? {
-                Found::Here(source) => source,
+                Found::Here(source) => *source,
                 Found::Absent(e) => user_bail!(
                     "{} was made from {}, which cannot be opened: {e:#}", self.model, original.name();
                     "say where it is now with --base PATH, or compare with any other model with --against"

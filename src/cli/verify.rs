@@ -90,7 +90,7 @@ impl Verify {
         match (&self.against, original) {
             (Some(name), _) => pipeline::open_source(name, &context.hub).map(Some),
             (None, Some(original)) => match original.find(self.base.as_deref(), &context.hub, context.ui)? {
-                Found::Here(source) => Ok(Some(source)),
+                Found::Here(source) => Ok(Some(*source)),
                 Found::Absent(e) => {
                     context.ui.note(&format!(
                         "{} was made from {}, which cannot be opened: {e:#}; --base PATH says where it is now",

@@ -134,11 +134,11 @@ pub fn compress_windows(
     let method = method::by_name(&recipe.method)?;
     // Shapes alone show whether the budget can be met: say so before any weight moves.
     allocate::by_shape(recipe, method, &model)?;
+    let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
     let identity = model.source().identity()?;
     let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
     stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
     let fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
-    let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
     if shows_text(recipe, method, stats.as_ref(), &model) {
         let doubts = calibration.doubts(&model, recipe.calib_windows);
         doubts.iter().for_each(|doubt| progress.warn(doubt));

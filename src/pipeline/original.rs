@@ -25,7 +25,7 @@ pub struct Original {
 /// Where the search for an original ended.
 pub enum Found {
     /// It is the recorded one, as far as was recorded.
-    Here(Source),
+    Here(Box<Source>),
     /// There is nothing in its place, and this is why.
     Absent(Error),
 }
@@ -130,7 +130,7 @@ impl Original {
             },
         };
         self.check(&source, progress)?;
-        Ok(Found::Here(source))
+        Ok(Found::Here(Box::new(source)))
     }
 
     /// Opens what is where the original was. A folder that is gone is not looked for elsewhere.

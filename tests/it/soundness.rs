@@ -82,6 +82,8 @@ fn numbers_that_are_computed_with_are_checked_before_anything_is_done() {
             assert!(!said.stderr.contains("compressing"), "{}", said.stderr);
             assert!(!place.path("out.softlm-work").exists(), "{name}: work was begun");
         }
+        let line = format!("compress {name} --method whiten --weight unit --ppl none {FAST} --stats stats -o out");
+        place.run(&line).refused(naming);
         place.run(&format!("calibrate {name} --calib-windows 3 --window 64 -o stats")).refused(naming);
         assert!(!place.path("stats").exists(), "{name}: statistics were begun");
         assert_eq!(place.run(&format!("verify {name}")).code, 1, "{name}");
