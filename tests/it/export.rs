@@ -103,6 +103,9 @@ pub fn rows(x: &Tensor) -> Vec<f64> {
     x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("numbers").into_iter().map(f64::from).collect()
 }
 
+/// The element of a matrix at a row and column, and the sum of the sizes of what it was added up from.
+type Element = Box<dyn Fn(usize, usize) -> (f64, f64)>;
+
 /// Every linear of `plain` is that of `output`, its products rounded once, its missing channels zero.
 fn assert_multiplied_out(output: &Model, plain: &Model, dtype: StoredType, case: &str) {
     let mut products = 0;
@@ -117,7 +120,7 @@ fn assert_multiplied_out(output: &Model, plain: &Model, dtype: StoredType, case:
             had.resize(had.len().max(has.len()), 0.0);
             has.resize(had.len(), 0.0);
             assert_eq!(had, has, "{case}: bias of {}", spec.id);
-            let (out, input, value): (usize, usize, Box<dyn Fn(usize, usize) -> (f64, f64)>) = match from {
+            let (out, input, value): (usize, usize, Element) = match from {
                 Linear::LowRank { a, b, .. } => {
                     products += 1;
                     let (out, rank) = b.dims2().expect("a matrix");
