@@ -230,6 +230,9 @@ class StoredConfig:
 
     model_type = "softlm"
     _auto_class = "AutoConfig"
+    # How processes share a model names the base's layers and would add the outputs of whole factors up: there is no such plan.
+    base_model_tp_plan = None
+    base_model_ep_plan = None
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -314,7 +317,7 @@ class StoredModel:
     def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         # A new head may be missing, it is trained later; a layer that was compressed may not.
-        linears = model.config.softlm["linears"]
+        linears = [renamed(name, cls.renamings) for name in model.config.softlm["linears"]]
         stored = {f"{name}.{part}" for name in linears for part in ("weight", "factor_a.weight", "factor_b.weight", "bias")}
         if missing := sorted(stored.intersection(info["missing_keys"])):
             raise ValueError(f"the weight files lack {len(missing)} tensors that config.json lists, such as {missing[0]}")

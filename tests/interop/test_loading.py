@@ -171,9 +171,10 @@ def edited(folder, change):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.parametrize("name", ["llama-tiny-bias", "mixtral-tiny", "bert-tiny-bare"])
 @pytest.mark.parametrize("end", [".factor_a.weight", ".factor_b.weight", ".bias"])
-def test_a_missing_factor_is_an_error(end, tmp_path):
-    folder = damaged(output("llama-tiny-bias", "soco"), tmp_path / "out", lambda place: without(place, end))
+def test_a_missing_factor_is_an_error(name, end, tmp_path):
+    folder = damaged(output(name, "soco"), tmp_path / "out", lambda place: without(place, end))
     with pytest.raises(ValueError, match="lack 1 tensor"):
         load(folder)
 
