@@ -1,9 +1,11 @@
 //! Text that a model writes, token by token.
 
+use crate::error::UserError;
 use crate::model::{Decoder, Model};
 use crate::text::{TextStream, Tokenizer};
 use crate::user_bail;
 use anyhow::{Context, Result};
+use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use candle_transformers::utils::apply_repeat_penalty;
 use serde::Serialize;
@@ -67,6 +69,8 @@ impl Choosing {
         let temperature = self.temperature;
         match (self.top_k, self.top_p) {
             _ if temperature < GREEDY => Sampling::ArgMax,
+            // A share that is 0 in f32 leaves the most likely token alone.
+            (_, Some(p)) if p as f32 == 0.0 => Sampling::ArgMax,
             (None, None) => Sampling::All { temperature },
             (Some(k), None) => Sampling::TopK { k, temperature },
             (None, Some(p)) => Sampling::TopP { p, temperature },
@@ -146,6 +150,7 @@ pub fn generate(
         if ids.len() - prompt.len() == choosing.max_tokens {
             break Stopped::MaxTokens;
         }
+        refuse_not_finite(model, &logits, ids.len())?;
         if choosing.repeat_penalty != 1.0 {
             logits = apply_repeat_penalty(&logits, choosing.repeat_penalty as f32, &ids)?;
         }
@@ -174,6 +179,15 @@ pub fn generate(
     let seconds = started.elapsed().as_secs_f64() - prompt_seconds;
     let ids = ids.split_off(prompt.len());
     Ok(Generated { prompt_ids: prompt.to_vec(), ids, text, stopped, prompt_seconds, seconds })
+}
+
+/// Fails if what the model says of the token behind `read` others is not made of numbers: any token could be chosen then.
+fn refuse_not_finite(model: &Model, logits: &Tensor, read: usize) -> Result<()> {
+    if logits.to_vec1::<f32>()?.iter().all(|logit| logit.is_finite()) {
+        return Ok(());
+    }
+    let what = format!("the logits of {} behind {read} tokens are NaN or infinite", model.source().label());
+    Err(UserError::not_finite(what).hint("its weights are damaged, or make numbers too large for f32").into())
 }
 
 /// Every id that ends a text: those that the tokenizer, config.json and generation_config.json name.

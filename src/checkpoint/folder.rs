@@ -3,6 +3,7 @@
 use super::file::{TensorFile, unreadable};
 use super::header::{DAMAGED, Pairs};
 use super::lfs::refuse_pointer;
+use super::section::Section;
 use crate::hub::is_module_file;
 use crate::user_bail;
 use anyhow::Result;
@@ -16,7 +17,7 @@ pub(super) const SINGLE: &str = "model.safetensors";
 /// Settings of an adapter that peft wrote.
 const ADAPTER: &str = "adapter_config.json";
 /// What some editors put in front of UTF-8.
-const BOM: &[u8] = "\u{feff}".as_bytes();
+pub(super) const BOM: &[u8] = "\u{feff}".as_bytes();
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Weight formats of any runtime, this program's included: never copied as side files.
@@ -80,7 +81,10 @@ pub(super) fn parse_config(name: &str, bytes: &[u8]) -> Result<Map<String, Value
     let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
     let finite = without_infinity(bytes);
     match serde_json::from_slice(finite.as_deref().unwrap_or(bytes)) {
-        Ok(config) => Ok(config),
+        Ok(config) => {
+            Section::check(name, &config)?;
+            Ok(config)
+        }
         Err(error) => user_bail!("{name} is not a JSON object: {error}"; "get the model's original {CONFIG}"),
     }
 }

@@ -15,6 +15,8 @@
 //! folder is of, refuse the one when they make a configuration (4.x) and the other when they open the weights (4.x and 5.x),
 //! and print the sentence. Format 1 left the base's keys as they were.
 
+use crate::user_bail;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -62,6 +64,34 @@ impl Section {
     pub fn of(config: &Map<String, Value>) -> Option<Section> {
         let section = config.get(KEY)?;
         Some(Self::deserialize(section).unwrap_or_default())
+    }
+
+    /// Fails if `config`, which errors call `name`, is that of an output but does not say how its tensors are stored, or
+    /// says so in a way that came later.
+    pub(super) fn check(name: &str, config: &Map<String, Value>) -> Result<()> {
+        let claims = config.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE);
+        let Some(section) = config.get(KEY) else {
+            if claims {
+                user_bail!(
+                    "{name} is of `model_type` {MODEL_TYPE}, but has no `{KEY}` section";
+                    "get or make the output again: the section says what its tensors are"
+                );
+            }
+            return Ok(());
+        };
+        match Self::deserialize(section) {
+            Ok(section) if section.format > FORMAT => user_bail!(
+                "{name} has format {} of the `{KEY}` section, this version of softlm reads {FORMAT} at most", section.format;
+                "use the softlm that wrote it ({}) or a newer one", section.version
+            ),
+            Ok(section) if claims && section.base_model_type.is_none() => user_bail!(
+                "{name}: the `{KEY}` section has no `base_model_type`"; "get or make the output again"
+            ),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                user_bail!("{name}: the `{KEY}` section cannot be read: {error}"; "get or make the output again")
+            }
+        }
     }
 }
 
@@ -185,6 +215,29 @@ mod tests {
         let output = wrap(narrower, section, json!({}), "SoftlmModel", json!({}));
         assert_eq!(family_config(&output)["text_config"]["intermediate_size"], 16);
         assert_eq!(base_config(&output), base);
+    }
+
+    #[test]
+    fn sections_that_say_nothing_or_come_from_later_are_refused() {
+        let check = |config: Value| Section::check("config.json", &object(config)).map_err(|e| e.to_string());
+        let later = check(
+            json!({"model_type": "softlm", "softlm": {"format": 3, "version": "9.1", "base_model_type": "llama"}}),
+        );
+        assert!(later.is_err_and(|e| e.contains("format 3") && e.contains("reads 2")));
+        assert!(check(json!({"model_type": "softlm"})).is_err_and(|e| e.contains("no `softlm` section")));
+        assert!(
+            check(json!({"model_type": "softlm", "softlm": {"format": 2}}))
+                .is_err_and(|e| e.contains("base_model_type"))
+        );
+        for section in [json!("x"), json!(7), json!({"format": -1}), json!({"base_config": []})] {
+            assert!(
+                check(json!({"softlm": section.clone()})).is_err_and(|e| e.contains("cannot be read")),
+                "{section}"
+            );
+        }
+        check(json!({"model_type": "llama"})).unwrap();
+        check(json!({"model_type": "llama", "softlm": {}})).unwrap();
+        check(json!({"model_type": "softlm", "softlm": {"format": 2, "base_model_type": "llama"}})).unwrap();
     }
 
     #[test]

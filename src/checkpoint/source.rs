@@ -304,7 +304,19 @@ impl Source {
         if let Some(bytes) = &found {
             refuse_pointer(&format!("{name} of {}", self.label), bytes)?;
         }
-        Ok(found)
+        // JSON begins with no byte order mark, but editors put one there.
+        Ok(found.map(|bytes| match bytes.strip_prefix(folder::BOM) {
+            Some(rest) if name.ends_with(".json") => Cow::Owned(rest.to_vec()),
+            _ => bytes,
+        }))
+    }
+
+    /// Fails if settings or vocabularies among the [`side_files`](Self::side_files) were never fetched: what is made of this
+    /// checkpoint would carry Git LFS pointers that nothing can read.
+    pub fn expect_fetched(&self) -> Result<()> {
+        let read = [".json", ".txt", ".model", ".jinja"];
+        let names = self.side_files()?.into_iter().filter(|name| read.iter().any(|end| name.ends_with(end)));
+        names.into_iter().try_for_each(|name| self.side_file(&name).map(drop))
     }
 
     /// [`side_file`](Self::side_file) for copying: as it lies there, unfetched or not.

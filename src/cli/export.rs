@@ -4,7 +4,7 @@ use super::page::print_result;
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::export::{ExportOptions, FACTORS_SCHEMA, Form, export};
-use crate::pipeline;
+use crate::pipeline::{self, Original};
 use crate::recipe::{StoredType, parse_bytes};
 use crate::report::bytes;
 use crate::user_bail;
@@ -72,6 +72,9 @@ impl Export {
             force: self.force,
         };
         let source = pipeline::open_source(&model, &context.hub)?;
+        if let Some(original) = Original::of(&source)? {
+            original.check_output(&source, context.ui)?;
+        }
         let exported = export(source, &options, context.ui)?;
         context.ui.finish();
         let place = options.output.display();

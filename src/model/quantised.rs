@@ -6,9 +6,6 @@ use crate::user_bail;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-/// What our own outputs call their method there, so that other programs do not take them for plain checkpoints.
-const OURS: &str = "softlm";
-
 /// Ends of tensor names that tell a quantised checkpoint, and by what it was made.
 const QUANTISED: [(&str, &str); 13] = [
     (".qweight", "GPTQ or AWQ"),
@@ -62,7 +59,6 @@ pub(super) fn refuse(source: &Source, text_config: &Map<String, Value>) -> Resul
 fn refuse_method(key: &str, found: &Value) -> Result<()> {
     let says = |key: &str| found.get(key).and_then(Value::as_bool).unwrap_or(false);
     let method = match found.get("quant_method").and_then(Value::as_str) {
-        Some(OURS) => return Ok(()),
         Some(method) => method,
         None if says("load_in_4bit") || says("load_in_8bit") => "bitsandbytes",
         None if key == "compression_config" => "compressed-tensors",

@@ -135,6 +135,7 @@ pub fn compress_windows(
     // Shapes alone show whether the budget can be met: say so before any weight moves.
     allocate::by_shape(recipe, method, &model)?;
     let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
+    model.source().expect_fetched()?;
     let identity = model.source().identity()?;
     let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
     stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;

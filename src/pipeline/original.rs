@@ -41,6 +41,8 @@ struct Recorded {
 #[derive(Deserialize)]
 struct RecordedModel {
     #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
     kind: Option<Kind>,
     #[serde(flatten)]
     identity: Identity,
@@ -58,22 +60,26 @@ pub fn refuse_base(model: &str, place: Option<&str>) -> Result<()> {
 }
 
 impl Original {
-    /// What `source` says; `None` if it is no output.
+    /// What `source` says; `None` if it is no output. One whose section was taken out of config.json still has its report.
     pub fn of(source: &Source) -> Result<Option<Self>> {
-        let Some(Section { base_model: Some(name), base_revision: revision, .. }) = Section::of(source.config()) else {
-            return Ok(None);
-        };
+        let section = Section::of(source.config());
         let label = source.label();
         let report: Option<Recorded> = match source.side_file("report.json")? {
             None => None,
             Some(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(report) => Some(report),
+                // Other programs write files of this name too.
+                Err(_) if section.is_none() => None,
                 Err(error) => user_bail!(
                     "the report.json of {label} cannot be read: {error}";
                     "get or make {label} again; without its report.json it is taken as it is"
                 ),
             },
         };
+        let report = report.filter(|report| section.is_some() || report.output.is_some());
+        let revision = section.as_ref().and_then(|section| section.base_revision.clone());
+        let named = section.and_then(|section| section.base_model);
+        let Some(name) = named.or_else(|| report.as_ref()?.model.name.clone()) else { return Ok(None) };
         let kind = report.as_ref().and_then(|report| report.model.kind).unwrap_or(match (&revision, name.as_str()) {
             (Some(_), _) => Kind::Hub,
             (None, "demo") if !Path::new("demo").exists() => Kind::BuiltIn,

@@ -2,7 +2,7 @@
 //! (`tests/golden/greedy.json`), and the command.
 
 use crate::data::data;
-use crate::program::{FAST, Place, change_config, finish};
+use crate::program::{FAST, Place, change_config, change_weights, finish};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use softlm::checkpoint::Source;
@@ -190,7 +190,9 @@ fn chance_follows_the_seed_and_the_options() {
     assert_ne!(with(hot), greedy);
     // Nothing to choose from.
     assert_eq!(with(Choosing { top_k: Some(1), ..hot }), greedy);
-    assert_eq!(with(Choosing { top_p: Some(1e-6), ..hot }), greedy);
+    for share in [1e-6, 1e-40, 1e-300] {
+        assert_eq!(with(Choosing { top_p: Some(share), ..hot }), greedy, "{share:e}");
+    }
     assert_eq!(with(Choosing { top_k: Some(1), top_p: Some(0.5), ..hot }), greedy);
     // So cold that dividing by it leaves no numbers.
     for temperature in [1e-9, 1e-20, 1e-40, 1e-300, f64::MIN_POSITIVE] {
@@ -307,6 +309,15 @@ fn what_cannot_be_meant_is_refused() {
         place.run(&format!("generate demo {options}")).refused(&[&naming]);
     }
     place.run("generate ./nothing").refused(&["./nothing"]);
+    // Sound weights whose logits are too large for f32.
+    let folder = place.demo_folder("loud");
+    change_weights(&folder, |all| {
+        let (_, _, data) = all.get_mut("model.norm.weight").expect("the last norm");
+        data.as_chunks_mut::<2>().0.iter_mut().for_each(|bytes| *bytes = half::bf16::from_f32(3e38).to_le_bytes());
+    });
+    for options in ["", "--temperature 0.7"] {
+        place.run(&format!("generate loud --prompt the {options}")).refused(&["logits of loud", "NaN or infinite"]);
+    }
     let encoder = here().join("models/bert-tiny");
     place.run(&format!("generate {} --prompt the", encoder.display())).refused(&["bert-tiny", "encoder"]);
     // A model without a tokenizer, and one that has no token to begin with.

@@ -268,3 +268,41 @@ fn shards_are_hashed_each() {
     let said = place.run("verify out");
     assert!(said.code == 1 && said.stdout.contains(&own.weights[1].file), "{}", said.stdout);
 }
+
+#[test]
+fn an_output_without_its_section_is_no_model_of_another_kind() {
+    let place = Place::new();
+    output_in_a(&place);
+    let without = |name: &str, change: &dyn Fn(&mut Value)| {
+        copy_folder(&place.path("a/out"), &place.path(&format!("a/{name}")));
+        let path = place.path(&format!("a/{name}/config.json"));
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a config")).expect("JSON");
+        change(&mut config);
+        fs::write(path, config.to_string()).expect("written");
+    };
+    without("bare", &|config| drop(config.as_object_mut().expect("an object").remove("softlm")));
+    without("later", &|config| config["softlm"]["format"] = json!(3));
+    for (name, naming) in [("bare", "no `softlm` section"), ("later", "format 3")] {
+        for line in [format!("eval {name} {EVAL}"), format!("verify {name}"), format!("export {name} --to dense -o x")]
+        {
+            run_at(&place, "a", &line).refused(&[name, naming]);
+        }
+    }
+    // Made to look like the original, it is still not what its report says.
+    without("claims", &|config| {
+        config["model_type"] = json!("llama");
+        config.as_object_mut().expect("an object").remove("softlm");
+    });
+    let said = run_at(&place, "a", "verify claims");
+    assert!(said.code == 1 && said.stdout.contains("problem: config.json "), "{}{}", said.stdout, said.stderr);
+}
+
+#[test]
+fn what_is_damaged_is_not_exported() {
+    let place = Place::new();
+    output_in_a(&place);
+    retrain(&place.path("a/out"));
+    run_at(&place, "a", "export out --to dense -o dense")
+        .refused(&["out is not as it was written", "model.safetensors"]);
+    assert!(!place.path("a/dense").exists());
+}

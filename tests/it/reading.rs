@@ -264,9 +264,6 @@ fn quantised_checkpoints_are_refused_by_what_they_are() {
         change_config(&folder, "quantization_config", config);
         refused(load(&folder), &[method, "quantization_config"], hint);
     }
-    // What our own outputs carry.
-    change_config(&folder, "quantization_config", json!({ "quant_method": "softlm" }));
-    load(&folder).expect("a model");
 
     let extra = [
         ("qweight", Dtype::I32, "GPTQ", "made from"),
@@ -325,6 +322,19 @@ fn pointers_of_git_lfs_are_recognised_and_a_byte_order_mark_is_no_part_of_json()
     load(&folder).expect("a model");
     fs::write(folder.join("model.safetensors.index.json"), pointer).expect("written");
     refused(load(&folder), &["model.safetensors.index.json", "Git LFS"], "git lfs pull");
+
+    // Files beside them too, whether softlm reads them or only copies them.
+    let (_place, folder) = copy(&golden("models/llama-tiny-bias"));
+    let source = || Source::open(&folder).expect("a checkpoint");
+    fs::write(folder.join("generation_config.json"), "\u{feff}{}").expect("written");
+    source().expect_fetched().expect("all files");
+    let settings = source().side_file("generation_config.json").expect("readable").map(|bytes| bytes.into_owned());
+    assert_eq!(settings.as_deref(), Some(&b"{}"[..]));
+    for name in ["generation_config.json", "chat_template.jinja", "vocab.txt"] {
+        fs::write(folder.join(name), pointer).expect("written");
+        refused(source().expect_fetched(), &[name, "Git LFS"], "git lfs pull");
+        fs::remove_file(folder.join(name)).expect("removed");
+    }
 }
 
 /// A copy with keys of config.json changed, or removed where the value is null.
