@@ -74,6 +74,18 @@ impl TensorFile {
         Ok(Self { name, path: Some(path.into()), data: Data::Map(map), tensors, metadata: header.metadata })
     }
 
+    /// [`open`](Self::open) of a file that an unfinished run keeps for itself.
+    ///
+    /// # Errors
+    /// A [`UserError`] that says how to get on without it.
+    pub fn open_unfinished(path: &Path) -> Result<TensorFile> {
+        Self::open(path).map_err(|error| {
+            UserError::new(format!("the unfinished run is damaged: {error:#}"))
+                .hint("add --force to throw it away and begin again")
+                .into()
+        })
+    }
+
     /// A file that is part of the program.
     pub(super) fn built_in(name: &str, bytes: &'static [u8]) -> Result<TensorFile> {
         let header = header::parse(name, bytes)?;

@@ -14,7 +14,6 @@ const READ: &[&str] = &[
     "merges.txt",
     "modeling_softlm.py",
     "modules.json",
-    "sentence_bert_config.json",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
@@ -23,6 +22,16 @@ const READ: &[&str] = &[
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
+];
+/// Settings of the encoder in a folder of sentence-transformers, under one of these names: the first that is there counts.
+pub const SENTENCE_SETTINGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
 ];
 /// The same of the modules behind an encoder, each in a folder of its own.
 const READ_OF_MODULES: &[&str] = &["config.json", "model.safetensors"];

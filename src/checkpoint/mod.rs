@@ -28,7 +28,7 @@ mod writer;
 
 pub use atomic::{free_space, sync_folder, write_file, write_tensors};
 pub use file::{TensorFile, TensorInfo};
-pub use identity::{FileHash, Identity, Kind, differences};
+pub use identity::{FileHash, Identity, Kind, SENTENCE_SETTINGS, differences};
 pub(crate) use lfs::refuse_pointer;
 pub use numbers::NotFinite;
 pub use safetensors::Dtype;

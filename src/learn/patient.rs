@@ -174,7 +174,7 @@ impl<'a> Patient<'a> {
 
     /// Goes back to what [`Patient::save`] wrote; returns the report, the best factors so far and the seconds spent.
     pub(super) fn resume(&self, path: &Path, optimiser: &mut AdamW) -> Result<(HealReport, Vec<Tensor>, f64)> {
-        let file = TensorFile::open(path)?;
+        let file = TensorFile::open_unfinished(path)?;
         let report = file.metadata().get("report").context("a saved state lacks its report")?;
         let report = serde_json::from_str(report).with_context(|| format!("{} is damaged", path.display()))?;
         optimiser.restore(&file)?;

@@ -87,7 +87,7 @@ impl<'a> Training<'a> {
         let all: Vec<usize> = controlled.iter().map(|linear| linear.sigma.len()).collect();
         let start = ratios(&controlled, &all).1;
         if job.state.exists() {
-            let file = TensorFile::open(job.state)?;
+            let file = TensorFile::open_unfinished(job.state)?;
             let saved = file.metadata().get("saved").context("a saved state lacks its report")?;
             let saved: Saved =
                 serde_json::from_str(saved).with_context(|| format!("{} is damaged", job.state.display()))?;

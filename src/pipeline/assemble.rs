@@ -55,7 +55,7 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
         .collect();
     for index in 0..run.model.blocks() {
         let path = run.final_block(index);
-        let file = TensorFile::open(&path)?;
+        let file = TensorFile::open_unfinished(&path)?;
         for name in file.names() {
             let info = file.info(name).context("a listed tensor is missing")?;
             let from = Origin::File { path: path.clone(), name: name.to_string() };

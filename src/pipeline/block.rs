@@ -26,7 +26,7 @@ impl FinishedBlock {
 
     /// Reads a block written by [`FinishedBlock::save`].
     pub fn load(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
+        let file = TensorFile::open_unfinished(path)?;
         let linears = reports_of(&file)?;
         let mut tensors = Vec::new();
         for name in file.names() {
@@ -38,7 +38,7 @@ impl FinishedBlock {
 
     /// What is to be reported about a block written by [`FinishedBlock::save`], without its tensors.
     pub fn reports(path: &Path) -> Result<Vec<LinearReport>> {
-        reports_of(&TensorFile::open(path)?)
+        reports_of(&TensorFile::open_unfinished(path)?)
     }
 
     /// Parts of a fused matrix stand on their own as soon as one of them is factorised.

@@ -1,7 +1,7 @@
 //! Encoders: which measure fits a model, and what its folder says about how its states are used.
 
 use super::texts::EvalText;
-use crate::checkpoint::Source;
+use crate::checkpoint::{SENTENCE_SETTINGS, Source};
 use crate::eval::{Evaluation, Fidelity, GlueProtocol, GlueResult, Modules, evaluate, evaluate_masked, fidelity, glue};
 use crate::hub::HubOptions;
 use crate::model::{Model, Output};
@@ -76,7 +76,7 @@ pub fn glue_tasks(
             "use {} or less", model.context()
         ),
         Some(length) => length,
-        None => usual_length(source)?.min(model.context()),
+        None => usual_length(model)?,
     };
     let encoder = super::tokenizer(source)?.encoder(max_length)?;
     let modules = modules(model)?;
@@ -98,14 +98,71 @@ pub(super) fn modules(model: &Model) -> Result<Modules> {
     if model.is_encoder() { Modules::read(model.source()) } else { Ok(Modules::default()) }
 }
 
-/// Tokens of a text or pair at most, as the folder says.
-pub(super) fn usual_length(source: &Source) -> Result<usize> {
-    let settings = json(source, "sentence_bert_config.json")?;
-    let length = settings.and_then(|settings| settings["max_seq_length"].as_u64());
-    Ok(length.map_or(MAX_LENGTH, |length| length as usize))
+/// Tokens of a text or pair at most, as the folder says: a folder of sentence-transformers that gives no number means all
+/// that the model and its tokenizer allow.
+pub(super) fn usual_length(model: &Model) -> Result<usize> {
+    let source = model.source();
+    for name in SENTENCE_SETTINGS {
+        let Some(settings) = json(source, name)? else { continue };
+        return match &settings["max_seq_length"] {
+            Value::Null => longest(model),
+            length => match length.as_u64().filter(|&length| length > 0) {
+                Some(length) => Ok(model.context().min(length as usize)),
+                None => user_bail!(
+                    "{name} of {}: `max_seq_length` is {length}, expected a positive integer", source.label();
+                    "correct the file, or say how many tokens a text may have with --max-length"
+                ),
+            },
+        };
+    }
+    if source.side_file("modules.json")?.is_some() { longest(model) } else { Ok(model.context().min(MAX_LENGTH)) }
+}
+
+/// As many tokens as the model has positions and its tokenizer was made for.
+fn longest(model: &Model) -> Result<usize> {
+    let settings = json(model.source(), "tokenizer_config.json")?;
+    // No limit is written as 1e30.
+    let limit = settings.and_then(|settings| settings["model_max_length"].as_f64()).filter(|limit| *limit >= 1.0);
+    Ok(limit.map_or(model.context(), |limit| model.context().min(limit as usize)))
 }
 
 fn json(source: &Source, name: &str) -> Result<Option<Value>> {
     let Some(bytes) = source.side_file(name)? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{name} of {} is damaged", source.label()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use std::path::Path;
+
+    #[test]
+    fn folders_say_how_long_a_text_may_be() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders/bert-tiny-bare");
+        let length = |files: &[(&str, &str)]| {
+            let place = tempfile::tempdir().unwrap();
+            for name in ["config.json", "model.safetensors"] {
+                std::fs::copy(golden.join(name), place.path().join(name)).unwrap();
+            }
+            files.iter().for_each(|(name, text)| std::fs::write(place.path().join(name), text).unwrap());
+            let model = Model::load(Source::open(place.path()).unwrap(), &Device::Cpu).unwrap();
+            usual_length(&model).map(|length| (length, model.context())).map_err(|e| e.to_string())
+        };
+        let (bare, context) = length(&[]).unwrap();
+        assert!(context < MAX_LENGTH && bare == context);
+        let modules = ("modules.json", "[]");
+        for (files, expected) in [
+            (vec![("sentence_bert_config.json", r#"{"max_seq_length": 9}"#), modules], 9),
+            (vec![("sentence_distilbert_config.json", r#"{"max_seq_length": 7}"#), modules], 7),
+            (vec![("sentence_bert_config.json", r#"{"max_seq_length": null}"#), modules], context),
+            (vec![("tokenizer_config.json", r#"{"model_max_length": 11}"#), modules], 11),
+            (vec![("tokenizer_config.json", r#"{"model_max_length": 1e30}"#), modules], context),
+            (vec![("sentence_bert_config.json", r#"{"max_seq_length": 100000}"#)], context),
+        ] {
+            assert_eq!(length(&files).unwrap().0, expected, "{files:?}");
+        }
+        let odd = length(&[("sentence_bert_config.json", r#"{"max_seq_length": "8"}"#)]).unwrap_err();
+        assert!(odd.contains("max_seq_length") && odd.contains("\"8\""), "{odd}");
+    }
 }

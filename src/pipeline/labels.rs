@@ -52,7 +52,7 @@ pub fn labels(model: &Model, tokenizer: &Tokenizer, spec: &str, seed: u64, hub: 
     if count < 2 {
         user_bail!("{} has a single example, and some must be kept apart to judge by", examples.origin; "give more");
     }
-    let max_length = usual_length(model.source())?.min(model.context());
+    let max_length = usual_length(model)?;
     let encoder = tokenizer.encoder(max_length)?;
     let mut order: Vec<usize> = (0..count).collect();
     shuffle(&mut order, seed);

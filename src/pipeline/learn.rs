@@ -83,7 +83,7 @@ impl Run<'_> {
 
     /// The components of the linears of block `index`, in their order.
     fn components(&self, index: usize) -> Result<Vec<Components>> {
-        let file = TensorFile::open(&self.job.basis_file(index))?;
+        let file = TensorFile::open_unfinished(&self.job.basis_file(index))?;
         let read = |spec: &LinearSpec| -> Result<Components> {
             let tensor = |part: &str| -> Result<Tensor> {
                 let name = key(spec, part);

@@ -92,7 +92,7 @@ impl Run<'_> {
     pub(super) fn surveyed_energies(&self) -> Result<Vec<Vec<f64>>> {
         let mut energies = Vec::new();
         for index in 0..self.model.blocks() {
-            let file = TensorFile::open(&self.job.survey_file(index))?;
+            let file = TensorFile::open_unfinished(&self.job.survey_file(index))?;
             for spec in self.model.block_linears(index) {
                 energies.push(f64s(file.bytes(&key(spec, "energy"))?));
             }
@@ -225,7 +225,7 @@ fn encode(spec: &LinearSpec, surveyed: &Surveyed, rank: usize) -> Vec<NamedTenso
 }
 
 fn read(path: &Path, spec: &LinearSpec) -> Result<Surveyed> {
-    let file = TensorFile::open(path)?;
+    let file = TensorFile::open_unfinished(path)?;
     let f32s = |part: &str| -> Result<Vec<f32>> {
         Ok(file.bytes(&key(spec, part))?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     };

@@ -19,6 +19,7 @@ use tokenizers::{EncodeInput, TruncationParams};
 
 use self::class::Class;
 use self::settings::Settings;
+use crate::checkpoint::SENTENCE_SETTINGS;
 use crate::user_bail;
 
 /// Reads a side file of a model by name: `None` if the model has no such file.
@@ -195,10 +196,12 @@ fn configured_id(config: &Map<String, Value>, key: &str) -> Option<u32> {
 
 /// Whether sentence-transformers lowers the case of texts before they are tokenised.
 fn lowers_case(label: &str, file: SideFile) -> Result<bool> {
-    const NAME: &str = "sentence_bert_config.json";
-    let Some(bytes) = file(NAME)? else { return Ok(false) };
-    let settings = object(&bytes).with_context(|| format!("{label}: {NAME} is damaged"))?;
-    Ok(settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false))
+    for name in SENTENCE_SETTINGS {
+        let Some(bytes) = file(name)? else { continue };
+        let settings = object(&bytes).with_context(|| format!("{label}: {name} is damaged"))?;
+        return Ok(settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false));
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -162,3 +162,18 @@ fn interrupted_statistics_are_completed() {
         assert!(place.read(&format!("stats/{file}")) == place.read(&format!("undisturbed/{file}")), "{file}");
     }
 }
+
+#[test]
+fn a_damaged_work_file_says_how_to_get_on() {
+    let place = Place::new();
+    let line = "compress demo --method whiten --keep 0.6 --calib-windows 8 --window 256 --ppl none -o out";
+    let mut child = place.command(line).spawn().expect("the program starts");
+    let survey = "out.softlm-work/survey-00000.safetensors";
+    place.wait_for(survey);
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    fs::OpenOptions::new().write(true).open(place.path(survey)).expect("a file").set_len(1000).expect("cut");
+    place.run(line).refused(&["the unfinished run is damaged", "survey-00000.safetensors", "--force"]);
+    place.run(&format!("{line} --force")).fine();
+    place.run("verify out --against demo").fine();
+}
