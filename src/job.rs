@@ -177,7 +177,9 @@ fn work_folder(output: &Path, shown: &Display) -> Result<(PathBuf, File)> {
             UserError::new(format!("cannot write to {}: {error}", dir.display()))
                 .hint("choose an output folder you can write to")
         });
-        if ![ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&error.kind()) {
+        // A mount point is filled, never replaced: what cannot be written to now cannot be at the end.
+        let is_final = dir.starts_with(output) && is_mount_point(output);
+        if is_final || ![ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&error.kind()) {
             break;
         }
     }

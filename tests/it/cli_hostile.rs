@@ -217,6 +217,14 @@ fn a_mount_point_can_be_the_output() {
 }
 
 #[test]
+fn a_mount_point_that_cannot_be_written_to_is_refused_first() {
+    let place = Place::new();
+    let Some(_disk) = SmallDisk::mount(&place, "20m,ro") else { return };
+    place.run(&compress("demo").replace("-o out", "-o disk")).refused(&["cannot write to disk", "Read-only", "hint"]);
+    assert!(!place.path("disk.softlm-work").exists());
+}
+
+#[test]
 fn an_interrupted_run_goes_on_inside_a_mount_point() {
     let place = Place::new();
     let Some(disk) = SmallDisk::mount(&place, "20m") else { return };
