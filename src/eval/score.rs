@@ -9,7 +9,7 @@ use crate::model::simd::{divergence, log_sum_exp, max};
 use crate::model::{Head, Model, with_numbers};
 use crate::progress::Progress;
 use crate::text::{Window, Windows};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -48,7 +48,11 @@ pub(super) fn score(
     let mut scores = Vec::with_capacity(windows.rows.len());
     for rows in windows.rows.chunks(group) {
         let states = final_states(model, rows, progress)?;
-        let base_states = base.map(|base| final_states(base, rows, progress)).transpose()?;
+        let original = |base: &Model| {
+            let running = || format!("running {}, which is compared with", base.source().label());
+            final_states(base, rows, progress).with_context(running)
+        };
+        let base_states = base.map(original).transpose()?;
         for (i, window) in rows.iter().enumerate() {
             let reference = base_states.as_ref().zip(base_head.as_ref()).map(|(states, head)| (head, &states[i]));
             scores.push(score_window(&head, &states[i], reference, window, model.vocab())?);
@@ -124,8 +128,9 @@ pub(super) fn score_rows(
         }
     }
     if !(total.nll + total.base_nll + total.kl).is_finite() {
-        let error = UserError::not_finite("the model's output is NaN or infinite");
-        return Err(error.hint("no perplexity can be given; run `softlm verify` on the model").into());
+        let whose = if total.nll.is_finite() { "the original's" } else { "the model's" };
+        let error = UserError::not_finite(format!("{whose} output is NaN or infinite"));
+        return Err(error.hint("no perplexity can be given; its weights are damaged or overflow f32").into());
     }
     Ok(total)
 }
