@@ -6,11 +6,12 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Files beside config.json that decide which tokens a text becomes and what is made of the states; and the code that other
-/// programs run to load an output.
+/// Files beside config.json that decide which tokens a text becomes, where one ends, and what is made of the states; and the
+/// code that other programs run to load an output.
 const READ: &[&str] = &[
     "added_tokens.json",
     "config_sentence_transformers.json",
+    "generation_config.json",
     "merges.txt",
     "modeling_softlm.py",
     "modules.json",
@@ -119,7 +120,7 @@ impl Source {
         names.extend(self.side_files()?.into_iter().filter(|name| is_read(name)));
         let mut files = Vec::new();
         for file in names {
-            let content = self.side_file(&file)?.with_context(|| format!("{file} has just been there"))?;
+            let content = self.stored_file(&file)?.with_context(|| format!("{file} has just been there"))?;
             files.push(FileHash { file, sha256: hex(Sha256::new_with_prefix(&*content)) });
         }
         Ok(Identity { weights, files })
@@ -137,7 +138,7 @@ impl Source {
 
 fn is_read(name: &str) -> bool {
     match name.rsplit_once('/') {
-        None => READ.contains(&name),
+        None => READ.contains(&name) || SENTENCE_SETTINGS.contains(&name),
         Some((_, name)) => READ_OF_MODULES.contains(&name),
     }
 }
@@ -164,6 +165,32 @@ mod tests {
         for (said, part) in said.iter().zip(["tokenizer.json has sha256 ee", "vocab.txt is missing", "merges.txt"]) {
             assert!(said.starts_with(part), "{said}");
         }
+    }
+
+    #[test]
+    fn what_is_read_is_known() {
+        let read = [
+            "tokenizer.json",
+            "generation_config.json",
+            "sentence_distilbert_config.json",
+            "2_Dense/model.safetensors",
+        ];
+        assert!(read.into_iter().all(is_read));
+        assert!(!["README.md", "report.json", "2_Dense/README.md"].into_iter().any(is_read));
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_file() {
+        let place = tempfile::tempdir().unwrap();
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama-tiny-bias");
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(golden.join(name), place.path().join(name)).unwrap();
+        }
+        std::fs::write(place.path().join("tokenizer_config.json"), "\u{feff}{}").unwrap();
+        let identity = Source::open(place.path()).unwrap().identity().unwrap();
+        let found = identity.files.iter().find(|found| found.file == "tokenizer_config.json").unwrap();
+        // printf '\357\273\277{}' | sha256sum
+        assert_eq!(found.sha256, "aa25e978046d680ef8740d837e6de5bc1e2a2dc6089dbda1012544b538d53f65");
     }
 
     #[test]
