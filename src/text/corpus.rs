@@ -56,7 +56,7 @@ impl Corpus {
     /// Gives documents a name.
     ///
     /// # Errors
-    /// A [`UserError`] if there is nothing in them but white space.
+    /// A [`UserError`](crate::error::UserError) if there is nothing in them but white space.
     pub fn new(name: &str, origin: String, documents: Vec<String>) -> Result<Self> {
         if documents.iter().all(|document| document.trim().is_empty()) {
             user_bail!("the corpus {name} ({origin}) is empty"; "give a text that has words in it");
@@ -99,7 +99,7 @@ impl Corpus {
 #[doc = include_str!("hubsets.md")]
 ///
 /// # Errors
-/// A [`UserError`] for a name that is not known, a file that cannot be read as text, and an empty text; what the hub
+/// A [`UserError`](crate::error::UserError) for a name that is not known, a file that cannot be read as text, and an empty text; what the hub
 /// may answer is in [`crate::hub`].
 pub fn load(spec: &str, split: Split, hub: &HubOptions) -> Result<Corpus> {
     // A path that exists is a path, though its name looks like NAME=PATH.
