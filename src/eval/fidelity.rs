@@ -29,7 +29,7 @@ pub struct Fidelity {
     #[serde(with = "crate::number")]
     pub cosine: f64,
     /// Standard error of the mean; absent for a single window.
-    #[serde(default, with = "crate::number::optional")]
+    #[serde(default, with = "crate::number::optional", skip_serializing_if = "Option::is_none")]
     pub stderr: Option<f64>,
     /// The least cosine of a window.
     #[serde(with = "crate::number")]

@@ -34,7 +34,7 @@ pub struct Perplexity {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppl_note: Option<String>,
     /// Standard error of `ppl`, from the spread of the windows' mean NLLs; absent for a single window.
-    #[serde(default, with = "crate::number::optional")]
+    #[serde(default, with = "crate::number::optional", skip_serializing_if = "Option::is_none")]
     pub stderr: Option<f64>,
     /// Mean negative log-likelihood per target, nats.
     #[serde(with = "crate::number")]
@@ -52,7 +52,7 @@ pub struct Divergence {
     #[serde(with = "crate::number")]
     pub kl: f64,
     /// Standard error of `kl` over windows; absent for a single window.
-    #[serde(default, with = "crate::number::optional")]
+    #[serde(default, with = "crate::number::optional", skip_serializing_if = "Option::is_none")]
     pub kl_stderr: Option<f64>,
     /// Fraction of targets where both models' most likely token is the same.
     #[serde(with = "crate::number")]

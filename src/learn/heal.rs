@@ -70,7 +70,7 @@ pub struct HealPoint {
     /// Steps done.
     pub step: usize,
     /// Mean training loss since the look before.
-    #[serde(default, with = "crate::number::optional")]
+    #[serde(default, with = "crate::number::optional", skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
     /// Mean held-out loss; absent, in JSON `"NaN"`, when it is not finite.
     #[serde(with = "crate::number::finite")]

@@ -55,7 +55,7 @@ pub struct SpectralPoint {
     /// The phase they were in.
     pub phase: Phase,
     /// Mean training loss since the look before. The student is not cut.
-    #[serde(default, with = "crate::number::optional")]
+    #[serde(default, with = "crate::number::optional", skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
     /// Share of the linears' parameters that the student's own count asks for.
     #[serde(with = "crate::number")]
