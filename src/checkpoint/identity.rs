@@ -214,7 +214,7 @@ mod tests {
         let identity = demo.identity().unwrap();
         assert_eq!(demo.kind(), Kind::BuiltIn);
         let names: Vec<&str> = identity.files.iter().map(|hash| hash.file.as_str()).collect();
-        assert_eq!(names, ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(names, ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
         assert!(identity.weights.iter().chain(&identity.files).all(|hash| hash.sha256.len() == 64));
     }
 }
