@@ -34,6 +34,8 @@ pub struct Job {
     dir: PathBuf,
     output: PathBuf,
     resumed: bool,
+    /// Files of the earlier run that could not be read and are made again.
+    damaged: Vec<String>,
     replace: bool,
     _lock: File,
 }
@@ -66,7 +68,8 @@ impl Job {
                 "repeat that run's command to finish it, or add --force to start over"
             );
         }
-        let job = Self { dir, output: output.to_path_buf(), resumed, replace: force, _lock: lock };
+        let damaged = if resumed { remove_damaged(&dir)? } else { Vec::new() };
+        let job = Self { dir, output: output.to_path_buf(), resumed, damaged, replace: force, _lock: lock };
         // What a run that died while it filled its output has put there is made again from its work.
         if let Some(manifest) = Manifest::read(&job.dir) {
             if !is_output(&job.output) {
@@ -85,6 +88,11 @@ impl Job {
     /// Whether finished work of an earlier run may be there.
     pub fn resumed(&self) -> bool {
         self.resumed
+    }
+
+    /// Names of files of the earlier run that were cut short or damaged. They are gone, so that their blocks are done again.
+    pub fn damaged(&self) -> &[String] {
+        &self.damaged
     }
 
     /// Where the survey of block `index` is kept: its decompositions, up to break-even.
@@ -187,6 +195,26 @@ fn work_folder(output: &Path, shown: &Display) -> Result<(PathBuf, File)> {
         Some(error) => Err(error.into()),
         None => user_bail!("output {shown} is not the name of a new folder"; "for example -o out"),
     }
+}
+
+/// Removes files of tensors and of numbers that cannot be read and returns their names: work that was finished is never written in place,
+/// so what is cut short was damaged afterwards.
+fn remove_damaged(dir: &Path) -> Result<Vec<String>> {
+    let mut damaged = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let broken = match path.extension().and_then(OsStr::to_str) {
+            Some("safetensors") => TensorFile::open(&path).is_err(),
+            Some("json") => fs::read(&path).is_ok_and(|bytes| serde_json::from_slice::<Value>(&bytes).is_err()),
+            _ => false,
+        };
+        if broken {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            damaged.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    damaged.sort();
+    Ok(damaged)
 }
 
 /// Whether there is anything in a work folder that a run could continue from.

@@ -81,7 +81,7 @@ impl TensorFile {
     pub fn open_unfinished(path: &Path) -> Result<TensorFile> {
         Self::open(path).map_err(|error| {
             UserError::new(format!("the unfinished run is damaged: {error:#}"))
-                .hint("add --force to throw it away and begin again")
+                .hint("give the same command again: what is damaged is then made again")
                 .into()
         })
     }

@@ -154,6 +154,9 @@ pub fn compress_windows(
     run.check_healing()?;
     if run.job.resumed() {
         progress.note("continuing an interrupted run");
+        if !run.job.damaged().is_empty() {
+            progress.note(&format!("damaged work is done again: {}", run.job.damaged().join(", ")));
+        }
     }
 
     let shrunk = run.shrink(&mut clock)?;

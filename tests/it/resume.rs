@@ -164,16 +164,25 @@ fn interrupted_statistics_are_completed() {
 }
 
 #[test]
-fn a_damaged_work_file_says_how_to_get_on() {
+fn a_damaged_work_file_is_made_again() {
     let place = Place::new();
-    let line = "compress demo --method whiten --keep 0.6 --calib-windows 8 --window 256 --ppl none -o out";
-    let mut child = place.command(line).spawn().expect("the program starts");
+    let line = "compress demo --method whiten --keep 0.6 --calib-windows 8 --window 256 --ppl none";
+    place.run(&format!("{line} -o undisturbed")).fine();
+    let line = format!("{line} -o out");
     let survey = "out.softlm-work/survey-00000.safetensors";
-    place.wait_for(survey);
-    child.kill().expect("killed");
-    child.wait().expect("a child");
-    fs::OpenOptions::new().write(true).open(place.path(survey)).expect("a file").set_len(1000).expect("cut");
-    place.run(line).refused(&["the unfinished run is damaged", "survey-00000.safetensors", "--force"]);
-    place.run(&format!("{line} --force")).fine();
-    place.run("verify out --against demo").fine();
+    for (round, length) in [0, 5, 1000, 20_000].into_iter().enumerate() {
+        let mut child = place.command(&line).spawn().expect("the program starts");
+        place.wait_for(survey);
+        child.kill().expect("killed");
+        child.wait().expect("a child");
+        fs::OpenOptions::new().write(true).open(place.path(survey)).expect("a file").set_len(length).expect("cut");
+        let said = place.run(&line).fine();
+        assert!(
+            said.stderr.contains("damaged work is done again: survey-00000.safetensors"),
+            "{round}: {}",
+            said.stderr
+        );
+        assert!(place.read("out/model.safetensors") == place.read("undisturbed/model.safetensors"), "{round}");
+        fs::remove_dir_all(place.path("out")).expect("removed");
+    }
 }
