@@ -11,7 +11,7 @@ import transformers
 import outputs
 import protocol
 import reference
-from conftest import FOLDER, MAJOR, SOFTLM, auto_class, close, load, some_ids
+from conftest import FOLDER, MAJOR, SAID, SOFTLM, auto_class, close, load, output, some_ids
 
 TEXT = (FOLDER / "text.txt").read_text()
 
@@ -63,6 +63,19 @@ def test_the_dense_export_is_the_same_model(said, model):
     assert not any(info.values()), info
     assert type(dense).__module__.startswith("transformers.")
     assert close(first_output(dense), first_output(model), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama-tiny-rope3", "qwen2-tiny", "phi3-tiny", "gpt2-tiny", "opt-tiny", "bert-tiny"])
+def test_the_plain_export_is_a_smaller_model_of_the_base(name, tmp_path):
+    folder = output(name, "lorap")
+    outputs.run(SOFTLM, "export", folder, "--to", "plain", "--dtype", "f32", "-o", tmp_path / "plain", "-q")
+    head, options = auto_class(folder), {"attn_implementation": "eager", "dtype": torch.float32}
+    plain, info = head.from_pretrained(tmp_path / "plain", output_loading_info=True, **options)
+    assert not any(info.values()), info
+    assert type(plain).__module__.startswith("transformers.")
+    assert close(first_output(plain), first_output(load(folder)), 1e-5)
+    base = head.from_pretrained(SAID[f"{name}-lorap"]["base"])
+    assert plain.num_parameters() < base.num_parameters()
 
 
 def test_saved_again_it_keeps_its_factors(said, model, tmp_path):
