@@ -23,6 +23,7 @@ mod identity;
 mod index;
 mod numbers;
 mod lfs;
+mod sealed;
 mod source;
 mod writer;
 
@@ -32,6 +33,7 @@ pub use identity::{FileHash, Identity, Kind, SENTENCE_SETTINGS, differences};
 pub(crate) use lfs::refuse_pointer;
 pub use numbers::NotFinite;
 pub use safetensors::Dtype;
+pub use sealed::write_sealed;
 pub use section::{FORMAT, GUARD, MODEL_TYPE, Section, base_config, family_config, wrap as wrap_config};
 pub use source::{Source, WeightFile};
 pub use writer::{Compute, Entry, Origin, Written, write_checkpoint, write_computed};
