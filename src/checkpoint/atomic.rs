@@ -2,12 +2,17 @@
 
 use super::{NamedTensor, header};
 use crate::error::UserError;
+use crate::user_bail;
 use anyhow::{Context, Result, ensure};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// Permissions of a new file, less what the process masks.
+const MODE: u32 = 0o666;
 
 /// A file under a temporary name. Dropped without [`publish`](Pending::publish), it disappears.
 pub(super) struct Pending {
@@ -18,13 +23,26 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Starts `path` beside its final place as `<name>.tmp`; an older file of that name is overwritten. `needed` is its
-    /// final size in bytes, for errors.
+    /// Starts `path` beside its final place as `<name>.tmp`; an older file of that name, left by a process that died, is
+    /// removed. `needed` is its final size in bytes, for errors.
     pub fn create(path: &Path, needed: u64) -> Result<Pending> {
+        Self::with_mode(path, needed, MODE)
+    }
+
+    /// [`create`](Self::create) of a file with these permissions, less what the process masks.
+    pub fn with_mode(path: &Path, needed: u64, mode: u32) -> Result<Pending> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".tmp");
         let temporary = PathBuf::from(temporary);
-        let file = File::create(&temporary).map_err(|error| unwritable(path, needed, &error))?;
+        if let Ok(found) = temporary.symlink_metadata() {
+            // A link could lead anywhere, and whoever made it was not this program.
+            if !found.is_file() {
+                user_bail!("{} is in the way: it is no file of softlm's", temporary.display(); "remove or rename it");
+            }
+            fs::remove_file(&temporary).map_err(|error| unwritable(path, needed, &error))?;
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
+        let file = file.map_err(|error| unwritable(path, needed, &error))?;
         Ok(Pending { path: path.into(), temporary, needed, out: Some(BufWriter::with_capacity(1 << 20, file)) })
     }
 
@@ -150,6 +168,24 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"old");
         write_file(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_lies_in_the_way_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("a.json"), dir.path().join("thesis.txt"));
+        fs::write(&victim, "mine").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("a.json.tmp")).unwrap();
+        let error = write_file(&path, b"new").unwrap_err().to_string();
+        assert!(error.contains("a.json.tmp"), "{error}");
+        assert_eq!(fs::read(&victim).unwrap(), b"mine");
+        // A link under the final name is replaced itself.
+        fs::remove_file(dir.path().join("a.json.tmp")).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        fs::write(dir.path().join("a.json.tmp"), "of one that died").unwrap();
+        write_file(&path, b"new").unwrap();
+        assert!(!path.is_symlink() && fs::read(&path).unwrap() == b"new");
+        assert_eq!(fs::read(&victim).unwrap(), b"mine");
     }
 
     #[test]

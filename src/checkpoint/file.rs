@@ -1,14 +1,14 @@
 //! One opened safetensors file.
 
 use super::convert;
-use super::header::{self, DAMAGED};
+use super::header;
+use super::read::{open_file, unreadable};
 use crate::error::UserError;
 use anyhow::{Context, Result};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ impl TensorFile {
     /// A [`UserError`] that names the file if it cannot be opened, is truncated or contradicts itself.
     pub fn open(path: &Path) -> Result<TensorFile> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        let file = open_file(path)?;
         // SAFETY: the map is read-only; the documentation above makes its stability the caller's promise, as every
         // reader of mapped weights has to.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| unreadable(path, &error))?;
@@ -163,7 +163,7 @@ impl TensorFile {
         match &self.path {
             None => hash.update(self.all()),
             Some(path) => {
-                let mut file = File::open(path).map_err(|error| unreadable(path, &error))?;
+                let mut file = open_file(path)?;
                 let mut buffer = vec![0; 1 << 20];
                 loop {
                     match file.read(&mut buffer).map_err(|error| unreadable(path, &error))? {
@@ -175,15 +175,4 @@ impl TensorFile {
         }
         Ok(format!("{:x}", hash.finalize()))
     }
-}
-
-/// A file that the system would not let us read.
-pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> UserError {
-    let hint = match error.kind() {
-        std::io::ErrorKind::NotFound => "check the name, or copy the missing file into the folder",
-        std::io::ErrorKind::PermissionDenied => "give yourself the right to read it",
-        std::io::ErrorKind::IsADirectory => "a file is needed here",
-        _ => DAMAGED,
-    };
-    UserError::new(format!("cannot read {}: {error}", path.display())).hint(hint)
 }

@@ -1,8 +1,9 @@
 //! What lies in a checkpoint folder: the configuration, the weight files, and everything else.
 
-use super::file::{TensorFile, unreadable};
+use super::file::TensorFile;
 use super::header::{DAMAGED, Pairs};
 use super::lfs::refuse_pointer;
+use super::read::{read_settings, unreadable};
 use super::section::Section;
 use crate::hub::is_module_file;
 use crate::user_bail;
@@ -13,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 pub(super) const CONFIG: &str = "config.json";
+/// The name of `config.json` while an output is being made: without that name no folder is a model.
+pub const UNFINISHED_CONFIG: &str = "config.json.unfinished";
 pub(super) const SINGLE: &str = "model.safetensors";
 /// Settings of an adapter that peft wrote.
 const ADAPTER: &str = "adapter_config.json";
@@ -72,7 +75,7 @@ pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     if !path.exists() {
         user_bail!("{shown} has no {CONFIG}"; "a model folder needs the {CONFIG} that came with the weights");
     }
-    parse_config(&path.display().to_string(), &std::fs::read(&path).map_err(|error| unreadable(&path, &error))?)
+    parse_config(&path.display().to_string(), &read_settings(&path)?)
 }
 
 /// Parses a configuration that errors call `name`.
@@ -149,7 +152,7 @@ fn read_index(path: &Path) -> Result<Index> {
         weight_map: Pairs,
     }
     let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+    let bytes = read_settings(path)?;
     refuse_pointer(&shown.to_string(), &bytes)?;
     let raw: Raw = match serde_json::from_slice(bytes.strip_prefix(BOM).unwrap_or(&bytes)) {
         Ok(raw) => raw,
@@ -225,8 +228,9 @@ fn extension(name: &str) -> &str {
     Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default()
 }
 
-/// Every regular file that is neither weights nor their index nor the top `config.json`, as sorted relative names with
-/// `/`. Hidden files, work folders and the copies of other runtimes are left out; links to files count as files.
+/// Everything but folders that is neither weights nor their index nor the top `config.json`, as sorted relative names with
+/// `/`. Hidden files, work folders, the copies of other runtimes and links to folders are left out. What is no file (a device,
+/// a pipe, a link to nothing) is not: whoever reads it says so.
 pub(super) fn side_files(dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     walk(dir, "", 0, &mut found)?;
@@ -249,7 +253,10 @@ fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut Vec<String>) -> Resu
             if depth < 2 && !OTHER_RUNTIMES.contains(&name.as_str()) {
                 walk(&entry.path(), &format!("{relative}/"), depth + 1, found)?;
             }
-        } else if entry.path().is_file() && relative != CONFIG && (!is_weights(&name) || is_module_file(&relative)) {
+        } else if !entry.path().is_dir()
+            && ![CONFIG, UNFINISHED_CONFIG].contains(&relative.as_str())
+            && (!is_weights(&name) || is_module_file(&relative))
+        {
             found.push(relative);
         }
     }

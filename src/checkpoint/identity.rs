@@ -2,7 +2,7 @@
 
 use super::folder::CONFIG;
 use super::source::Source;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -120,8 +120,8 @@ impl Source {
         names.extend(self.side_files()?.into_iter().filter(|name| is_read(name)));
         let mut files = Vec::new();
         for file in names {
-            let content = self.stored_file(&file)?.with_context(|| format!("{file} has just been there"))?;
-            files.push(FileHash { file, sha256: hex(Sha256::new_with_prefix(&*content)) });
+            let sha256 = self.hash_of(&file)?;
+            files.push(FileHash { file, sha256 });
         }
         Ok(Identity { weights, files })
     }

@@ -1,16 +1,15 @@
 //! An opened checkpoint.
 
 use super::convert::{self, Number};
-use super::file::{TensorFile, TensorInfo, unreadable};
-use super::folder::{self, CONFIG, Index, SINGLE};
-use super::lfs::refuse_pointer;
+use super::file::{TensorFile, TensorInfo};
+use super::folder::{self, CONFIG, Index, SINGLE, UNFINISHED_CONFIG};
+use super::read::read_settings;
 use crate::error::UserError;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ const MISFIT: &str = "the weights do not fit config.json: they belong to another
 const ROWS: usize = 256;
 
 /// The built-in model's files.
-const DEMO: &[(&str, &[u8])] = &[
+pub(super) const DEMO: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../demo/config.json")),
     ("generation_config.json", include_bytes!("../demo/generation_config.json")),
     ("model.safetensors", include_bytes!("../demo/model.safetensors")),
@@ -53,6 +52,7 @@ pub struct Source {
     tensors: BTreeMap<String, TensorInfo>,
     aliases: BTreeMap<String, String>,
     hashes: Arc<OnceLock<Vec<(String, String)>>>,
+    unfinished: bool,
     pub(super) index: Option<Index>,
 }
 
@@ -66,6 +66,16 @@ impl Source {
         let config = folder::read_config(dir)?;
         let (files, index) = folder::open_weights(dir)?;
         Self::assemble(dir.display().to_string(), Some(dir.into()), config, files, index)
+    }
+
+    /// [`open`](Self::open) of a folder that is still being made: its configuration is [`UNFINISHED_CONFIG`], a name that
+    /// nothing loads a model by.
+    pub fn open_unfinished(dir: &Path) -> Result<Source> {
+        let path = dir.join(UNFINISHED_CONFIG);
+        let config = folder::parse_config(&path.display().to_string(), &read_settings(&path)?)?;
+        let (files, index) = folder::open_weights(dir)?;
+        let source = Self::assemble(dir.display().to_string(), Some(dir.into()), config, files, index)?;
+        Ok(Self { unfinished: true, ..source })
     }
 
     /// The model built into the program: a small trained Llama in bf16 with its tokenizer. Needs no disk.
@@ -98,7 +108,7 @@ impl Source {
             }
         }
         let (files, aliases, hashes) = (files.into(), BTreeMap::new(), Arc::default());
-        Ok(Self { label, revision: None, dir, config, files, tensors, aliases, hashes, index })
+        Ok(Self { label, revision: None, dir, config, files, tensors, aliases, hashes, unfinished: false, index })
     }
 
     /// Replaces the label by what the user typed.
@@ -126,6 +136,11 @@ impl Source {
     /// The folder; `None` for the built-in model.
     pub fn dir(&self) -> Option<&Path> {
         self.dir.as_deref()
+    }
+
+    /// Name of the file that is the folder's `config.json`.
+    pub(super) fn config_name(&self) -> &'static str {
+        if self.unfinished { UNFINISHED_CONFIG } else { CONFIG }
     }
 
     /// `config.json`, keys in file order.
@@ -293,61 +308,6 @@ impl Source {
         file.release(info.range.clone());
         picked?;
         Ok(Tensor::from_vec(values, (ids.len(), width), device)?)
-    }
-
-    /// Contents of another file of the folder by its relative name, such as `tokenizer.json`; `None` if there is none.
-    ///
-    /// # Errors
-    /// A [`UserError`] for a name outside the folder, a file that cannot be read, and one that Git LFS has yet to fetch.
-    pub fn side_file(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
-        let found = self.stored_file(name)?;
-        if let Some(bytes) = &found {
-            refuse_pointer(&format!("{name} of {}", self.label), bytes)?;
-        }
-        // JSON begins with no byte order mark, but editors put one there.
-        Ok(found.map(|bytes| match bytes.strip_prefix(folder::BOM) {
-            Some(rest) if name.ends_with(".json") => Cow::Owned(rest.to_vec()),
-            _ => bytes,
-        }))
-    }
-
-    /// Fails if settings or vocabularies among the [`side_files`](Self::side_files) were never fetched: what is made of this
-    /// checkpoint would carry Git LFS pointers that nothing can read.
-    pub fn expect_fetched(&self) -> Result<()> {
-        let read = [".json", ".txt", ".model", ".jinja"];
-        let names = self.side_files()?.into_iter().filter(|name| read.iter().any(|end| name.ends_with(end)));
-        names.into_iter().try_for_each(|name| self.side_file(&name).map(drop))
-    }
-
-    /// [`side_file`](Self::side_file) for copying: as it lies there, unfetched or not.
-    pub fn stored_file(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
-        let Some(dir) = &self.dir else {
-            return Ok(DEMO.iter().find(|(file, _)| *file == name).map(|(_, bytes)| Cow::Borrowed(*bytes)));
-        };
-        if !folder::is_inside(name) {
-            let shown = dir.display();
-            user_bail!("{name:?} is not a name inside {shown}"; "name a file of the model folder");
-        }
-        let path = dir.join(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes.into())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(&path, &error).into()),
-        }
-    }
-
-    /// Relative names of all files that are neither weights nor the top `config.json`, sorted, subfolders included
-    /// (two levels). Hidden files and other runtimes' copies (`onnx`, `openvino`, `coreml`) are left out.
-    pub fn side_files(&self) -> Result<Vec<String>> {
-        match &self.dir {
-            Some(dir) => folder::side_files(dir),
-            None => Ok(DEMO
-                .iter()
-                .map(|(name, _)| *name)
-                .filter(|n| *n != CONFIG && *n != SINGLE)
-                .map(Into::into)
-                .collect()),
-        }
     }
 
     /// The files that hold the weights, in name order.

@@ -1,13 +1,13 @@
 //! From an output to an export: check, write beside, publish.
 
+use super::Form;
 use super::card::{Facts, card};
 use super::description::{FACTORS_FILE, factors_json};
 use super::linears::{Held, held};
 use super::plan::Plan;
 use super::target::{self, Target};
-use super::{Form, LOADING_CODE};
 use crate::checkpoint::{Dtype, Origin, Section, Source, family_config, free_space, write_computed, write_file};
-use crate::job::{EXPORT_MARK, Job};
+use crate::job::{Copied, EXPORT_FINGERPRINT, EXPORT_MARK, Job, Kept};
 use crate::model::{Description, Model, verify};
 use crate::progress::Progress;
 use crate::recipe::StoredType;
@@ -15,12 +15,10 @@ use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Files of an output that speak of it and not of its export.
-const OF_THE_OUTPUT: [&str; 5] = ["README.md", "report.json", "softlm.toml", LOADING_CODE.0, FACTORS_FILE];
 
 /// What to write, and how.
 #[derive(Debug, Clone)]
@@ -82,16 +80,37 @@ pub fn export(mut source: Source, options: &ExportOptions, progress: &dyn Progre
         Some(Target { config, pairs, .. }) => (Plan::plain(&source, pairs, wanted)?, Some(with_dtype(config, wanted))),
         None => (Plan::copies(&source, wanted)?, None),
     };
-    let job = Job::open(&options.output, "export", options.force)?;
-    let work = Work { source: &source, have: &have, held: &held, plan: &plan, notes, options, progress };
-    let made = job.assembly().and_then(|dir| work.write(&dir, config));
+    let (fingerprint, copied) = (fingerprint(&source, options)?, Copied::of(&source)?);
+    let work = Work { source: &source, have: &have, held: &held, plan: &plan, copied, fingerprint, options, progress };
+    let (output, shown) = (&options.output, options.output.display());
+    if !options.force && Job::is_export(output, &work.fingerprint) {
+        Job::clean_up(output, &work.fingerprint)?;
+        progress.note(&format!("{shown} was already written by the same command: nothing was done"));
+        return Ok(work.exported(notes));
+    }
+    work.copied.announce_code(&source, progress);
+    let job = Job::open(output, &work.fingerprint, options.force)?;
+    let made = job.assembly().and_then(|dir| work.write(&dir, config, &notes));
     if made.is_err() {
         // Nothing of it can be continued. The error that is on its way matters more than one in here.
-        let _ = fs::remove_dir_all(job.file("out"));
+        let _ = job.discard_assembly();
     }
-    let exported = made?;
-    job.publish()?;
-    Ok(exported)
+    made?;
+    let Kept(others) = job.publish()?;
+    let mut notes = notes;
+    if !others.is_empty() {
+        notes.push(format!("{shown} also holds what softlm did not put there, left as it was: {}", others.join(", ")));
+    }
+    Ok(work.exported(notes))
+}
+
+/// Of everything that decides the bytes of an export.
+fn fingerprint(source: &Source, options: &ExportOptions) -> Result<String> {
+    let mut hash = Sha256::new();
+    let (form, dtype, shard) = (options.form.name(), options.dtype, options.max_shard_bytes);
+    hash.update(format!("{} {form} {dtype:?} {shard} {}", env!("CARGO_PKG_VERSION"), source.label()));
+    hash.update(source.identity()?.fingerprint());
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 /// Fails when one of the two folders lies in the other.
@@ -159,14 +178,15 @@ struct Work<'a> {
     have: &'a Description,
     held: &'a [Held],
     plan: &'a Plan,
-    notes: Vec<String>,
+    copied: Copied,
+    fingerprint: String,
     options: &'a ExportOptions,
     progress: &'a dyn Progress,
 }
 
 impl Work<'_> {
     /// Writes the whole folder; `config` is that of a plain checkpoint.
-    fn write(&self, dir: &Path, config: Option<Map<String, Value>>) -> Result<Exported> {
+    fn write(&self, dir: &Path, config: Option<Map<String, Value>>, notes: &[String]) -> Result<()> {
         let Self { source, plan, options, progress, .. } = self;
         let bytes = plan.bytes();
         let free = free_space(dir)?;
@@ -188,27 +208,36 @@ impl Work<'_> {
         let entries = plan.entries(source);
         let made = entries.iter().filter(|entry| matches!(entry.from, Origin::Computed)).count();
         progress.stage("exporting", made as u64);
-        let metadata = BTreeMap::from([(EXPORT_MARK.to_string(), options.form.name().to_string())]);
+        let metadata = BTreeMap::from([
+            (EXPORT_MARK.to_string(), options.form.name().to_string()),
+            (EXPORT_FINGERPRINT.to_string(), self.fingerprint.clone()),
+            self.copied.mark(),
+        ]);
         let compute = |name: &str, write: &mut dyn FnMut(&[u8]) -> Result<()>| {
             plan.compute(source, name, write).with_context(|| format!("exporting {name}"))?;
             progress.step(1)
         };
         write_computed(dir, &entries, source, options.max_shard_bytes, &metadata, &mut |_| {}, &compute)?;
-        side_files(source, dir)?;
-        self.describe(dir, config)?;
-        Ok(Exported {
+        self.copied.copy(source, dir)?;
+        self.describe(dir, config, notes)
+    }
+
+    /// What is said of it.
+    fn exported(&self, notes: Vec<String>) -> Exported {
+        let Self { source, plan, options, .. } = self;
+        Exported {
             form: options.form,
-            tensors: entries.len(),
+            tensors: plan.entries(source).len(),
             computed: plan.computed(),
             bytes_before: source.names().filter_map(|name| source.info(name)).map(|info| info.bytes() as u64).sum(),
-            bytes,
-            notes: self.notes.clone(),
-        })
+            bytes: plan.bytes(),
+            notes,
+        }
     }
 
     /// The card, and config.json or the description of the factors.
-    fn describe(&self, dir: &Path, config: Option<Map<String, Value>>) -> Result<()> {
-        let Self { source, have, held, plan, notes, options, .. } = self;
+    fn describe(&self, dir: &Path, config: Option<Map<String, Value>>, notes: &[String]) -> Result<()> {
+        let Self { source, have, held, plan, options, .. } = self;
         let dtype = plan.main_type();
         let facts = Facts { form: options.form, dtype, family: have.family(), output: have.output(), notes };
         write_file(&dir.join("README.md"), card(source, &facts)?.as_bytes())?;
@@ -222,19 +251,6 @@ impl Work<'_> {
         let load = || Model::load(Source::open(dir)?, &Device::Cpu);
         load().context("the export does not load, which is a bug in softlm").map(drop)
     }
-}
-
-/// Everything that came with the model but its weights and what softlm says of the output.
-fn side_files(source: &Source, dir: &Path) -> Result<()> {
-    for name in source.side_files()?.into_iter().filter(|name| !OF_THE_OUTPUT.contains(&name.as_str())) {
-        let Some(content) = source.side_file(&name)? else { continue };
-        let path = dir.join(&name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-        }
-        write_file(&path, &content)?;
-    }
-    Ok(())
 }
 
 /// Which shard holds each tensor; empty where there is one file.

@@ -1,85 +1,129 @@
 //! The last step of a run: what was assembled becomes the output.
 
-use super::{Job, WORK};
-use crate::checkpoint::{sync_folder, write_file};
+use super::output::{Belongings, COMPLETE};
+use super::{Job, MANIFEST, REPLACED, folder};
+use crate::checkpoint::{read_settings, sync_folder, write_file};
+use crate::user_bail;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
+use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// One of these moves last into an output, and leaves first: without it no folder is a model, or the factors of one.
-pub(super) const COMPLETE: [&str; 2] = ["config.json", "factors.json"];
 /// What is found in a fresh file system and belongs to nobody.
-const LOST_AND_FOUND: &str = "lost+found";
-/// File of the work folder that says what moves into an output, or out of it, one by one.
-const MANIFEST: &str = "moving";
+pub(super) const LOST_AND_FOUND: &str = "lost+found";
 
-/// As [`fs::rename`]; tests have others.
+/// As [`fs::rename`].
 pub(super) type Rename<'a> = &'a dyn Fn(&Path, &Path) -> io::Result<()>;
 
+/// What the system does with names; tests have others.
+pub(super) struct Moves<'a> {
+    /// Gives something another name, in place of what has it.
+    pub rename: Rename<'a>,
+    /// Lets two change their names, which not every file system can.
+    pub exchange: Rename<'a>,
+}
+
+/// What a run found in the place of its output and left there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Kept(pub Vec<String>);
+
 impl Job {
-    /// Makes the assembled folder the output and removes the work folder.
-    pub fn publish(self) -> Result<()> {
-        self.publish_by(&|from, to| fs::rename(from, to))
+    /// Makes the assembled folder the output and removes the work folder. Of what was in the output's place, only what an
+    /// earlier output held is removed; what else there was is returned.
+    pub fn publish(self) -> Result<Kept> {
+        self.publish_by(&Moves { rename: &|from, to| fs::rename(from, to), exchange: &exchange })
     }
 
-    pub(super) fn publish_by(self, rename: Rename) -> Result<()> {
+    pub(super) fn publish_by(self, moves: &Moves) -> Result<Kept> {
+        let shown = self.output.display().to_string();
+        let new = Belongings::listed(&self.assembled(), &[]).with_context(|| format!("reading {shown}"))?;
+        let new = files_below(&self.assembled(), new.others)?;
+        let there = match self.output.symlink_metadata() {
+            Err(_) => None,
+            Ok(_) => Some(Belongings::of_output(&self.output, &new).with_context(|| format!("reading {shown}"))?),
+        };
+        if !self.replace && there.as_ref().is_some_and(|there| !there.own.is_empty() || !there.others.is_empty()) {
+            user_bail!(
+                "{shown} was not there when the run began, and is not its output";
+                "move it elsewhere and give the same command again: the run's work is kept"
+            );
+        }
+        let others = there.as_ref().map_or(Vec::new(), |there| there.others.clone());
         let inside = self.dir.parent() == Some(&self.output);
-        let swapped = if inside { None } else { Some(self.swap(rename)) };
+        let swapped = if inside || !others.is_empty() { None } else { Some(self.swap(there.is_some(), moves)) };
         match swapped {
             Some(Ok(())) => {}
             Some(Err(error)) if !only_by_parts(&error) => {
-                return Err(error).with_context(|| format!("creating {}", self.output.display()));
+                return Err(error).with_context(|| format!("creating {shown}"));
             }
-            // The output cannot be replaced as a whole, or lies on another file system.
-            None | Some(Err(_)) => self.fill(rename)?,
+            // The output cannot be replaced as a whole, or lies on another file system, or holds what is not ours.
+            None | Some(Err(_)) => self.fill(&new, there.unwrap_or_default(), moves.rename)?,
         }
-        fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))
+        folder::remove(&self.dir)?;
+        Ok(Kept(others))
     }
 
     /// Puts the assembled folder in the output's place.
-    fn swap(&self, rename: Rename) -> io::Result<()> {
-        let there = self.output.symlink_metadata().is_ok();
-        if self.replace && there && !empty_but_for(&self.output, &[]) {
-            let old = self.dir.join("replaced");
+    fn swap(&self, there: bool, moves: &Moves) -> io::Result<()> {
+        let (old, rename) = (self.dir.join(REPLACED), moves.rename);
+        if there {
+            // At no time is there no output.
+            if (moves.exchange)(&self.assembled(), &self.output).is_ok() {
+                return Ok(());
+            }
             if old.exists() {
                 fs::remove_dir_all(&old)?;
             }
             rename(&self.output, &old)?;
         }
-        rename(&self.assembled(), &self.output)
+        rename(&self.assembled(), &self.output).inspect_err(|_| {
+            // Whatever went wrong, the earlier output is not lost. Nothing better can be done if this fails as well.
+            if there {
+                let _ = rename(&old, &self.output);
+            }
+        })
     }
 
-    /// Moves what was assembled into the output folder, in place of what is there. A run that dies meanwhile leaves a
-    /// folder without `config.json` and the list of what in it is its own.
-    fn fill(&self, rename: Rename) -> Result<()> {
+    /// Moves what was assembled into the output folder, in place of the files of an earlier one. A run that dies meanwhile
+    /// leaves a folder without `config.json` and the list of what in it is its own.
+    fn fill(&self, new: &[String], there: Belongings, rename: Rename) -> Result<()> {
         let (from, output) = (self.assembled(), &self.output);
         let shown = output.display().to_string();
         fs::create_dir_all(output).with_context(|| format!("creating {shown}"))?;
-        let (mut new, mut old) = (names(&from)?, names(output)?);
-        old.retain(|name| name != WORK && name != LOST_AND_FOUND);
-        let all = new.iter().chain(&old).map(|name| name.to_string_lossy().into_owned()).collect();
-        Manifest(all).write(&self.dir)?;
+        let (mut new, mut old) = (new.to_vec(), there.own);
+        let own = new.iter().chain(&old).cloned().collect();
+        Manifest { own, others: there.others }.write(&self.dir)?;
         old.sort_by_key(|name| !completes(name));
-        for name in &old {
-            remove(&output.join(name)).with_context(|| format!("replacing {shown}"))?;
-        }
+        remove_files(output, &old)?;
         sync_folder(output)?;
-        new.sort_by_key(completes);
+        new.sort_by_key(|name| completes(name));
         for name in &new {
             if completes(name) {
                 sync_folder(output)?;
             }
-            move_to(&from.join(name), &output.join(name), rename).with_context(|| format!("creating {shown}"))?;
+            let to = output.join(name);
+            let made = to.parent().map_or(Ok(()), fs::create_dir_all);
+            made.and_then(|()| move_to(&from.join(name), &to, rename)).with_context(|| format!("creating {shown}"))?;
         }
         sync_folder(output)
     }
 }
 
-fn completes(name: &OsString) -> bool {
-    COMPLETE.iter().any(|file| name == file)
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+fn completes(name: &str) -> bool {
+    COMPLETE.contains(&name)
 }
 
 /// Why a rename may fail although files can be written there.
@@ -90,39 +134,48 @@ fn only_by_parts(error: &io::Error) -> bool {
         || error.kind() == ErrorKind::InvalidInput
 }
 
-/// A file or folder to another name, which may be on another file system.
-fn move_to(from: &Path, to: &Path, rename: Rename) -> Result<()> {
+/// A file to another name, which may be on another file system.
+fn move_to(from: &Path, to: &Path, rename: Rename) -> io::Result<()> {
     match rename(from, to) {
         Err(error) if error.kind() == ErrorKind::CrossesDevices => {}
-        result => return Ok(result?),
-    }
-    if from.is_dir() {
-        fs::create_dir_all(to)?;
-        for name in names(from)? {
-            move_to(&from.join(&name), &to.join(&name), rename)?;
-        }
-        return Ok(fs::remove_dir(from)?);
+        result => return result,
     }
     fs::copy(from, to)?;
     File::open(to)?.sync_all()?;
-    Ok(fs::remove_file(from)?)
+    fs::remove_file(from)
 }
 
-fn names(dir: &Path) -> Result<Vec<OsString>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
-    Ok(entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?)
+/// The relative names of all files below these names of `dir`, of which a folder ends in `/`.
+fn files_below(dir: &Path, names: Vec<String>) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for name in names {
+        if !name.ends_with('/') {
+            files.push(name);
+            continue;
+        }
+        let below = Belongings::listed(&dir.join(&name), &[]).with_context(|| format!("reading {}", dir.display()))?;
+        files.extend(files_below(dir, below.others.into_iter().map(|file| format!("{name}{file}")).collect())?);
+    }
+    Ok(files)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    let real_folder = path.symlink_metadata()?.is_dir();
-    if real_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) }
-}
-
-/// Whether a folder holds nothing but `names`, a work folder, and what a fresh file system has. A link to a folder is none.
-pub(super) fn empty_but_for(dir: &Path, names: &[String]) -> bool {
-    let real = dir.symlink_metadata().is_ok_and(|meta| meta.is_dir());
-    let ours = |name: &OsString| name == WORK || name == LOST_AND_FOUND || names.iter().any(|other| name == &**other);
-    real && self::names(dir).is_ok_and(|found| found.iter().all(ours))
+/// Removes these files of `dir`, and the folders that are empty without them.
+fn remove_files(dir: &Path, names: &[String]) -> Result<()> {
+    for name in names {
+        let path = dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    for name in names {
+        let parents = Path::new(name).ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
+        // One that holds something else stays.
+        parents.for_each(|parent| drop(fs::remove_dir(dir.join(parent))));
+    }
+    Ok(())
 }
 
 /// Whether another file system, or another part of the same, begins at this folder.
@@ -149,31 +202,51 @@ fn mount_root(_: &Path) -> Option<bool> {
     None
 }
 
-/// Names in an output folder that are a run's own while it fills the folder.
+/// What is in an output folder while a run fills it, by relative names.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Manifest(Vec<String>);
+pub(super) struct Manifest {
+    /// Files of the run and of the output that it replaces.
+    own: Vec<String>,
+    /// What else was there.
+    others: Vec<String>,
+}
 
 impl Manifest {
     /// That of the work folder `dir`, if a run died while it filled its output.
-    pub fn read(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
+    ///
+    /// # Errors
+    /// A [`UserError`](crate::error::UserError) if it was changed: files are removed by it.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(MANIFEST);
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let bytes = read_settings(&path)?;
+        let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.split_once('\n'));
+        let sound = text.filter(|(sum, json)| *sum == format!("{:x}", Sha256::digest(json)));
+        let Some(manifest) = sound.and_then(|(_, json)| serde_json::from_str(json).ok()) else {
+            user_bail!(
+                "{} is damaged: it lists what an unfinished run has moved into its output", path.display();
+                "remove {} and what of that output is there, then give the command again", dir.display()
+            );
+        };
+        Ok(Some(manifest))
     }
 
-    /// The names.
-    pub fn names(&self) -> &[String] {
-        &self.0
+    /// Whether a folder holds nothing but what the manifest knows.
+    pub fn accounts_for(&self, output: &Path) -> bool {
+        let found = Belongings::listed(output, &self.own);
+        found.is_ok_and(|found| found.others.iter().all(|name| self.others.contains(name)))
     }
 
     fn write(&self, dir: &Path) -> Result<()> {
-        write_file(&dir.join(MANIFEST), &serde_json::to_vec(self)?)
+        let json = serde_json::to_string(self)?;
+        write_file(&dir.join(MANIFEST), format!("{:x}\n{json}", Sha256::digest(&json)).as_bytes())
     }
 
     /// Removes from `output` what is a run's own.
     pub fn remove_from(&self, output: &Path) -> Result<()> {
-        for path in self.0.iter().map(|name| output.join(name)).filter(|path| path.symlink_metadata().is_ok()) {
-            remove(&path).with_context(|| format!("removing {}", path.display()))?;
-        }
-        Ok(())
+        remove_files(output, &self.own)
     }
 
     /// Removes the list itself.

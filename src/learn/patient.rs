@@ -5,7 +5,7 @@ use super::backward::Student;
 use super::course::{Course, Taught, root_mean_square};
 use super::heal::{HealPoint, HealReport, Healing, finite};
 use super::state::{decode, encode};
-use crate::checkpoint::{TensorFile, write_tensors};
+use crate::checkpoint::{TensorFile, write_sealed};
 use crate::model::{Block, Role};
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -169,7 +169,7 @@ impl<'a> Patient<'a> {
             tensors.push(encode(format!("best.{}", trained.key()), best)?);
         }
         let facts = [("report", serde_json::to_string(report)?), ("seconds", seconds.to_string())];
-        write_tensors(path, &tensors, &BTreeMap::from(facts.map(|(key, value)| (key.to_string(), value))))
+        write_sealed(path, &tensors, &BTreeMap::from(facts.map(|(key, value)| (key.to_string(), value))))
     }
 
     /// Goes back to what [`Patient::save`] wrote; returns the report, the best factors so far and the seconds spent.

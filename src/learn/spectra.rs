@@ -10,7 +10,7 @@ use super::schedule::{Decay, Schedule};
 use super::spectral_job::{Learned, LearnedLinear, SpectralJob, SpectralPoint, SpectralReport};
 use super::spectrum::Spectrum;
 use super::watch::Watch;
-use crate::checkpoint::{TensorFile, write_tensors};
+use crate::checkpoint::{TensorFile, write_sealed};
 use crate::method::{Phase, ratios};
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -310,11 +310,7 @@ impl<'a> Training<'a> {
         let report = SpectralReport { loss: self.report.loss.min(f64::MAX), ..self.report.clone() };
         let frozen = self.frozen.clone();
         let saved = Saved { report, frozen, pressure: self.pressure, seconds: self.watch.elapsed() };
-        write_tensors(
-            self.job.state,
-            &tensors,
-            &BTreeMap::from([("saved".to_string(), serde_json::to_string(&saved)?)]),
-        )
+        write_sealed(self.job.state, &tensors, &BTreeMap::from([("saved".to_string(), serde_json::to_string(&saved)?)]))
     }
 
     /// What the budget would leave of the student as it is; `None` when training has made that meaningless.

@@ -4,7 +4,10 @@ use super::block::FinishedBlock;
 use super::licence::licence;
 use super::sizes::checkpoint_sizes;
 use super::{Run, Shrunk, allocate, looks_at_text};
-use crate::checkpoint::{Entry, FORMAT, Origin, Section, Source, TensorFile, free_space, write_checkpoint, write_file};
+use crate::checkpoint::{
+    Entry, FORMAT, Origin, Section, Source, TensorFile, UNFINISHED_CONFIG, free_space, sync_folder, write_checkpoint,
+    write_file,
+};
 use crate::eval::Fidelity;
 use crate::export;
 use crate::learn::HealReport;
@@ -30,7 +33,7 @@ pub fn check_space(run: &Run) -> Result<()> {
     let learning = trains.map_or(0, |trains| if trains.basis { 40 * linears } else { 8 * linears });
     // Compressed blocks and final weights are each smaller than the original.
     let needed = 2 * model_bytes + survey + learning + healing;
-    let dir = run.job.file("");
+    let dir = run.job.dir().to_path_buf();
     let free = free_space(&dir)?;
     if free < needed {
         user_bail!(
@@ -41,7 +44,8 @@ pub fn check_space(run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// Writes the weights and config.json into a fresh folder and returns it.
+/// Writes the weights and the configuration into a fresh folder and returns it. It is no model yet: [`documents`] makes it
+/// one, when all else is there.
 pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
     let dir = run.job.assembly()?;
     let source = run.model.source();
@@ -76,12 +80,11 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
         let from = Origin::Source(name.to_string());
         entries.push(Entry { name: written.to_string(), dtype: info.dtype, shape: info.shape.clone(), from });
     }
-    let metadata =
-        BTreeMap::from([("format".to_string(), "pt".to_string()), ("softlm_format".to_string(), FORMAT.to_string())]);
+    let metadata = BTreeMap::from([("softlm_format".to_string(), FORMAT.to_string()), run.copied.mark()]);
     write_checkpoint(&dir, &entries, source, run.recipe.max_shard_bytes, &metadata, &mut |_| {})?;
     let config = export::output_config(&run.model, &entries, &widths(run, plan), section(run, plan));
     let config = serde_json::to_string_pretty(&config)?;
-    write_file(&dir.join("config.json"), (config + "\n").as_bytes())?;
+    write_file(&dir.join(UNFINISHED_CONFIG), (config + "\n").as_bytes())?;
     Ok(dir)
 }
 
@@ -142,6 +145,7 @@ pub fn report(
             unused_tensors: UnusedTensors::of(&run.model),
         },
         output: Some(output.identity()?),
+        fingerprint: Some(run.fingerprint.clone()),
         calibration: looks_at_text(run.recipe, run.method).then(|| run.calibration.report(run.recipe)),
         labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
         allocation: AllocationInfo {
@@ -247,24 +251,18 @@ fn notes(run: &Run) -> Vec<String> {
 
 /// Copies the source's other files and adds the loading code.
 pub fn side_files(run: &Run, dir: &Path) -> Result<()> {
-    let source = run.model.source();
-    for name in source.side_files()?.into_iter().filter(|name| name != "README.md" && name != "report.json") {
-        if let Some(content) = source.stored_file(&name)? {
-            let path = dir.join(name);
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            write_file(&path, &content)?;
-        }
-    }
+    run.copied.copy(run.model.source(), dir)?;
     let (name, code) = export::LOADING_CODE;
     write_file(&dir.join(name), code.as_bytes())
 }
 
-/// Writes report, model card and recipe. The report comes behind everything that it has hashes of.
+/// Writes report, model card and recipe. The report comes behind everything that it has hashes of, and the configuration gets
+/// its name behind everything else: without that the folder is no model.
 pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
     let write = |name: &str, content: &[u8]| write_file(&dir.join(name), content);
     write("report.json", (serde_json::to_string_pretty(report)? + "\n").as_bytes())?;
     write("README.md", report::card(report).as_bytes())?;
-    write("softlm.toml", toml::to_string_pretty(&run.recipe.to_options())?.as_bytes())
+    write("softlm.toml", toml::to_string_pretty(&run.recipe.to_options())?.as_bytes())?;
+    fs::rename(dir.join(UNFINISHED_CONFIG), dir.join("config.json")).context("naming config.json")?;
+    sync_folder(dir)
 }

@@ -1,7 +1,7 @@
 //! One finished block on disk: its compressed tensors and what is to be reported about them.
 
 use super::stored;
-use crate::checkpoint::{NamedTensor, TensorFile, write_tensors};
+use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
 use crate::model::{Block, LinearSpec, Model};
 use crate::report::LinearReport;
 use anyhow::{Context, Result};
@@ -21,7 +21,7 @@ impl FinishedBlock {
     /// Writes the block, all or nothing.
     pub fn save(&self, path: &Path) -> Result<()> {
         let metadata = BTreeMap::from([("linears".to_string(), serde_json::to_string(&self.linears)?)]);
-        write_tensors(path, &self.tensors, &metadata)
+        write_sealed(path, &self.tensors, &metadata)
     }
 
     /// Reads a block written by [`FinishedBlock::save`].

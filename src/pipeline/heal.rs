@@ -14,9 +14,6 @@ use std::path::PathBuf;
 
 /// Models whose linears take no more bytes than this in f32 are kept in memory while they heal.
 const BLOCKS_IN_MEMORY: usize = 4 << 30;
-/// The state file in the work folder.
-const STATE: &str = "healing.safetensors";
-
 impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
@@ -60,7 +57,7 @@ impl Run<'_> {
             Dtype::BF16 => Ok(DType::BF16),
             _ => Ok(DType::F32),
         };
-        let state = self.job.file(STATE);
+        let state = self.job.healing_file();
         let job = Healing {
             lesson: self.lesson(recipe.heal_batch),
             install: &install,

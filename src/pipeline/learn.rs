@@ -20,9 +20,6 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use safetensors::Dtype;
 
-/// The state file in the work folder.
-const STATE: &str = "learning.safetensors";
-
 impl Run<'_> {
     /// Learns what to keep and stores the finished blocks.
     pub(super) fn learn(
@@ -35,7 +32,7 @@ impl Run<'_> {
         self.decompose(of_basis(options.settings.basis))?;
         let units = self.units(options.settings.unit, clock)?;
         clock.stage("learning", options.steps as u64);
-        let state = self.job.file(STATE);
+        let state = self.job.learning_file();
         let job = SpectralJob {
             lesson: self.lesson(options.batch),
             method: learned,

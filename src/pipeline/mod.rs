@@ -35,7 +35,7 @@ use crate::calibrate::{Origin, StatsStore};
 use crate::checkpoint::{Identity, Section, Source};
 use crate::eval::Fidelity;
 use crate::hub::HubOptions;
-use crate::job::Job;
+use crate::job::{Copied, Job, Kept};
 use crate::learn::SpectralReport;
 use crate::machine::StageClock;
 use crate::method::{self, Method, Needs};
@@ -68,6 +68,10 @@ pub(crate) struct Run<'a> {
     model: Model,
     /// Hashes of the model's files, as they were when the run began.
     identity: Identity,
+    /// The files of the model that travel into the output.
+    copied: Copied,
+    /// Of everything that decides the output and its report.
+    fingerprint: String,
     /// What a user should know of the model, and what makes the calibration doubtful.
     remarks: Vec<String>,
     calibration: Calibration,
@@ -135,11 +139,21 @@ pub fn compress_windows(
     // Shapes alone show whether the budget can be met: say so before any weight moves.
     allocate::by_shape(recipe, method, &model)?;
     let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
-    model.source().expect_fetched()?;
+    let copied = Copied::of(model.source())?;
     let identity = model.source().identity()?;
     let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
     stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
-    let fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
+    let weights_fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
+    let fingerprint = with_evaluation(&weights_fingerprint, eval_texts);
+    if !force && let Some(report) = finished(&recipe.output, &fingerprint) {
+        Job::clean_up(&recipe.output, &weights_fingerprint)?;
+        progress.note(&format!(
+            "{} was already made by the same command: nothing was done (--force makes it again)",
+            recipe.output.display()
+        ));
+        return Ok(report);
+    }
+    copied.announce_code(model.source(), progress);
     if shows_text(recipe, method, stats.as_ref(), &model) {
         let doubts = calibration.doubts(&model, recipe.calib_windows);
         doubts.iter().for_each(|doubt| progress.warn(doubt));
@@ -148,8 +162,8 @@ pub fn compress_windows(
     if force {
         spare_inputs(recipe, &model, &calibration)?;
     }
-    let job = Job::open(&recipe.output, &fingerprint, force)?;
-    let run = Run { recipe, method, model, identity, remarks, calibration, stats, job, progress };
+    let job = Job::open(&recipe.output, &weights_fingerprint, force)?;
+    let run = Run { recipe, method, model, identity, copied, fingerprint, remarks, calibration, stats, job, progress };
     assemble::check_space(&run)?;
     run.check_healing()?;
     if run.job.resumed() {
@@ -164,7 +178,7 @@ pub fn compress_windows(
 
     clock.stage("writing", run.model.blocks() as u64);
     let dir = assemble::weights(&run, &shrunk.plan)?;
-    let output = Source::open(&dir)?.with_label(recipe.output.display().to_string());
+    let output = Source::open_unfinished(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.device())?;
     let (evaluation, fidelity) = run.evaluate(&compressed, eval_texts, &mut clock)?;
     clock.stage("verifying", 1);
@@ -177,8 +191,21 @@ pub fn compress_windows(
     assemble::side_files(&run, &dir)?;
     let report = assemble::report(&run, shrunk, healing, compressed.source(), (evaluation, fidelity), cost)?;
     assemble::documents(&run, &dir, &report)?;
-    run.job.publish()?;
+    let Kept(others) = run.job.publish()?;
+    if !others.is_empty() {
+        let output = recipe.output.display();
+        progress
+            .note(&format!("{output} also holds what softlm did not put there, left as it was: {}", others.join(", ")));
+    }
     Ok(report)
+}
+
+/// The report of a finished output with this fingerprint, if `output` is one and as it was written.
+fn finished(output: &Path, fingerprint: &str) -> Option<Report> {
+    let source = Source::open(output).ok()?;
+    let report: Report = serde_json::from_slice(&source.side_file("report.json").ok()??).ok()?;
+    let same = report.fingerprint.as_deref() == Some(fingerprint);
+    (same && source.identity().ok() == report.output).then_some(report)
 }
 
 /// Tokens of text to judge by. A window says of a classifier what a token says of other models: they need more of them.
@@ -273,7 +300,14 @@ fn fingerprint(
     if let Some(stats) = stats {
         hash.update(serde_json::to_string(&stats.origin)?);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// The fingerprint of an output with its evaluation, which the weights do not depend on.
+fn with_evaluation(fingerprint: &str, texts: &[EvalText]) -> String {
+    let mut hash = Sha256::new_with_prefix(fingerprint);
+    texts.iter().for_each(|text| hash.update(&text.corpus.sha256));
+    format!("{:x}", hash.finalize())
 }
 
 /// Statistics in `dir`, checked against this run, or a new folder to fill.

@@ -8,7 +8,7 @@ use super::factorise::{cut_report, dense_report, weight};
 use super::waves::in_waves;
 use super::{Run, allocate, stored};
 use crate::calibrate::{BlockStats, States};
-use crate::checkpoint::{NamedTensor, TensorFile, write_file, write_tensors};
+use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
 use crate::eval::{Variant, sensitivities};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
@@ -31,6 +31,9 @@ const KL_TOKENS: (usize, usize) = (2048, 64);
 const KL_WINDOW: usize = 32;
 /// Multiplications the measurement may take; a model that is too large for this gets fewer tokens.
 const KL_WORK: usize = 5_000_000_000_000;
+
+/// The tensor that holds what was measured.
+const KL: &str = "kl";
 
 /// What the survey knows of one linear.
 pub(super) struct Surveyed {
@@ -69,7 +72,7 @@ impl Run<'_> {
                 let tensors = in_waves(&specs, |spec| *spec, |spec| work(&block, spec, &stats))
                     .with_context(|| format!("decomposing block {index}"))?;
                 let tensors: Vec<NamedTensor> = tensors.into_iter().flatten().collect();
-                write_tensors(&file(index), &tensors, &BTreeMap::new())?;
+                write_sealed(&file(index), &tensors, &BTreeMap::new())?;
             }
             states.advance(&block)?;
             heldout.advance(&block)?;
@@ -117,11 +120,10 @@ impl Run<'_> {
         cut: &dyn Fn(&LinearSpec, usize) -> Result<Linear>,
         clock: &mut StageClock,
     ) -> Result<Vec<f64>> {
-        let path = self.job.file("weights.json");
-        // Measured by the run that was interrupted; a half-written file does not parse.
-        let earlier = std::fs::read_to_string(&path).ok();
-        if let Some(weights) = earlier.and_then(|text| serde_json::from_str(&text).ok()) {
-            return Ok(weights);
+        let path = self.job.weights_file();
+        // Measured by the run that was interrupted.
+        if path.exists() {
+            return Ok(f64s(TensorFile::open_unfinished(&path)?.bytes(KL)?));
         }
         let keep = allocate::keep_fraction(self.recipe, &self.model)?;
         let share = |spec: &LinearSpec| crate::plan::paper_rank(keep, spec.out, spec.input).max(1);
@@ -138,7 +140,8 @@ impl Run<'_> {
         let kl = sensitivities(&self.model, &variants, &windows, self.progress)?;
         let dropped = energies.iter().zip(&ranks).map(|(energy, &rank)| energy.iter().skip(rank).sum::<f64>());
         let weights: Vec<f64> = kl.iter().zip(dropped).map(|(&kl, dropped)| ratio(kl, dropped)).collect();
-        write_file(&path, serde_json::to_string(&weights)?.as_bytes())?;
+        let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        write_sealed(&path, &[(KL.to_string(), Dtype::F64, vec![weights.len()], bytes)], &BTreeMap::new())?;
         Ok(weights)
     }
 

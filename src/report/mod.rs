@@ -43,6 +43,10 @@ pub struct Report {
     /// Hashes of the output's own files; version 0.1 did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Identity>,
+    /// SHA-256 over everything that decides the output and this report, but for time and memory; version 0.2.0 did not
+    /// record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     /// What the method was shown; absent when it needs no text.
     pub calibration: Option<CalibrationInfo>,
     /// The labelled examples that were trained on, if any were.

@@ -203,17 +203,21 @@ fn a_mount_point_can_be_the_output() {
         let names = fs::read_dir(&disk.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.collect::<Vec<_>>()
     };
-    let line = compress("demo").replace("-o out", "-o disk");
+    let line = compress("demo").replace("-o out", "-o disk").replace("-q ", "");
     place.run(&line).fine();
     place.run("verify disk").fine();
     let first = place.read("disk/model.safetensors");
     assert!(!place.path("disk.softlm-work").exists() && names().iter().all(|name| !name.contains("softlm-work")));
-    place.run(&line).refused(&["disk", "already exists"]);
-    // Nor is it a rename that replaces what is on it.
-    place.write("disk/old-notes.txt", "of the first output");
-    place.run(&line.replace("0.6", "0.5 --force")).fine();
+    let other = line.replace("0.6", "0.5");
+    place.run(&other).refused(&["disk", "already exists"]);
+    // Nor is it a rename that replaces what is on it, and only what is the output's is replaced.
+    place.write("disk/old-notes.txt", "mine");
+    let said = place.run(&format!("{other} --force")).fine();
+    assert!(
+        said.stderr.contains("disk also holds what softlm did not put there") && said.stderr.contains("old-notes.txt")
+    );
     place.run("verify disk").fine();
-    assert!(place.read("disk/model.safetensors") != first && !names().contains(&"old-notes.txt".to_string()));
+    assert!(place.read("disk/model.safetensors") != first && names().contains(&"old-notes.txt".to_string()));
 }
 
 #[test]
@@ -421,9 +425,15 @@ fn an_existing_output_is_replaced_only_when_asked_and_only_if_it_is_one() {
     let first = place.read("out/model.safetensors");
     place.run(&compress("demo").replace("0.6", "0.5")).refused(&["already exists"]);
     assert!(place.read("out/model.safetensors") == first);
-    place.write("out/old-notes.txt", "of the first output");
-    place.run(&compress("demo").replace("0.6", "0.5 --force")).fine();
-    assert!(place.read("out/model.safetensors") != first && !place.path("out/old-notes.txt").exists());
+    // The same command has nothing left to do; a damaged output is none of its own.
+    let said = place.run(&compress("demo").replace("-q ", "")).fine();
+    assert!(said.stderr.contains("already made by the same command") && said.stdout.contains("rom"), "{}", said.stderr);
+    place.write("out/tokenizer_config.json", "{ }");
+    place.run(&compress("demo")).refused(&["already exists"]);
+    place.write("out/old-notes.txt", "mine");
+    let said = place.run(&compress("demo").replace("0.6", "0.5 --force").replace("-q ", "")).fine();
+    assert!(said.stderr.contains("also holds") && said.stderr.contains("old-notes.txt"), "{}", said.stderr);
+    assert!(place.read("out/model.safetensors") != first && place.read("out/old-notes.txt") == b"mine");
     assert!(!place.path("out.softlm-work").exists());
 
     // What the run reads must not be deleted by it.

@@ -7,6 +7,7 @@ use candle_core::Device;
 use serde_json::{Map, Value, json};
 use softlm::checkpoint::{Dtype, NamedTensor, Source, write_tensors};
 use softlm::error::UserError;
+use softlm::job::Copied;
 use softlm::model::{Model, Output, verify};
 use std::collections::BTreeMap;
 use std::fs;
@@ -327,12 +328,12 @@ fn pointers_of_git_lfs_are_recognised_and_a_byte_order_mark_is_no_part_of_json()
     let (_place, folder) = copy(&golden("models/llama-tiny-bias"));
     let source = || Source::open(&folder).expect("a checkpoint");
     fs::write(folder.join("generation_config.json"), "\u{feff}{}").expect("written");
-    source().expect_fetched().expect("all files");
+    Copied::of(&source()).expect("all files");
     let settings = source().side_file("generation_config.json").expect("readable").map(|bytes| bytes.into_owned());
     assert_eq!(settings.as_deref(), Some(&b"{}"[..]));
     for name in ["generation_config.json", "chat_template.jinja", "vocab.txt"] {
         fs::write(folder.join(name), pointer).expect("written");
-        refused(source().expect_fetched(), &[name, "Git LFS"], "git lfs pull");
+        refused(Copied::of(&source()).map(drop), &[name, "Git LFS"], "git lfs pull");
         fs::remove_file(folder.join(name)).expect("removed");
     }
 }

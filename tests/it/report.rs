@@ -104,6 +104,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
             unused_tensors: None,
         },
         output: None,
+        fingerprint: None,
         labels: None,
         calibration: Some(CalibrationInfo {
             corpora: vec![CorpusInfo { name: "sample".into(), origin: "built-in".into(), sha256: "b".repeat(64) }],

@@ -130,7 +130,7 @@ pub(super) fn dense(source: &Source, path: &str, settings: &Map<String, Value>, 
     let file = format!("{path}/model.safetensors");
     let Some(bytes) = source.side_file(&file)? else {
         let pickled = format!("{path}/pytorch_model.bin");
-        if source.stored_file(&pickled)?.is_some() {
+        if source.has_file(&pickled)? {
             user_bail!(
                 "{} has {pickled}, a pickle, which can run code when read; it was not opened", source.label();
                 "save the model again with sentence-transformers: SentenceTransformer(DIR).save_pretrained(DIR)"
