@@ -2,8 +2,10 @@
 
 use crate::program::{FAST, Place, finish, quickly};
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsString;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 /// Long enough to be met in the middle of its work.
 const LONG: &str = "--method rom --calib-windows 8 --window 256 --ppl none";
@@ -14,41 +16,57 @@ fn scattered(seed: &mut u64) -> f64 {
     (*seed >> 40) as f64 / (1u64 << 24) as f64
 }
 
+/// Names and sizes of what is in a folder.
+fn listing(dir: &Path) -> Vec<(OsString, u64)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut all: Vec<_> =
+        entries.map(|entry| (entry.file_name(), entry.metadata().map_or(0, |found| found.len()))).collect();
+    all.sort();
+    all
+}
+
+/// Kills a run when its work has changed so many times; whether it was still running.
+fn kill_after(changes: usize, place: &Place, line: &str) -> bool {
+    let mut child = place.command(line).spawn().expect("the program starts");
+    let work = place.path("out.softlm-work");
+    let (mut seen, mut last) = (0, listing(&work));
+    let over = loop {
+        if child.try_wait().expect("a child").is_some() {
+            break true;
+        }
+        let now = listing(&work);
+        seen += usize::from(now != last);
+        if seen >= changes {
+            break false;
+        }
+        last = now;
+        std::thread::sleep(Duration::from_micros(500));
+    };
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    !over
+}
+
 /// Kills a run at scattered moments, again and again on the same work, lets it finish and compares the result with
 /// that of a run that was left alone.
 fn kill_and_finish(method: &str, rounds: usize, kills: usize) {
     let place = Place::new();
     let line = format!("compress demo {} --keep 0.6 {FAST} --ppl none", quickly(method));
-    let started = Instant::now();
     place.run(&format!("{line} -o undisturbed")).fine();
-    let whole = started.elapsed().as_secs_f64();
+    let line = format!("{line} -o out");
     let mut seed = 7 + method.len() as u64;
     let mut resumed = 0;
-    for round in 0..10 * rounds {
-        // On a machine whose speed changes every kill may come too late; then there are more rounds.
-        if round >= rounds && resumed > 0 {
-            break;
-        }
-        for kill in 0..kills {
-            // The first is killed at once, the others anywhere; resumed runs are shorter.
-            let delay = if kill == 0 { 0.005 } else { whole * scattered(&mut seed) / kill as f64 };
-            let mut child = place.command(&format!("{line} -o out")).spawn().expect("the program starts");
-            std::thread::sleep(Duration::from_secs_f64(delay));
-            let over = child.try_wait().expect("a child").is_some();
-            child.kill().expect("killed");
-            child.wait().expect("a child");
-            if over || place.path("out").exists() {
-                // It was faster, or died while cleaning up: then the output must be complete.
+    for round in 0..rounds {
+        for _ in 0..kills {
+            // Some die at once, some near the end: resumed runs have less to do.
+            if !kill_after(1 + (8.0 * scattered(&mut seed)) as usize, &place, &line) {
                 break;
             }
         }
-        if place.path("out").exists() {
-            place.run("verify out --against demo").fine();
-            let _ = fs::remove_dir_all(place.path("out.softlm-work"));
-        } else {
-            let said = place.run(&format!("{line} -o out")).fine();
-            resumed += usize::from(said.stderr.contains("continuing an interrupted run"));
-        }
+        // Whatever was left, the same command ends well: it may have died with its output finished.
+        let said = place.run(&line).fine();
+        resumed += usize::from(said.stderr.contains("continuing an interrupted run"));
+        place.run("verify out --against demo").fine();
         for file in ["model.safetensors", "config.json", "tokenizer.json"] {
             let (disturbed, undisturbed) =
                 (place.read(&format!("out/{file}")), place.read(&format!("undisturbed/{file}")));
