@@ -2,6 +2,7 @@
 //!
 //! The modules stand in the order in which work flows through them; each may use those before it.
 
+pub mod visible;
 pub mod error;
 pub mod number;
 pub mod progress;

@@ -1,5 +1,6 @@
 //! What the user asked for: flags, then environment, then a TOML file, then defaults.
 
+use crate::checkpoint::read_settings;
 use crate::method::Inputs;
 use crate::plan::AllocationRule;
 use crate::text::split_names;
@@ -164,14 +165,16 @@ impl Options {
 
     /// Fills what is missing from a TOML recipe. Unknown keys are refused.
     pub fn or_file(self, path: &Path) -> Result<Self> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
+        let text = match read_settings(path).map(String::from_utf8) {
+            Ok(Ok(text)) => text,
+            Ok(Err(_)) => user_bail!("recipe {} is not text", path.display(); "see configs/ for examples"),
             Err(e) => user_bail!("cannot read recipe {}: {e}", path.display(); "check the path; configs/ has examples"),
         };
         let file: Options = match toml::from_str(&text) {
             Ok(file) => file,
             Err(e) => {
-                user_bail!("recipe {}: {}", path.display(), e.to_string().trim_end(); "see configs/ for examples")
+                let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+                user_bail!("recipe {}, line {line}: {}", path.display(), e.message(); "see configs/ for examples")
             }
         };
         // One size replaces another, whichever way it was asked for.

@@ -8,6 +8,7 @@ use crate::progress::Progress;
 use crate::recipe::BosRule;
 use crate::text::{Sampling, split_names};
 use crate::user_bail;
+use crate::visible::visible;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -52,7 +53,8 @@ impl Calibrate {
             None => self.collect(context)?,
         };
         context.ui.finish();
-        print_result(&format!("{}: {} blocks of {}\n", self.output.display(), origin.blocks, origin.model))?;
+        let place = self.output.display().to_string();
+        print_result(&format!("{}: {} blocks of {}\n", visible(&place), origin.blocks, visible(&origin.model)))?;
         Ok(Outcome::Fine)
     }
 

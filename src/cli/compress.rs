@@ -1,7 +1,7 @@
 //! `softlm compress`
 
 use super::gates::Gates;
-use super::page::{page_width, print_result, stdout_color};
+use super::page::{page_width, print_json, print_result, stdout_color};
 use super::values::{limit, switch};
 use super::{Context, Outcome};
 use crate::error::is_not_finite;
@@ -57,7 +57,7 @@ impl Compress {
         };
         context.ui.finish();
         if self.json {
-            print_result(&serde_json::to_string_pretty(&report)?)?;
+            print_json(&serde_json::to_string_pretty(&report)?)?;
         } else {
             print_result(&report::table(&report, page_width(), stdout_color()))?;
             if context.verbose {

@@ -2,6 +2,7 @@
 
 use crate::error::UserError;
 use crate::progress::Interrupted;
+use crate::visible::visible;
 use anyhow::Error;
 
 /// Exit status: everything is fine.
@@ -29,12 +30,12 @@ pub fn render_error(error: &Error, color: bool) -> String {
         );
     }
     let (message, causes) = messages(error);
-    let mut out = format!("{} {message}", bold("error:", "31"));
+    let mut out = format!("{} {}", bold("error:", "31"), visible(&message));
     for cause in causes {
-        out.push_str(&format!("\n  caused by: {cause}"));
+        out.push_str(&format!("\n  caused by: {}", visible(&cause)));
     }
     if let Some(hint) = hint(error) {
-        out.push_str(&format!("\n{} {hint}", bold("hint:", "36")));
+        out.push_str(&format!("\n{} {}", bold("hint:", "36"), visible(&hint)));
     }
     out
 }

@@ -1,7 +1,7 @@
 //! `softlm eval`
 
 use super::gates::Gates;
-use super::page::{page_width, print_result, stdout_color};
+use super::page::{page_width, print_json, print_result, stdout_color};
 use super::values::{fraction, limit, percentage, switch};
 use super::{Context, Outcome};
 use crate::error::is_not_finite;
@@ -133,7 +133,7 @@ impl Eval {
             if !glue.is_empty() {
                 json["glue"] = json!(glue);
             }
-            print_result(&json.to_string())?;
+            print_json(&json.to_string())?;
         } else {
             let (width, color) = (page_width(), stdout_color());
             let original = base.as_ref().map(|base| (base.source().label(), baselines.as_slice()));

@@ -1,6 +1,6 @@
 //! `softlm export`
 
-use super::page::print_result;
+use super::page::{print_json, print_result};
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::export::{ExportOptions, FACTORS_SCHEMA, Form, export};
@@ -8,6 +8,7 @@ use crate::pipeline::{self, Original};
 use crate::recipe::{StoredType, parse_bytes};
 use crate::report::bytes;
 use crate::user_bail;
+use crate::visible::visible;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
@@ -83,18 +84,20 @@ impl Export {
             if let (Some(facts), Some(more)) = (facts.as_object_mut(), json!(exported).as_object()) {
                 facts.extend(more.clone());
             }
-            print_result(&facts.to_string())?;
+            print_json(&facts.to_string())?;
             return Ok(Outcome::Fine);
         }
         let mut text = format!(
-            "{place}: {} tensors, {} computed, {} ({} in {model})\n",
+            "{}: {} tensors, {} computed, {} ({} in {})\n",
+            visible(&place.to_string()),
             exported.tensors,
             exported.computed,
             bytes(exported.bytes),
             bytes(exported.bytes_before),
+            visible(&model),
         );
         for note in &exported.notes {
-            text += &format!("note: {note}\n");
+            text += &format!("note: {}\n", visible(note));
         }
         print_result(&text)?;
         Ok(Outcome::Fine)

@@ -1,11 +1,12 @@
 //! `softlm generate`
 
-use super::page::{print_part, print_result};
+use super::page::{print_json, print_part};
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::generate::{Choosing, Generated, generate};
 use crate::pipeline;
 use crate::progress::Progress;
+use crate::visible::visible_lines;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::{Value, json};
@@ -37,6 +38,10 @@ pub struct Generate {
     /// Above 1 makes tokens that have occurred less likely
     #[arg(long, env = "SOFTLM_REPEAT_PENALTY", default_value_t = 1.0, allow_negative_numbers = true)]
     repeat_penalty: f64,
+    /// Write control characters as they are; otherwise those that a terminal would act on are written out, but for line
+    /// ends and tabs
+    #[arg(long, env = "SOFTLM_RAW", value_parser = switch(), conflicts_with = "json")]
+    raw: bool,
     /// Print one JSON object at the end
     #[arg(long, env = "SOFTLM_JSON", value_parser = switch())]
     json: bool,
@@ -60,11 +65,15 @@ impl Generate {
         let ids = tokenizer.encode_prompt(&prompt)?;
         let mut show = |text: &str| {
             context.ui.step(1)?;
-            if self.json { Ok(true) } else { print_part(text) }
+            match (self.json, self.raw) {
+                (true, _) => Ok(true),
+                (false, true) => print_part(text),
+                (false, false) => print_part(&visible_lines(text)),
+            }
         };
         let generated = generate(&model, &tokenizer, &ids, &choosing, &mut show)?;
         if self.json {
-            print_result(&self.describe(&prompt, &generated)?.to_string())?;
+            print_json(&self.describe(&prompt, &generated)?.to_string())?;
         } else {
             print_part("\n")?;
         }

@@ -1,6 +1,6 @@
 //! `softlm inspect`
 
-use super::page::{page_width, print_result, stdout_color};
+use super::page::{page_width, print_json, print_result, stdout_color};
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::calibrate::StatsStore;
@@ -8,6 +8,7 @@ use crate::checkpoint::Source;
 use crate::model::{Model, UNBOUNDED};
 use crate::pipeline::{self, checkpoint_sizes};
 use crate::report::{self, Report, UnusedTensors};
+use crate::visible::visible;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ impl Inspect {
         }
         let source = pipeline::open_source(&self.what, &context.hub)?;
         if self.json {
-            print_result(&describe(&source, context)?.to_string())?;
+            print_json(&describe(&source, context)?.to_string())?;
             return Ok(Outcome::Fine);
         }
         if let Some(report) = source.side_file("report.json")?.filter(|_| !self.tensors) {
@@ -46,7 +47,7 @@ impl Inspect {
             print_result(&report::table(&report, page_width(), stdout_color()))?;
             print_result(&report::details(&report))?;
             if let Some(unused) = &report.model.unused_tensors {
-                print_result(&format!("unused: {}\n", unused.describe(NAMED)))?;
+                print_result(&format!("unused: {}\n", visible(&unused.describe(NAMED))))?;
             }
             return Ok(Outcome::Fine);
         }
@@ -63,11 +64,11 @@ impl Inspect {
                 (_, Value::String(text)) => text.clone(),
                 (_, value) => value.to_string(),
             };
-            text += &format!("{key:<16} {value}\n");
+            text += &format!("{key:<16} {}\n", visible(&value));
         }
         if self.tensors {
             for tensor in facts["tensors"].as_array().into_iter().flatten() {
-                let name = tensor["name"].as_str().unwrap_or_default();
+                let name = visible(tensor["name"].as_str().unwrap_or_default());
                 text +=
                     &format!("{name:<56} {:<5} {}\n", tensor["dtype"].as_str().unwrap_or_default(), tensor["shape"]);
             }
@@ -87,14 +88,14 @@ impl Inspect {
             }
         }
         if self.json {
-            print_result(&json!({ "schema": 1, "origin": store.origin, "sites": blocks }).to_string())?;
+            print_json(&json!({ "schema": 1, "origin": store.origin, "sites": blocks }).to_string())?;
             return Ok(Outcome::Fine);
         }
         let origin = &store.origin;
-        let mut text = format!("model            {}\nblocks           {}\n", origin.model, origin.blocks);
-        text += &format!("softlm           {}\n", origin.softlm);
+        let mut text = format!("model            {}\nblocks           {}\n", visible(&origin.model), origin.blocks);
+        text += &format!("softlm           {}\n", visible(&origin.softlm));
         for line in &origin.texts {
-            text += &format!("text             {line}\n");
+            text += &format!("text             {}\n", visible(line));
         }
         for site in blocks {
             text += &format!(

@@ -1,6 +1,7 @@
 //! The result on stdout.
 
 use super::ui::colors_wanted;
+use crate::visible::{visible, visible_lines};
 use anyhow::{Context, Result};
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
 
@@ -14,8 +15,29 @@ pub fn page_width() -> usize {
     std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(80)
 }
 
-/// Writes a result and, if it lacks one, a line end to stdout. A reader that has seen enough (`| head`) is no error.
+/// Writes a result for people and, if it lacks one, a line end to stdout. A reader that has seen enough (`| head`) is no
+/// error.
+///
+/// Names and other text in it are [`visible`](crate::visible::visible) already, so that they begin no line; whatever else a
+/// terminal would act on is written out here, but for the report's emphasis.
 pub fn print_result(text: &str) -> Result<()> {
+    print_ended(&harmless(text))
+}
+
+/// Writes a result for programs: JSON, with everything escaped that a terminal would act on.
+pub fn print_json(text: &str) -> Result<()> {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\n' || visible(c.encode_utf8(&mut [0; 4])).len() == c.len_utf8() {
+            escaped.push(c);
+        } else {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        }
+    }
+    print_ended(&escaped)
+}
+
+fn print_ended(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
     match out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes())).and_then(|()| out.flush()) {
@@ -24,7 +46,23 @@ pub fn print_result(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a part of a result at once; `false` when its reader has seen enough.
+/// Lines with nothing in them that a terminal acts on but bold, dim and their end.
+fn harmless(text: &str) -> String {
+    const ESCAPE: char = '\x1b';
+    let mut shown = String::with_capacity(text.len());
+    for (i, part) in text.split(ESCAPE).enumerate() {
+        let emphasis = ["[0m", "[1m", "[2m"].iter().any(|code| part.starts_with(code));
+        match (i, emphasis) {
+            (0, _) => {}
+            (_, true) => shown.push(ESCAPE),
+            (_, false) => shown.push_str(&visible(&ESCAPE.to_string())),
+        }
+        shown.push_str(&visible_lines(part));
+    }
+    shown
+}
+
+/// Writes a part of a result at once, as it is; `false` when its reader has seen enough.
 pub fn print_part(text: &str) -> Result<bool> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

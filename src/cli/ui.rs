@@ -4,10 +4,12 @@ use super::errors::{EXIT_INTERRUPTED, hint, interrupted, messages, render_error}
 use crate::machine::peak_rss_bytes;
 use crate::progress::{Interrupted, Progress};
 use crate::report::{bytes, seconds};
+use crate::visible::{visible, visible_lines};
 use anyhow::{Context, Error, Result};
 use clap::ValueEnum;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use std::backtrace::BacktraceStatus;
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -143,7 +145,7 @@ impl Ui {
     /// Says that something was done: a plain line, unless quiet or talking to a program.
     pub fn done(&self, text: &str) {
         if !self.quiet && !matches!(self.mode, Mode::Json) {
-            self.out.line(text);
+            self.out.line(&visible(text));
         }
     }
 
@@ -151,7 +153,7 @@ impl Ui {
     pub fn check_failed(&self, text: &str) {
         match self.mode {
             Mode::Json => self.event(json!({"event": "check_failed", "text": text})),
-            _ => self.out.line(&format!("check failed: {text}")),
+            _ => self.out.line(&format!("check failed: {}", visible(text))),
         }
     }
 
@@ -170,8 +172,9 @@ impl Ui {
             return;
         }
         self.out.line(&render_error(error, self.color));
-        if self.verbose && !interrupted(error) {
-            self.out.line(&format!("{error:?}"));
+        let trace = error.backtrace();
+        if self.verbose && trace.status() == BacktraceStatus::Captured && !interrupted(error) {
+            self.out.line(&visible_lines(&trace.to_string()));
         }
     }
 
@@ -201,8 +204,9 @@ impl Ui {
 
     /// `kind: text`, the kind in bold and in `color` where there are colours.
     fn remark(&self, kind: &str, text: &str, color: &str) {
+        let said = visible(text);
         let shown =
-            if self.color { format!("\x1b[1;{color}m{kind}:\x1b[0m {text}") } else { format!("{kind}: {text}") };
+            if self.color { format!("\x1b[1;{color}m{kind}:\x1b[0m {said}") } else { format!("{kind}: {said}") };
         match &self.mode {
             Mode::Json => self.event(remark_event(kind, text)),
             _ if self.quiet => {}
@@ -219,16 +223,17 @@ impl Ui {
 impl Progress for Ui {
     fn stage(&self, name: &str, steps: u64) {
         self.finish();
+        let shown = visible(name);
         let bar = match &self.mode {
             Mode::Bar(bars) => {
                 let bar = bars.add(if steps > 1 { ProgressBar::new(steps) } else { ProgressBar::new_spinner() });
                 bar.set_style(style(steps));
-                bar.set_prefix(name.to_string());
+                bar.set_prefix(shown.clone());
                 bar.enable_steady_tick(TICK);
                 Some(bar)
             }
             Mode::Plain => {
-                self.out.line(&format!("{} {name}", self.elapsed()));
+                self.out.line(&format!("{} {shown}", self.elapsed()));
                 None
             }
             Mode::Json => {
@@ -238,7 +243,7 @@ impl Progress for Ui {
             Mode::Silent => None,
         };
         let now = Instant::now();
-        *self.lock() = Some(Stage { name: name.to_string(), steps, done: 0, started: now, spoken: now, bar });
+        *self.lock() = Some(Stage { name: shown, steps, done: 0, started: now, spoken: now, bar });
     }
 
     fn step(&self, steps: u64) -> Result<()> {

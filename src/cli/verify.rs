@@ -1,12 +1,13 @@
 //! `softlm verify`
 
-use super::page::print_result;
+use super::page::{print_json, print_result};
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::checkpoint::Source;
 use crate::model;
 use crate::pipeline::{self, Found, Original};
 use crate::progress::Progress;
+use crate::visible::visible;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
@@ -47,35 +48,39 @@ impl Verify {
             None => {}
         }
         if self.json {
-            print_result(
+            print_json(
                 &json!({
-                    "schema": 1,
-                    "model": self.output,
-                    "against": base.as_ref().map(|b| b.label()),
-                    "tensors": result.tensors,
-                    "factorised": result.factorised,
-                    "unused_tensors": result.unused,
-                    "as_recorded": changes.flatten().map(|changes| changes.is_empty()),
-                    "problems": result.problems,
-                    "notes": result.notes,
+                        "schema": 1,
+                        "model": self.output,
+                        "against": base.as_ref().map(|b| b.label()),
+                        "tensors": result.tensors,
+                        "factorised": result.factorised,
+                        "unused_tensors": result.unused,
+                        "as_recorded": changes.flatten().map(|changes| changes.is_empty()),
+                        "problems": result.problems,
+                        "notes": result.notes,
                 })
                 .to_string(),
             )?;
         } else {
-            let mut text =
-                format!("{}: {} tensors, {} factorised linears", self.output, result.tensors, result.factorised);
+            let mut text = format!(
+                "{}: {} tensors, {} factorised linears",
+                visible(&self.output),
+                result.tensors,
+                result.factorised
+            );
             text += &match &base {
-                Some(base) => format!(", compared with {}\n", base.label()),
+                Some(base) => format!(", compared with {}\n", visible(base.label())),
                 None => ", original not at hand: checked alone\n".to_string(),
             };
             if let (count @ 1.., Some(first)) = (result.unused.len(), result.unused.first()) {
-                text += &format!("{count} of the tensors are read by nothing, {first} for one\n");
+                text += &format!("{count} of the tensors are read by nothing, {} for one\n", visible(first));
             }
             for note in &result.notes {
-                text += &format!("note: {note}\n");
+                text += &format!("note: {}\n", visible(note));
             }
             for problem in &result.problems {
-                text += &format!("problem: {problem}\n");
+                text += &format!("problem: {}\n", visible(problem));
             }
             if result.problems.is_empty() {
                 text += "whole\n";

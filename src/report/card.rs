@@ -7,10 +7,10 @@ use super::encoders::{self, cosine};
 use super::evaluation::{Pair, Sides, comparable, ppl, protocol, why_not_finite};
 use super::format::{change, fixed, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
-use super::layout::plain;
 use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells};
 use super::{Report, format};
 use crate::model::Output;
+use crate::visible::visible;
 use markdown::{code, escape, fence, is_hub_id, markdown, yaml};
 use std::fmt::Write;
 use usage::{citation, licence, licence_entries, upload, usage};
@@ -85,12 +85,12 @@ fn summary(report: &Report) -> String {
     let mut out = format!(
         "# {name}, {}, keep {}\n\n{base} with {} of its block linears' parameters ({} of {}), made by softlm's `{}` method ({}). \
          The whole model went from {} to {} parameters and from {} to {} of weights.\n",
-        plain(&report.method),
+        visible(&report.method),
         fraction(report.allocation.keep_asked),
         percent(linears.params_after as f64 / linears.params_before.max(1) as f64),
         format::count(linears.params_after),
         format::count(linears.params_before),
-        plain(&report.method),
+        visible(&report.method),
         escape(&report.paper),
         format::count(sizes.model.params_before),
         format::count(sizes.model.params_after),

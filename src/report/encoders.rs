@@ -1,9 +1,10 @@
 //! What is measured of encoders as text: embeddings beside the original's, and labelled tasks. Never without protocol.
 
 use super::format::{fixed, grouped, with_error};
-use super::layout::{Style, plain, wrap};
+use super::layout::{Style, wrap};
 use super::table::titled;
 use crate::eval::{Fidelity, GlueResult};
+use crate::visible::visible;
 
 /// How a fidelity was measured: `window 128, 16 windows, mean pooling, f32`.
 pub(super) fn protocol(f: &Fidelity) -> String {
@@ -12,8 +13,8 @@ pub(super) fn protocol(f: &Fidelity) -> String {
         f.window,
         grouped(f.windows as u64),
         if f.windows == 1 { "" } else { "s" },
-        plain(&f.pooling),
-        plain(&f.dtype)
+        visible(&f.pooling),
+        visible(&f.dtype)
     )
 }
 
@@ -28,10 +29,10 @@ pub(super) fn fidelity_lines(fidelities: &[Fidelity], limit: usize, style: Style
         return Vec::new();
     }
     let mut rows = vec![["embeddings", "cosine to dense", "least"].map(String::from).to_vec()];
-    rows.extend(fidelities.iter().map(|f| vec![plain(&f.corpus), cosine(f), fixed(f.least, 4)]));
+    rows.extend(fidelities.iter().map(|f| vec![visible(&f.corpus), cosine(f), fixed(f.least, 4)]));
     let mut out = titled(&rows, style);
     for f in fidelities {
-        let text = format!("{}: {}; against {}", plain(&f.corpus), protocol(f), plain(&f.base));
+        let text = format!("{}: {}; against {}", visible(&f.corpus), protocol(f), visible(&f.base));
         out.extend(wrap("  ", &text, limit).iter().map(|line| style.dim(line)));
     }
     out
@@ -58,7 +59,7 @@ pub fn glue_table(results: &[GlueResult], limit: usize, color: bool) -> String {
             "accuracy" | "f1" => format!("{:+.2} points", 100.0 * (result.value - base)),
             _ => format!("{:+.5}", result.value - base),
         };
-        let mut row = vec![plain(&result.task), plain(&result.metric)];
+        let mut row = vec![visible(&result.task), visible(&result.metric)];
         if compared {
             row.push(result.baseline.map_or("-".into(), value));
         }
@@ -77,13 +78,13 @@ pub fn glue_table(results: &[GlueResult], limit: usize, color: bool) -> String {
     }) {
         let text = format!(
             "{}: {} examples of {} (sha256 {:.12}), max length {}, {}, {}",
-            plain(&result.task),
+            visible(&result.task),
             grouped(result.n as u64),
-            plain(&result.data),
+            visible(&result.data),
             result.sha256,
             result.max_length,
-            plain(&result.predictions),
-            plain(&result.dtype)
+            visible(&result.predictions),
+            visible(&result.dtype)
         );
         out.extend(wrap("  ", &text, limit).iter().map(|line| style.dim(line)));
     }

@@ -2,9 +2,10 @@
 
 use super::SCHEMA;
 use super::format::{change, fixed, grouped, percent, with_error};
-use super::layout::{Style, columns, fit, plain, width, wrap};
+use super::layout::{Style, columns, fit, width, wrap};
 use crate::eval::{Divergence, Evaluation, Perplexity};
 use crate::number::{self, in_words};
+use crate::visible::visible;
 use serde_json::{Value, json};
 
 /// Significant digits of a perplexity.
@@ -27,7 +28,7 @@ pub fn protocol(p: &Perplexity) -> String {
             (false, true) => "BOS",
             (false, false) => "no BOS",
         },
-        plain(&p.dtype)
+        visible(&p.dtype)
     )
 }
 
@@ -94,7 +95,7 @@ fn shorten(table: &[Vec<String>], room: usize) -> Vec<Vec<String>> {
 }
 
 fn name(pair: &Pair) -> String {
-    format!("{}{}", plain(&pair.model.perplexity.corpus), if pair.calibrated { " *" } else { "" })
+    format!("{}{}", visible(&pair.model.perplexity.corpus), if pair.calibrated { " *" } else { "" })
 }
 
 /// What the numbers are.
@@ -143,7 +144,7 @@ fn divergence_cells(pairs: &[Pair]) -> Vec<Vec<String>> {
 pub(super) fn why_not_finite(pair: &Pair, sides: &Sides) -> Vec<String> {
     let of = |side: &str, evaluation: &Evaluation| {
         let p = &evaluation.perplexity;
-        let why = p.ppl_note.as_ref().map(|why| format!(": {}", plain(why))).unwrap_or_default();
+        let why = p.ppl_note.as_ref().map(|why| format!(": {}", visible(why))).unwrap_or_default();
         in_words(p.ppl).map(|words| format!("perplexity of {side} is {words}{why}"))
     };
     pair.base.and_then(|base| of(sides.base, base)).into_iter().chain(of(sides.model, pair.model)).collect()
@@ -153,9 +154,9 @@ fn protocols(pairs: &[Pair], sides: &Sides, limit: usize) -> Vec<String> {
     let mut out = Vec::new();
     for pair in pairs {
         let p = &pair.model.perplexity;
-        out.extend(wrap("  ", &format!("{}: {}", plain(&p.corpus), protocol(p)), limit));
+        out.extend(wrap("  ", &format!("{}: {}", visible(&p.corpus), protocol(p)), limit));
         for note in why_not_finite(pair, sides) {
-            out.extend(wrap("  ", &format!("{}: {note}", plain(&p.corpus)), limit));
+            out.extend(wrap("  ", &format!("{}: {note}", visible(&p.corpus)), limit));
         }
         if let Some(base) = pair.base.map(|base| &base.perplexity).filter(|base| !comparable(base, p)) {
             let text = format!("{} measured differently, not comparable: {}", sides.base, protocol(base));
@@ -185,9 +186,9 @@ pub fn evaluation_table(
         .iter()
         .map(|model| Pair { model, base: of_corpus(&model.perplexity.corpus), calibrated: false })
         .collect();
-    let mut out = wrap("model    ", &plain(model), limit);
+    let mut out = wrap("model    ", &visible(model), limit);
     if let Some((base, _)) = base {
-        out.extend(wrap("against  ", &plain(base), limit));
+        out.extend(wrap("against  ", &visible(base), limit));
     }
     out.push(String::new());
     if pairs.is_empty() {

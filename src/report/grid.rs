@@ -1,8 +1,9 @@
 //! What became of each linear: one line per block, or one per linear.
 
 use super::format::{percent, seconds, significant};
-use super::layout::{columns, plain};
+use super::layout::columns;
 use super::{LinearReport, Report};
+use crate::visible::visible;
 
 /// Order of columns; roles not listed come after in the order in which they occur.
 const ROLES: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
@@ -201,10 +202,10 @@ pub fn details(report: &Report) -> String {
         let stored = match (linear.rank, linear.pruned_shape) {
             (Some(rank), _) => format!("rank {rank}"),
             (None, Some([out, input])) => format!("{out}×{input}"),
-            (None, None) => plain(&linear.form),
+            (None, None) => visible(&linear.form),
         };
         rows.push(vec![
-            plain(&linear.id),
+            visible(&linear.id),
             format!("{}×{}", linear.shape[0], linear.shape[1]),
             stored,
             percent(linear.params_after as f64 / linear.params_before.max(1) as f64),
@@ -220,7 +221,7 @@ pub fn details(report: &Report) -> String {
         out.push_str(&line);
         out.push('\n');
         if let Some(note) = &linear.note {
-            out.push_str(&format!("  note: {}\n", plain(note)));
+            out.push_str(&format!("  note: {}\n", visible(note)));
         }
     }
     out

@@ -1,10 +1,5 @@
 //! Text in columns: widths, alignment, wrapping, emphasis.
 
-/// Text as it may be shown: control characters, which could drive a terminal or break a line, become `?`.
-pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
 /// Columns a text takes on a terminal. East Asian wide characters and pictographs take two.
 pub fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
@@ -155,10 +150,5 @@ mod tests {
     fn numbers_are_right_aligned_by_columns_not_bytes() {
         let rows = [["a", "± 1"], ["bcd", "22"]].map(|r| r.map(String::from).to_vec());
         assert_eq!(columns(&rows), ["a    ± 1", "bcd   22"]);
-    }
-
-    #[test]
-    fn terminal_escapes_in_names_are_harmless() {
-        assert_eq!(plain("a\x1b[31mb\nc"), "a?[31mb?c");
     }
 }

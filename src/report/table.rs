@@ -4,9 +4,10 @@ use super::encoders::fidelity_lines;
 use super::evaluation::{Pair, Sides, lines as evaluation_lines};
 use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
 use super::grid::{Grid, shapes};
-use super::layout::{Style, columns, plain, width, wrap};
+use super::layout::{Style, columns, width, wrap};
 use super::{CalibrationInfo, LabelsInfo, Report, Size};
 use crate::learn::{HealReport, SpectralReport};
+use crate::visible::visible;
 
 /// The narrowest page that is laid out for.
 const NARROWEST: usize = 40;
@@ -30,13 +31,13 @@ pub fn table(report: &Report, limit: usize, color: bool) -> String {
 
 fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
     let model = &report.model;
-    let revision = model.revision.as_ref().map(|r| format!(", revision {}", plain(r))).unwrap_or_default();
+    let revision = model.revision.as_ref().map(|r| format!(", revision {}", visible(r))).unwrap_or_default();
     let allocation = &report.allocation;
     let mut entries = vec![
-        ("model", format!("{} ({}{revision})", plain(&model.name), plain(&model.family))),
-        ("method", format!("{}: {}", plain(&report.method), plain(&report.paper))),
+        ("model", format!("{} ({}{revision})", visible(&model.name), visible(&model.family))),
+        ("method", format!("{}: {}", visible(&report.method), visible(&report.paper))),
         ("keep", format!("{} asked, {} reached", fraction(allocation.keep_asked), fraction(allocation.keep_reached))),
-        ("allocation", plain(&allocation.rule)),
+        ("allocation", visible(&allocation.rule)),
         ("calibration", report.calibration.as_ref().map_or("none: the method needs no text".into(), calibration)),
     ];
     entries.extend(report.labels.as_ref().map(|info| ("task", labels(info))));
@@ -55,7 +56,7 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
 
 /// `sample; 64 windows of 256 tokens (16,384), each begun by BOS, random, seed 0; …`
 pub(super) fn calibration(info: &CalibrationInfo) -> String {
-    let names: Vec<String> = info.corpora.iter().map(|corpus| plain(&corpus.name)).collect();
+    let names: Vec<String> = info.corpora.iter().map(|corpus| visible(&corpus.name)).collect();
     let seed = if info.sampling == "random" { format!(", seed {}", info.seed) } else { String::new() };
     format!(
         "{}; {} windows of {} tokens ({}), {}{}{seed}; {} more held out; inputs: {}",
@@ -64,15 +65,15 @@ pub(super) fn calibration(info: &CalibrationInfo) -> String {
         info.window,
         grouped(info.tokens as u64),
         if info.bos { "each begun by BOS, " } else { "" },
-        plain(&info.sampling),
+        visible(&info.sampling),
         info.heldout_windows,
-        plain(&info.inputs)
+        visible(&info.inputs)
     )
 }
 
 /// `300 of 300 steps of 8 windows (614,400 tokens), 3,612 trained numbers; held-out KL when cut 0.47, best after step 240`
 pub(super) fn learning(report: &SpectralReport, labels: Option<&LabelsInfo>) -> String {
-    let stopped = report.stopped.as_ref().map(|why| format!("; {}", plain(why))).unwrap_or_default();
+    let stopped = report.stopped.as_ref().map(|why| format!("; {}", visible(why))).unwrap_or_default();
     format!(
         "{} of {} steps of {} {} ({} tokens), {} trained numbers; held-out {} when cut {}, best after step {}{stopped}",
         grouped(report.done as u64),
@@ -89,7 +90,7 @@ pub(super) fn learning(report: &SpectralReport, labels: Option<&LabelsInfo>) -> 
 
 /// `200 of 200 steps of 8 windows (409,600 tokens); held-out KL 0.61 → 0.12, best after step 190`
 pub(super) fn healing(report: &HealReport, labels: Option<&LabelsInfo>) -> String {
-    let stopped = report.stopped.as_ref().map(|why| format!("; {}", plain(why))).unwrap_or_default();
+    let stopped = report.stopped.as_ref().map(|why| format!("; {}", visible(why))).unwrap_or_default();
     let slowed: Vec<String> = report.slowed.iter().map(|&step| grouped(step as u64)).collect();
     let slowed =
         if slowed.is_empty() { String::new() } else { format!("; rate halved after step {}", slowed.join(", ")) };
@@ -116,7 +117,7 @@ fn shown(labels: Option<&LabelsInfo>) -> &'static str {
 pub(super) fn labels(info: &LabelsInfo) -> String {
     format!(
         "{}: {} labelled examples of at most {} tokens; {} more held out",
-        plain(&info.task),
+        visible(&info.task),
         grouped(info.train as u64),
         info.max_length,
         info.heldout
@@ -190,7 +191,7 @@ fn cost(report: &Report, limit: usize, style: Style) -> Vec<String> {
     let peak = |peak: Option<u64>| peak.map_or("-".to_string(), bytes);
     let mut rows = vec![["stage", "time", "peak memory"].map(String::from).to_vec()];
     for stage in &cost.stages {
-        rows.push(vec![plain(&stage.name), seconds(stage.seconds), peak(stage.peak_rss_bytes)]);
+        rows.push(vec![visible(&stage.name), seconds(stage.seconds), peak(stage.peak_rss_bytes)]);
     }
     rows.push(vec!["total".into(), seconds(cost.seconds), peak(cost.peak_rss_bytes)]);
     let mut out = titled(&rows, style);
@@ -208,18 +209,18 @@ pub(super) fn machine(report: &Report) -> String {
     let threads = machine.threads;
     format!(
         "softlm {} on {}, {}, {threads} thread{}, device {}",
-        plain(&report.softlm),
-        plain(&machine.cpu),
-        plain(&machine.os),
+        visible(&report.softlm),
+        visible(&machine.cpu),
+        visible(&machine.os),
         if threads == 1 { "" } else { "s" },
-        plain(&machine.device)
+        visible(&machine.device)
     )
 }
 
 fn notes(report: &Report, limit: usize, style: Style) -> Vec<String> {
     let mut out = Vec::new();
     for note in &report.notes {
-        let mut lines = wrap("note: ", &plain(note), limit).into_iter();
+        let mut lines = wrap("note: ", &visible(note), limit).into_iter();
         out.extend(lines.next().map(|line| style.bold("note:") + &line["note:".len()..]));
         out.extend(lines);
     }

@@ -35,6 +35,7 @@ mod cli; // streams, exit codes, JSON, gates, settings and corpora
 mod cli_methods; // every method through the program, on models of every kind
 mod cli_encoders; // encoders compressed, proven whole and measured as encoders
 mod cli_hostile; // input that cannot work is refused with a reason
+mod terminal; // what comes from files cannot drive a terminal
 mod hostile_files; // links, devices and code in a model folder; what travels into an output
 mod cli_export; // exports through the program
 mod identity; // which model an output, its original and statistics belong to

@@ -1,6 +1,6 @@
 //! Text that stays what it is in Markdown, YAML and a shell.
 
-use super::super::layout::plain;
+use crate::visible::visible;
 
 /// A Markdown table; columns in `left` are left-aligned, the others right.
 pub(super) fn markdown(rows: &[Vec<String>], left: &[usize]) -> String {
@@ -19,7 +19,7 @@ pub(super) fn markdown(rows: &[Vec<String>], left: &[usize]) -> String {
 /// Text that Markdown leaves alone.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in plain(text).chars() {
+    for c in visible(text).chars() {
         if "\\`*_[]<>|#$~&".contains(c) {
             out.push('\\');
         }
@@ -30,7 +30,7 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Inline code, whatever it contains.
 pub(super) fn code(text: &str) -> String {
-    let text = plain(text);
+    let text = visible(text);
     let ticks = "`".repeat(longest_run(&text) + 1);
     let space = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
     format!("{ticks}{space}{text}{space}{ticks}")
@@ -54,13 +54,13 @@ pub(super) fn yaml(text: &str) -> String {
     if safe && wordlike && !reserved.contains(&text.to_ascii_lowercase().as_str()) {
         text.to_string()
     } else {
-        serde_json::Value::from(plain(text)).to_string()
+        serde_json::Value::from(visible(text)).to_string()
     }
 }
 
 /// A word of a shell command.
 pub(super) fn shell(text: &str) -> String {
-    let text = plain(text);
+    let text = visible(text);
     if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=,:@+".contains(c)) {
         text
     } else {
