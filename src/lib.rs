@@ -6,6 +6,7 @@ pub mod visible;
 pub mod error;
 pub mod number;
 pub mod progress;
+pub mod lock;
 pub mod hub;
 pub mod linalg;
 pub mod checkpoint;
