@@ -31,7 +31,7 @@ pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site])
     }
     for (site, stats) in &mut stats {
         stats.gram.mirror_lower();
-        if !stats.sum.iter().all(|x| x.is_finite()) {
+        if !(stats.sum.iter().all(|x| x.is_finite()) && stats.heldout.iter().all(|x| x.is_finite())) {
             user_bail!(
                 "NaN or infinite activations at site {site}";
                 "the checkpoint is damaged, or its weights overflow f32"
@@ -42,7 +42,7 @@ pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site])
 }
 
 /// The expert that a site belongs to.
-fn expert(site: Site) -> Option<u16> {
+pub(super) fn expert(site: Site) -> Option<u16> {
     match site {
         Site::ExpertIn(expert) | Site::ExpertOut(expert) => Some(expert),
         _ => None,

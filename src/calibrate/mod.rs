@@ -3,9 +3,14 @@
 mod stats;
 mod states;
 mod collect;
+mod origin;
+mod block;
 mod store;
+mod merge;
 
 pub use collect::{BlockStats, collect};
+pub use merge::merge;
+pub use origin::Origin;
 pub use states::{BATCH_TOKENS, States};
 pub use stats::SiteStats;
-pub use store::{Origin, StatsStore, merge};
+pub use store::StatsStore;

@@ -1,139 +1,122 @@
-//! Statistics on disk: a folder with `stats.json` and one safetensors file per block.
+//! Statistics on disk: a folder with one file per block and a description, `stats.json`.
 //!
-//! Sums are raw, so two folders made from different texts of the same model can be [`merge`]d by addition. A Gram
-//! matrix is stored as its lower triangle, row by row, in f64.
+//! While it is being filled the description is called `unfinished.json`. It gets its final name, and the checksums of all
+//! blocks, last: a folder with `stats.json` once had everything. What a process that died has left is continued by the same
+//! command, and nothing in the description or the files depends on when or by whom they were made.
 
+use super::block::{BlockFile, Owner, REPEAT, damaged};
 use super::collect::BlockStats;
-use super::stats::SiteStats;
-use crate::checkpoint::{Identity, Source, differences, write_file, write_tensors};
+use super::origin::{Description, Origin};
+use crate::checkpoint::{sync_folder, write_file};
 use crate::error::UserError;
-use crate::linalg::Mat;
-use crate::model::Site;
+use crate::lock::Lock;
+use crate::model::{Model, Site};
+use crate::progress::Progress;
 use crate::user_bail;
 use anyhow::{Context, Result};
-use safetensors::{Dtype, SafeTensors};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
 
-/// Format 1 recorded the weights alone: the same weights under another config.json or tokenizer give other statistics.
-const FORMAT: u32 = 2;
-
-/// What a folder of statistics was made from: `stats.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
-    /// Version of this format.
-    pub format: u32,
-    /// Version of softlm that collected them.
-    pub softlm: String,
-    /// Tells these statistics from those of the same name that were there before or will be there after.
-    pub generation: String,
-    /// The model, as the user named it.
-    pub model: String,
-    /// Hashes of its files: everything that the statistics depend on beside the text.
-    #[serde(flatten)]
-    pub identity: Identity,
-    /// Number of blocks.
-    pub blocks: usize,
-    /// What text went in, one entry per merged run.
-    pub texts: Vec<String>,
-}
-
-impl Origin {
-    /// Describes statistics of `source` over `text`.
-    pub fn new(source: &Source, blocks: usize, text: String) -> Result<Self> {
-        Ok(Self {
-            format: FORMAT,
-            softlm: env!("CARGO_PKG_VERSION").to_string(),
-            generation: generation(),
-            model: source.label().to_string(),
-            identity: source.identity()?,
-            blocks,
-            texts: vec![text],
-        })
-    }
-
-    /// Whether the same statistics would come out.
-    pub fn is_same(&self, other: &Self) -> bool {
-        *self == Self { generation: self.generation.clone(), model: self.model.clone(), ..other.clone() }
-    }
-
-    /// Every file by which the two models differ.
-    fn differences(&self, other: &Self) -> Vec<String> {
-        let mut all = differences(&self.identity.weights, &other.identity.weights);
-        all.extend(differences(&self.identity.files, &other.identity.files));
-        all
-    }
-}
-
-/// Another string each time.
-fn generation() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let hash = Sha256::digest(format!("{now} {}", std::process::id()));
-    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
+const FINISHED: &str = "stats.json";
+const UNFINISHED: &str = "unfinished.json";
+const LOCK: &str = "lock";
+/// What is found in a fresh file system and belongs to nobody.
+const LOST_AND_FOUND: &str = "lost+found";
+/// Names in an error.
+const NAMED: usize = 4;
 
 /// A folder of statistics, being filled or complete.
 pub struct StatsStore {
     dir: PathBuf,
     /// What the statistics were made from.
     pub origin: Origin,
+    /// Of every block, if all are there.
+    checksums: Vec<String>,
+    /// Held while the folder is filled.
+    lock: Mutex<Option<Lock>>,
+    /// Whether the folder itself is new.
+    created: bool,
 }
 
 impl StatsStore {
-    /// Opens `dir` if it holds statistics; `None` if it does not exist or is empty.
+    /// Whether `dir` holds statistics, finished or not.
+    pub fn is_there(dir: &Path) -> bool {
+        [FINISHED, UNFINISHED].iter().any(|name| dir.join(name).exists())
+    }
+
+    /// Opens `dir` to read what it holds; `None` if that is no statistics.
+    ///
+    /// # Errors
+    /// If the description is damaged, or of another format.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join("stats.json");
-        if !path.exists() {
-            if dir.is_dir() && fs::read_dir(dir)?.next().is_some() {
-                let dir = dir.display();
-                user_bail!("{dir} holds no statistics (no stats.json) but is not empty"; "name another folder for --stats");
+        refuse_file(dir)?;
+        for name in [FINISHED, UNFINISHED] {
+            let path = dir.join(name);
+            if path.symlink_metadata().is_ok() {
+                let Description { origin, checksums } = Description::read(&path, name == FINISHED)?;
+                let checksums = if name == FINISHED { checksums } else { Vec::new() };
+                return Ok(Some(Self { dir: dir.into(), origin, checksums, lock: Mutex::new(None), created: false }));
             }
-            return Ok(None);
         }
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let described = |e: serde_json::Error| {
-            UserError::new(format!("{} does not describe statistics: {e}", path.display()))
-                .hint("collect them again, into a new folder")
-        };
-        let stored: Value = serde_json::from_str(&text).map_err(described)?;
-        match stored["format"].as_u64() {
-            Some(format) if format < u64::from(FORMAT) => user_bail!(
-                "{} has format {format}, which does not record the config.json and the tokenizer it was made with", path.display();
-                "collect the statistics again, into a new folder"
-            ),
-            Some(format) if format > u64::from(FORMAT) => user_bail!(
-                "{} has format {format}, this version of softlm reads {FORMAT}", path.display();
-                "collect the statistics again, into a new folder"
-            ),
-            _ => {}
-        }
-        let origin: Origin = serde_json::from_value(stored).map_err(described)?;
-        Ok(Some(Self { dir: dir.to_path_buf(), origin }))
+        Ok(None)
     }
 
-    /// Fails if the statistics belong to another model than `origin` speaks of, or to the same weights under other
-    /// settings.
-    pub fn check_model(&self, origin: &Origin) -> Result<()> {
-        if let Some(difference) = self.origin.differences(origin).first() {
-            user_bail!(
-                "{} was made from {}, from which {} differs: {difference}", self.dir.display(), self.origin.model, origin.model;
-                "collect statistics of this model, or name another folder"
-            );
+    /// Opens `dir` to be filled with the statistics that `origin` describes: a new folder, an empty one, or one of the same
+    /// statistics. Blocks that are there are read once; what is damaged is removed, to be made again.
+    ///
+    /// # Errors
+    /// If there is anything else in it, or another process fills it.
+    pub fn fill(dir: &Path, origin: Origin, progress: &dyn Progress) -> Result<Self> {
+        let shown = dir.display();
+        let known = format!("{shown} already holds these statistics");
+        if let Some(store) = Self::open(dir)? {
+            store.refuse_other(&origin)?;
+            if store.is_finished() && store.find_damaged()?.is_empty() {
+                store.remove_stale_lock();
+                progress.note(&known);
+                return Ok(store);
+            }
         }
-        Ok(())
+        refuse_unknown(dir, origin.blocks)?;
+        let created = !dir.exists();
+        let lock = fs::create_dir_all(dir).and_then(|()| Lock::take(&dir.join(LOCK))).map_err(|error| {
+            UserError::new(format!("cannot write to {shown}: {error}")).hint("name a folder that you may write to")
+        })?;
+        if lock.is_none() {
+            user_bail!("another softlm is filling {shown}"; "wait for it, or name another folder");
+        }
+        // The other one may have got on between the first look and the lock.
+        let mut damaged = Vec::new();
+        if let Some(found) = Self::open(dir)? {
+            found.refuse_other(&origin)?;
+            damaged = found.find_damaged()?;
+            if found.is_finished() {
+                if damaged.is_empty() {
+                    progress.note(&known);
+                    return Ok(found);
+                }
+                fs::rename(dir.join(FINISHED), dir.join(UNFINISHED)).with_context(|| format!("opening {shown}"))?;
+            }
+        }
+        if !damaged.is_empty() {
+            progress.note(&format!("damaged or missing statistics are made again: {}", damaged.join(", ")));
+        }
+        let store = Self { dir: dir.into(), origin, checksums: Vec::new(), lock: Mutex::new(lock), created };
+        store.tidy(&damaged)?;
+        store.describe(Vec::new())?;
+        store.finish_if_whole()?;
+        Ok(store)
     }
 
-    /// Starts a new folder.
-    pub fn create(dir: &Path, origin: Origin) -> Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        let json = serde_json::to_string_pretty(&origin)?;
-        write_file(&dir.join("stats.json"), (json + "\n").as_bytes())?;
-        Ok(Self { dir: dir.to_path_buf(), origin })
+    /// Removes the lock of a process that died when it had just finished the folder.
+    pub fn remove_stale_lock(&self) {
+        let path = self.dir.join(LOCK);
+        if path.symlink_metadata().is_ok() {
+            // It is only untidy: whoever may not remove it, or finds it held, can do without.
+            drop(Lock::take(&path));
+        }
     }
 
     /// The folder.
@@ -141,115 +124,240 @@ impl StatsStore {
         &self.dir
     }
 
+    /// Whether the folder is complete, as far as its description knows.
+    pub fn is_finished(&self) -> bool {
+        self.dir.join(FINISHED).exists()
+    }
+
     /// Whether block `index` is there.
     pub fn has(&self, index: usize) -> bool {
         self.path(index).exists()
     }
 
-    /// Stores the statistics of block `index`.
-    pub fn put(&self, index: usize, stats: &BlockStats) -> Result<()> {
-        let mut tensors = Vec::new();
-        for (site, s) in stats {
-            let n = s.width();
-            let triangle = (0..n).flat_map(|i| (0..=i).map(move |j| (i, j)));
-            let gram = triangle.flat_map(|(i, j)| s.gram.get(i, j).to_le_bytes()).collect();
-            tensors.push((format!("{site}.gram"), Dtype::F64, vec![n * (n + 1) / 2], gram));
-            let sum = s.sum.iter().flat_map(|x| x.to_le_bytes()).collect();
-            tensors.push((format!("{site}.sum"), Dtype::F64, vec![n], sum));
-            tensors.push((format!("{site}.tokens"), Dtype::U64, vec![1], s.tokens.to_le_bytes().to_vec()));
-            let heldout = s.heldout.iter().flat_map(|x| x.to_le_bytes()).collect();
-            tensors.push((format!("{site}.heldout"), Dtype::F32, vec![s.heldout.len() / n, n], heldout));
+    /// Indices of the blocks that are there.
+    pub fn present(&self) -> Result<Vec<usize>> {
+        let entries = fs::read_dir(&self.dir).with_context(|| format!("reading {}", self.dir.display()))?;
+        let mut present = Vec::new();
+        for entry in entries {
+            present.extend(entry?.file_name().to_str().and_then(|name| index_of(name, self.origin.blocks)));
         }
-        write_tensors(&self.path(index), &tensors, &BTreeMap::new())
+        present.sort_unstable();
+        Ok(present)
     }
 
-    /// Reads the statistics of block `index`.
-    pub fn get(&self, index: usize) -> Result<BlockStats> {
-        let path = self.path(index);
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        let file = SafeTensors::deserialize(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
-        let mut stats = BlockStats::new();
-        let sites = file.names().into_iter().filter_map(|name| name.strip_suffix(".sum")?.parse::<Site>().ok());
-        for site in sites {
-            let sum: Vec<f64> = f64s(file.tensor(&format!("{site}.sum"))?.data());
-            let n = sum.len();
-            let triangle = f64s(file.tensor(&format!("{site}.gram"))?.data());
-            let tokens = file.tensor(&format!("{site}.tokens"))?.data().try_into().map(u64::from_le_bytes);
-            let heldout = file.tensor(&format!("{site}.heldout"))?.data().as_chunks::<4>().0;
-            if triangle.len() != n * (n + 1) / 2 {
-                user_bail!("{}: {site} has inconsistent sizes", path.display(); "collect the statistics again");
-            }
-            let gram = Mat::from_fn(n, n, |i, j| {
-                let (i, j) = (i.max(j), i.min(j));
-                triangle[i * (i + 1) / 2 + j]
-            });
-            let heldout = heldout.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            stats.insert(site, SiteStats { tokens: tokens.context("token count")?, gram, sum, heldout });
+    /// The first block that is not there.
+    pub fn missing(&self) -> Option<usize> {
+        (0..self.origin.blocks).find(|&index| !self.has(index))
+    }
+
+    /// Fails unless these are statistics of `model`, which `origin` speaks of, and every block that is there has the sites and
+    /// sizes that this model's has. Reads headers alone.
+    pub fn check(&self, model: &Model, origin: &Origin) -> Result<()> {
+        if let Some(difference) = self.origin.differences(origin).first() {
+            user_bail!(
+                "{} was made from {}, from which {} differs: {difference}", self.dir.display(), self.origin.model, origin.model;
+                "collect statistics of this model, or name another folder"
+            );
         }
-        Ok(stats)
+        for index in self.present()? {
+            let (file, sites) = (self.path(index), self.block(index)?.sites()?);
+            let widths = model.site_widths(index);
+            if let Some(site) = model.block_sites(index).into_iter().find(|site| !sites.contains_key(site)) {
+                if matches!(site, Site::SsmConv | Site::SsmDt) {
+                    user_bail!(
+                        "{} has nothing of {site}: these statistics are without the small linears", file.display();
+                        "leave --small-linears out, or name a new folder"
+                    );
+                }
+                return Err(damaged(&file, &format!("it has nothing of {site}")));
+            }
+            for (site, size) in sites {
+                match widths.get(&site) {
+                    Some(&width) if width == size.width => {}
+                    Some(width) => {
+                        return Err(damaged(&file, &format!("{site} has {} inputs, the model's {width}", size.width)));
+                    }
+                    None => return Err(damaged(&file, &format!("the model has no {site} in this block"))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the statistics of block `index`. With the last one the folder is finished.
+    pub fn put(&self, index: usize, stats: &BlockStats) -> Result<()> {
+        super::block::write(&self.path(index), &self.origin, index, stats)?;
+        self.finish_if_whole()
+    }
+
+    /// Reads the statistics of block `index`, every byte of which is checked.
+    pub fn get(&self, index: usize) -> Result<BlockStats> {
+        BlockFile::open_whole(&self.path(index), self.owner(index))?.read(&self.origin)
+    }
+
+    /// One hash for all that a finished folder holds, hexadecimal.
+    pub(super) fn fingerprint(&self) -> Result<String> {
+        let all = [self.origin.id()?, self.checksums.join(" ")].join(" ");
+        Ok(format!("{:x}", Sha256::digest(all)))
+    }
+
+    /// The header of block `index`.
+    pub(super) fn block(&self, index: usize) -> Result<BlockFile> {
+        let path = self.path(index);
+        if !path.exists() {
+            user_bail!("{} lacks the statistics of block {index}", self.dir.display(); "{REPEAT}");
+        }
+        BlockFile::open(&path, self.owner(index))
+    }
+
+    fn owner(&self, index: usize) -> Owner<'_> {
+        Owner { origin: &self.origin, index, checksum: self.checksums.get(index).map(String::as_str) }
     }
 
     fn path(&self, index: usize) -> PathBuf {
-        self.dir.join(format!("block-{index:05}.safetensors"))
+        self.dir.join(block_name(index))
     }
-}
 
-fn f64s(bytes: &[u8]) -> Vec<f64> {
-    bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
-}
-
-/// Adds the statistics of several folders of the same model into a new folder.
-pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Origin> {
-    let mut stores = Vec::new();
-    for dir in folders {
-        match StatsStore::open(dir)? {
-            Some(store) => stores.push(store),
-            None => user_bail!("{} holds no statistics", dir.display(); "make them with `softlm calibrate`"),
+    /// Fails if the folder holds other statistics than `origin` describes.
+    fn refuse_other(&self, origin: &Origin) -> Result<()> {
+        if self.origin.is_same(origin) {
+            return Ok(());
         }
-    }
-    let Some(first) = stores.first() else { user_bail!("nothing to merge"; "name at least one folder") };
-    let mut origin = first.origin.clone();
-    for other in &stores[1..] {
-        if let Some(difference) = origin.differences(&other.origin).first() {
+        let (shown, mine) = (self.dir.display(), &self.origin);
+        if let Some(difference) = mine.differences(origin).first() {
             user_bail!(
-                "{} was made from {}, {} from {}: {difference}",
-                first.dir.display(), origin.model, other.dir.display(), other.origin.model;
-                "only statistics of the same model, with the same config.json and tokenizer, add up"
+                "{shown} was made from {}, from which {} differs: {difference}", mine.model, origin.model;
+                "name a new folder"
             );
         }
-        origin.texts.extend(other.origin.texts.iter().cloned());
+        let held = |origin: &Origin| format!("{} ({} tokens held out)", origin.texts.join("; "), origin.heldout);
+        let what = if self.missing().is_none() { "statistics" } else { "statistics of only some blocks" };
+        user_bail!(
+            "{shown} holds {what} by softlm {} of {}; these would be by softlm {} of {}",
+            mine.softlm, held(mine), origin.softlm, held(origin);
+            "name a new folder; `softlm calibrate --merge` adds folders up"
+        );
     }
-    if StatsStore::open(out)?.is_some() {
-        user_bail!("{} already holds statistics", out.display(); "name a new folder for the sum");
-    }
-    for (dir, store) in folders.iter().zip(&stores) {
-        if let Some(index) = (0..origin.blocks).find(|&index| !store.has(index)) {
-            user_bail!("{} lacks the statistics of block {index}", dir.display(); "finish it with the command that began it");
-        }
-    }
-    origin.generation = generation();
-    let target = StatsStore::create(out, origin.clone())?;
-    for index in 0..origin.blocks {
-        let mut sum = first.get(index)?;
-        for other in &stores[1..] {
-            for (site, stats) in other.get(index)? {
-                let Some(mine) = sum.get_mut(&site) else {
-                    user_bail!("block {index}: {site} is not in every folder"; "collect the statistics again")
-                };
-                mine.merge(&stats);
+
+    /// Names of the blocks' files that are damaged; of a finished folder also those that are missing.
+    fn find_damaged(&self) -> Result<Vec<String>> {
+        let mut damaged = Vec::new();
+        for index in 0..self.origin.blocks {
+            let path = self.path(index);
+            let sound = match path.symlink_metadata() {
+                Ok(_) => {
+                    BlockFile::open_whole(&path, self.owner(index)).and_then(|block| block.read(&self.origin)).is_ok()
+                }
+                Err(_) => !self.is_finished(),
+            };
+            if !sound {
+                damaged.push(block_name(index));
             }
         }
-        target.put(index, &sum)?;
+        Ok(damaged)
     }
-    Ok(origin)
+
+    /// Removes what a process that died had not finished, and what is damaged.
+    fn tidy(&self, damaged: &[String]) -> Result<()> {
+        let names = fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+        let unfinished = names.iter().filter_map(|name| name.to_str()).filter(|name| name.ends_with(".tmp"));
+        for name in unfinished.chain(damaged.iter().map(String::as_str)) {
+            let path = self.dir.join(name);
+            if path.symlink_metadata().is_ok() {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&self, checksums: Vec<String>) -> Result<()> {
+        let description = Description { origin: self.origin.clone(), checksums };
+        write_file(&self.dir.join(UNFINISHED), description.to_json()?.as_bytes())
+    }
+
+    /// Gives the description its final name once every block is there.
+    fn finish_if_whole(&self) -> Result<()> {
+        if self.missing().is_some() {
+            return Ok(());
+        }
+        let checksums = (0..self.origin.blocks).map(|index| self.block(index)?.checksum());
+        self.describe(checksums.collect::<Result<_>>()?)?;
+        let (from, to) = (self.dir.join(UNFINISHED), self.dir.join(FINISHED));
+        fs::rename(from, &to).with_context(|| format!("creating {}", to.display()))?;
+        sync_folder(&self.dir)?;
+        drop(self.take_lock());
+        Ok(())
+    }
+
+    fn take_lock(&self) -> Option<Lock> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
-impl SiteStats {
-    /// Adds the sums of another run over the same site.
-    pub fn merge(&mut self, other: &Self) {
-        self.tokens += other.tokens;
-        self.gram.add_assign(&other.gram);
-        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
-        self.heldout.extend_from_slice(&other.heldout);
+/// A run that failed before it stored anything leaves nothing behind.
+impl Drop for StatsStore {
+    fn drop(&mut self) {
+        let Some(lock) = self.take_lock() else { return };
+        let empty = self.present().is_ok_and(|present| present.is_empty());
+        // Nothing better can be done about a left-over while an error is on its way.
+        if empty {
+            let _ = fs::remove_file(self.dir.join(UNFINISHED));
+        }
+        drop(lock);
+        if empty && self.created {
+            let _ = fs::remove_dir(&self.dir);
+        }
     }
+}
+
+fn block_name(index: usize) -> String {
+    format!("block-{index:05}.safetensors")
+}
+
+/// Which of so many blocks a file is of.
+fn index_of(name: &str, blocks: usize) -> Option<usize> {
+    let index = name.strip_prefix("block-")?.strip_suffix(".safetensors")?.parse().ok()?;
+    (index < blocks && block_name(index) == name).then_some(index)
+}
+
+fn refuse_file(dir: &Path) -> Result<()> {
+    let Ok(found) = dir.symlink_metadata() else { return Ok(()) };
+    if !dir.is_dir() {
+        let what = if found.is_symlink() && !dir.exists() { "a link that leads nowhere" } else { "a file" };
+        user_bail!("{} is {what}; statistics need a folder", dir.display(); "name a new folder");
+    }
+    Ok(())
+}
+
+/// Fails if a folder to be filled holds anything but the files of statistics.
+fn refuse_unknown(dir: &Path, blocks: usize) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let shown = dir.display();
+    let mut unknown = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {shown}"))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == LOST_AND_FOUND {
+            continue;
+        }
+        let own = name.strip_suffix(".tmp").unwrap_or(&name);
+        if ![FINISHED, UNFINISHED, LOCK].contains(&own) && index_of(own, blocks).is_none() {
+            unknown.push(name);
+        } else if !entry.file_type()?.is_file() {
+            user_bail!(
+                "{} is in the way: it is a link or a folder, not a file of softlm's", entry.path().display();
+                "remove or rename it, or name a new folder"
+            );
+        }
+    }
+    unknown.sort();
+    if !unknown.is_empty() {
+        let more = unknown.len().saturating_sub(NAMED);
+        unknown.truncate(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        user_bail!("{shown} holds {}{more}, which are not statistics", unknown.join(", "); "name a new or an empty folder");
+    }
+    Ok(())
 }

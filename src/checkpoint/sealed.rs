@@ -36,6 +36,11 @@ pub fn write_sealed(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<St
 }
 
 impl TensorFile {
+    /// The hash that a file written by [`write_sealed`] claims.
+    pub fn seal(&self) -> Option<&str> {
+        self.metadata().get(SEAL).map(String::as_str)
+    }
+
     /// Opens a file written by [`write_sealed`] and reads it once to see that it holds what was written.
     ///
     /// # Errors

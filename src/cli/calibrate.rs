@@ -7,7 +7,6 @@ use crate::pipeline::{self, CalibrationWish};
 use crate::progress::Progress;
 use crate::recipe::BosRule;
 use crate::text::{Sampling, split_names};
-use crate::user_bail;
 use crate::visible::visible;
 use anyhow::Result;
 use clap::Args;
@@ -45,20 +44,20 @@ pub struct Calibrate {
 
 impl Calibrate {
     pub fn run(self, context: &Context) -> Result<Outcome> {
-        let origin = match &self.merge {
+        let store = match &self.merge {
             Some(folders) => {
                 let folders: Vec<PathBuf> = split_names(folders).into_iter().map(Into::into).collect();
-                calibrate::merge(&folders, &self.output)?
+                calibrate::merge(&folders, &self.output, context.ui)?
             }
             None => self.collect(context)?,
         };
         context.ui.finish();
-        let place = self.output.display().to_string();
+        let (origin, place) = (&store.origin, self.output.display().to_string());
         print_result(&format!("{}: {} blocks of {}\n", visible(&place), origin.blocks, visible(&origin.model)))?;
         Ok(Outcome::Fine)
     }
 
-    fn collect(&self, context: &Context) -> Result<Origin> {
+    fn collect(&self, context: &Context) -> Result<StatsStore> {
         let name = self.model.as_deref().unwrap_or_default();
         let source = pipeline::open_source(name, &context.hub)?;
         let model = pipeline::load_model(source, &context.device, context.ui)?;
@@ -74,20 +73,13 @@ impl Calibrate {
         let text = pipeline::calibration(&model, &tokenizer, &wish, &context.hub)?;
         pipeline::check_numbers(&model, &text, &[], context.ui)?;
         text.doubts(&model, self.calib_windows).iter().for_each(|doubt| context.ui.warn(doubt));
-        let origin = Origin::new(model.source(), model.blocks(), text.describe())?;
-        let store = match StatsStore::open(&self.output)? {
-            None => StatsStore::create(&self.output, origin)?,
-            Some(store) => {
-                store.check_model(&origin)?;
-                if !store.origin.is_same(&origin) {
-                    user_bail!(
-                        "{} holds statistics of another text or version of softlm", self.output.display();
-                        "choose another -o; --merge adds folders up"
-                    );
-                }
-                store
-            }
-        };
+        let (tokens, heldout) = (text.windows.tokens(), text.heldout.tokens());
+        let origin = Origin::new(model.source(), model.blocks(), text.describe(), tokens, heldout)?;
+        let store = StatsStore::fill(&self.output, origin.clone(), context.ui)?;
+        store.check(&model, &origin)?;
+        if store.is_finished() {
+            return Ok(store);
+        }
         let mut states = States::embed(&model, &text.windows.ids())?;
         let mut heldout = States::embed(&model, &text.heldout.ids())?;
         context.ui.stage("calibrating", model.blocks() as u64);
@@ -100,6 +92,6 @@ impl Calibrate {
             heldout.advance(&block)?;
             context.ui.step(1)?;
         }
-        Ok(store.origin)
+        Ok(store)
     }
 }

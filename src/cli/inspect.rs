@@ -34,7 +34,7 @@ pub struct Inspect {
 impl Inspect {
     pub fn run(self, context: &Context) -> Result<Outcome> {
         let path = Path::new(&self.what);
-        if path.join("stats.json").exists() {
+        if StatsStore::is_there(path) {
             return self.statistics(path);
         }
         let source = pipeline::open_source(&self.what, &context.hub)?;
@@ -79,20 +79,26 @@ impl Inspect {
     fn statistics(&self, path: &Path) -> Result<Outcome> {
         let store = StatsStore::open(path)?.context("no statistics")?;
         let mut blocks = Vec::new();
-        for index in (0..store.origin.blocks).filter(|&i| store.has(i)) {
+        let present = store.present()?;
+        for &index in &present {
             for (site, stats) in store.get(index)? {
                 blocks.push(json!({
                     "block": index, "site": site.to_string(), "width": stats.width(), "tokens": stats.tokens,
-                    "heldout_tokens": stats.heldout.len() / stats.width().max(1),
+                    "heldout_tokens": stats.heldout_tokens(),
                 }));
             }
         }
         if self.json {
-            print_json(&json!({ "schema": 1, "origin": store.origin, "sites": blocks }).to_string())?;
+            let finished = store.is_finished();
+            let facts = json!({ "schema": 1, "finished": finished, "origin": store.origin, "sites": blocks });
+            print_json(&facts.to_string())?;
             return Ok(Outcome::Fine);
         }
         let origin = &store.origin;
         let mut text = format!("model            {}\nblocks           {}\n", visible(&origin.model), origin.blocks);
+        if !store.is_finished() {
+            text += &format!("finished         {} of {} blocks\n", present.len(), origin.blocks);
+        }
         text += &format!("softlm           {}\n", visible(&origin.softlm));
         for line in &origin.texts {
             text += &format!("text             {}\n", visible(line));

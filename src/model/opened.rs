@@ -13,7 +13,7 @@ use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What a model says about a text, beside its final states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -160,6 +160,12 @@ impl Model {
             }
         }
         sites
+    }
+
+    /// Number of inputs at every site of block `index`, those of small linears included.
+    pub fn site_widths(&self, index: usize) -> BTreeMap<Site, usize> {
+        let linears = self.layout.linears.iter().filter(|spec| spec.id.block == index);
+        linears.map(|spec| (spec.site, spec.input)).collect()
     }
 
     /// Key of config.json that holds the width of the feed-forward layer that a linear belongs to.

@@ -141,7 +141,8 @@ pub fn compress_windows(
     let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
     let copied = Copied::of(model.source())?;
     let identity = model.source().identity()?;
-    let stats = recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe)).transpose()?;
+    let stats =
+        recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe, progress)).transpose()?;
     stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
     let weights_fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
     let fingerprint = with_evaluation(&weights_fingerprint, eval_texts);
@@ -154,7 +155,7 @@ pub fn compress_windows(
         return Ok(report);
     }
     copied.announce_code(model.source(), progress);
-    if shows_text(recipe, method, stats.as_ref(), &model) {
+    if shows_text(recipe, method, &calibration, stats.as_ref()) {
         let doubts = calibration.doubts(&model, recipe.calib_windows);
         doubts.iter().for_each(|doubt| progress.warn(doubt));
         remarks.extend(doubts);
@@ -298,7 +299,7 @@ fn fingerprint(
         hash.update(&labels.info.sha256);
     }
     if let Some(stats) = stats {
-        hash.update(serde_json::to_string(&stats.origin)?);
+        hash.update(stats.origin.id()?);
     }
     Ok(format!("{:x}", hash.finalize()))
 }
@@ -311,29 +312,31 @@ fn with_evaluation(fingerprint: &str, texts: &[EvalText]) -> String {
 }
 
 /// Statistics in `dir`, checked against this run, or a new folder to fill.
-fn open_stats(dir: &Path, model: &Model, calibration: &Calibration, recipe: &Recipe) -> Result<StatsStore> {
+fn open_stats(
+    dir: &Path,
+    model: &Model,
+    calibration: &Calibration,
+    recipe: &Recipe,
+    progress: &dyn Progress,
+) -> Result<StatsStore> {
     if recipe.inputs != method::Inputs::Dense {
         user_bail!(
             "--stats holds activations of the original model, but {} calibrates behind compressed layers", recipe.method;
             "add --inputs dense, or leave --stats out"
         );
     }
-    let origin = Origin::new(model.source(), model.blocks(), calibration.describe())?;
-    match StatsStore::open(dir)? {
-        None => StatsStore::create(dir, origin),
-        Some(store) => {
-            store.check_model(&origin)?;
-            let complete = (0..model.blocks()).all(|index| store.has(index));
-            if !complete && store.origin.texts != origin.texts {
-                user_bail!(
-                    "{} holds statistics of only some blocks, made from {}; this run would add those of {}",
-                    dir.display(), store.origin.texts.join("; "), calibration.describe();
-                    "finish them with the same text, or name another folder"
-                );
-            }
-            Ok(store)
+    let (tokens, heldout) = (calibration.windows.tokens(), calibration.heldout.tokens());
+    let origin = Origin::new(model.source(), model.blocks(), calibration.describe(), tokens, heldout)?;
+    let store = match StatsStore::open(dir)? {
+        // Whatever they were made from, they are whole.
+        Some(store) if store.is_finished() && store.missing().is_none() => {
+            store.remove_stale_lock();
+            store
         }
-    }
+        _ => StatsStore::fill(dir, origin.clone(), progress)?,
+    };
+    store.check(model, &origin)?;
+    Ok(store)
 }
 
 /// Whether the result depends on the calibration text. Held-out errors, which do in any case, are only reported.
@@ -342,11 +345,11 @@ fn looks_at_text(recipe: &Recipe, method: &dyn Method) -> bool {
     method.needs() != Needs::Nothing || recipe.allocation == AllocationRule::Global || trains
 }
 
-/// Whether what is seen of the inputs comes from this run's text, not all of it from statistics of an earlier one.
-fn shows_text(recipe: &Recipe, method: &dyn Method, stats: Option<&StatsStore>, model: &Model) -> bool {
-    let collected = stats.is_some_and(|store| (0..model.blocks()).all(|index| store.has(index)));
+/// Whether what is seen of the inputs comes from this run's text, not all of it from statistics of another.
+fn shows_text(recipe: &Recipe, method: &dyn Method, calibration: &Calibration, stats: Option<&StatsStore>) -> bool {
+    let of_another = stats.is_some_and(|store| store.origin.texts != [calibration.describe()]);
     let trains = recipe.task.is_none() && (recipe.heal > 0 || recipe.learn.is_some());
-    looks_at_text(recipe, method) && (trains || !collected)
+    looks_at_text(recipe, method) && (trains || !of_another)
 }
 
 /// Replacing an output must not delete what the run reads.

@@ -183,9 +183,10 @@ fn experts_with_few_tokens_are_calibrated_with_all() {
     assert_eq!(routed, 2 * 8 * 96);
     // They come back from disk.
     let place = tempfile::tempdir().expect("a scratch folder");
-    let origin = Origin::new(model.source(), model.blocks(), "a formula".into()).expect("hashed");
-    let store = StatsStore::create(place.path(), origin).expect("a folder");
+    let origin = Origin::new(model.source(), model.blocks(), "a formula".into(), 8 * 96, 0).expect("hashed");
+    let store = StatsStore::fill(place.path(), origin.clone(), &()).expect("a folder");
     store.put(0, &stats).expect("written");
+    store.check(&model, &origin).expect("of this model");
     let read = store.get(0).expect("read");
     assert_eq!(read.len(), sites.len());
     assert!(sites.iter().all(|site| read[site].gram == stats[site].gram && read[site].tokens == stats[site].tokens));

@@ -40,4 +40,5 @@ mod hostile_files; // links, devices and code in a model folder; what travels in
 mod cli_export; // exports through the program
 mod identity; // which model an output, its original and statistics belong to
 mod soundness; // NaN where it matters and where it does not, tensors that nothing reads
+mod statistics; // folders of statistics: damaged, hostile, half full, of something else; their sums
 mod resume; // killed, interrupted and colliding runs

@@ -18,7 +18,7 @@ fn generated(name: &str) -> PathBuf {
 }
 
 /// A copy of a generated model with the tokenizer of another one, whose vocabulary it gets.
-fn with_tokenizer(place: &Place, name: &str) {
+pub fn with_tokenizer(place: &Place, name: &str) {
     let folder = place.path(name);
     copy_folder(&generated(name), &folder);
     for file in ["vocab.json", "merges.txt"] {
