@@ -5,6 +5,8 @@
 //! encoded without special tokens, without truncation, without padding and without chance, whatever those files ask for:
 //! which ids a window begins with is the protocol's business, not the tokenizer's.
 
+mod boundary;
+mod structure;
 mod class;
 mod settings;
 mod sentencepiece;
@@ -12,11 +14,12 @@ mod vocabulary;
 mod overrides;
 mod decode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use tokenizers::normalizers::utils::{Lowercase, Sequence as Normalizers};
-use tokenizers::{EncodeInput, TruncationParams};
+use tokenizers::{EncodeInput, Encoding, TruncationParams};
 
+use self::boundary::{AGAIN, failed, guarded};
 use self::class::Class;
 use self::settings::Settings;
 use crate::checkpoint::SENTENCE_SETTINGS;
@@ -58,7 +61,7 @@ impl Encoder {
             Some(second) => EncodeInput::from((first, second)),
             None => EncodeInput::from(first),
         };
-        let encoding = self.0.encode_fast(input, true).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
+        let encoding = encode(&self.0, input, true)?;
         Ok(Sequence { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
     }
 }
@@ -72,22 +75,26 @@ impl Tokenizer {
     pub fn load(label: &str, file: SideFile, config: &Map<String, Value>) -> Result<Self> {
         let definition = file("tokenizer.json")?;
         let settings = Settings::read(label, file, config, definition.is_some())?;
-        let mut inner = match &definition {
-            None => vocabulary::build(label, file, &settings)?,
-            Some(definition) => match tokenizers::Tokenizer::from_bytes(definition) {
-                Ok(inner) => inner,
-                Err(error) => user_bail!(
-                    "the tokenizer of {label} cannot be read: {error}";
-                    "save it again with a recent version of transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-                ),
-            },
-        };
-        overrides::apply(label, &mut inner, &settings, definition.is_some())?;
-        if lowers_case(label, file)? {
-            let mut normalizers = vec![Lowercase.into()];
-            normalizers.extend(inner.get_normalizer().cloned());
-            inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(|error| anyhow!(error))?;
+        if let Some(definition) = &definition {
+            structure::check(label, definition)?;
         }
+        let lower = lowers_case(label, file)?;
+        let inner = guarded(&format!("the tokenizer of {label} cannot be read"), || {
+            let mut inner = match &definition {
+                None => vocabulary::build(label, file, &settings)?,
+                Some(definition) => match tokenizers::Tokenizer::from_bytes(definition) {
+                    Ok(inner) => inner,
+                    Err(error) => user_bail!("the tokenizer of {label} cannot be read: {error}"; "{AGAIN}"),
+                },
+            };
+            overrides::apply(label, &mut inner, &settings, definition.is_some())?;
+            if lower {
+                let mut normalizers = vec![Lowercase.into()];
+                normalizers.extend(inner.get_normalizer().cloned());
+                inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(failed)?;
+            }
+            Ok(inner)
+        })?;
         let special = |name: &str| {
             let id = settings.special(name).and_then(|text| inner.token_to_id(text));
             id.or_else(|| configured_id(config, &format!("{name}_token_id")))
@@ -105,16 +112,12 @@ impl Tokenizer {
 
     /// The ids of a text as a whole, no special tokens added. Special tokens spelt out in the text become their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        // The fast variant leaves out the offsets into the text, nothing else.
-        let encoding =
-            self.inner.encode_fast(text, false).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(encode(&self.inner, text, false)?.get_ids().to_vec())
     }
 
     /// The ids of a text to be continued: begun as the tokenizer's files say, and with BOS where there is nothing else.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|error| anyhow!(error)).context("cannot tokenise")?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = encode(&self.inner, text, true)?.get_ids().to_vec();
         let Some(bos) = self.bos else { return Ok(ids) };
         if ids.is_empty() || self.adds_bos && ids[0] != bos {
             ids.insert(0, bos);
@@ -128,7 +131,7 @@ impl Tokenizer {
 
     /// The text of ids, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        let text = decode::decode(&self.inner, ids)?;
+        let text = guarded("cannot decode token ids", || decode::decode(&self.inner, ids))?;
         Ok(if self.cleans_up { decode::clean_up(&text) } else { text })
     }
 
@@ -170,7 +173,7 @@ impl Tokenizer {
     pub fn encoder(&self, length: usize) -> Result<Encoder> {
         let mut inner = self.inner.clone();
         let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
-        let framed = inner.encode_fast(("", ""), true).map_err(|error| anyhow!(error))?.len();
+        let framed = encode(&inner, ("", ""), true)?.len();
         if length <= framed || inner.with_truncation(Some(truncation)).is_err() {
             user_bail!("a length of {length} tokens leaves no room for text"; "use --max-length {} or more", framed + 1);
         }
@@ -181,6 +184,11 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
+}
+
+/// Tokenises a text or a pair as a whole. (The fast variant leaves out the offsets into the text, nothing else.)
+fn encode<'t>(inner: &tokenizers::Tokenizer, input: impl Into<EncodeInput<'t>>, framed: bool) -> Result<Encoding> {
+    guarded("cannot tokenise", || inner.encode_fast(input, framed).map_err(failed).context("cannot tokenise"))
 }
 
 fn object(bytes: &[u8]) -> Result<Map<String, Value>> {

@@ -1,6 +1,7 @@
 //! From ids to text.
 
-use anyhow::{Context, Result, anyhow};
+use super::boundary::failed;
+use anyhow::{Context, Result};
 use tokenizers::{Decoder, DecoderWrapper, Model, Tokenizer};
 
 /// Stands for bytes that are no character, or not yet.
@@ -23,7 +24,7 @@ const CLEANED: [(&str, &str); 10] = [
 /// the characters beside a byte that is none for broken too, and a text could change behind what was read of it.
 pub(super) fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
     let Some(decoder) = tokenizer.get_decoder().filter(|decoder| joins_bytes(decoder)) else {
-        return tokenizer.decode(ids, false).map_err(|error| anyhow!(error)).context("cannot decode token ids");
+        return tokenizer.decode(ids, false).map_err(failed).context("cannot decode token ids");
     };
     let (added, model) = (tokenizer.get_added_vocabulary(), tokenizer.get_model());
     let token = |&id: &u32| added.simple_id_to_token(id).or_else(|| model.id_to_token(id));
@@ -39,7 +40,7 @@ pub(super) fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
             }
         }
     }
-    decoder.decode(tokens).map_err(|error| anyhow!(error)).context("cannot decode token ids")
+    decoder.decode(tokens).map_err(failed).context("cannot decode token ids")
 }
 
 fn joins_bytes(decoder: &DecoderWrapper) -> bool {

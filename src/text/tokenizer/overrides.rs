@@ -1,11 +1,13 @@
 //! What the settings change in a tokenizer, as transformers does when it loads one.
 
+use super::boundary::failed;
 use super::class::Class;
 use super::sentencepiece;
 use super::settings::{SPECIAL, Settings};
+use super::structure;
 use super::vocabulary::{bert_normalizer, template};
 use crate::user_bail;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use std::collections::HashSet;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -14,7 +16,7 @@ use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 /// Applies the settings to a tokenizer. `whole` says that it was read from a `tokenizer.json`.
 pub(super) fn apply(label: &str, tokenizer: &mut Tokenizer, settings: &Settings, whole: bool) -> Result<()> {
     switch_chance_off(tokenizer);
-    tokenizer.with_truncation(None).map_err(|error| anyhow!(error))?;
+    tokenizer.with_truncation(None).map_err(failed)?;
     tokenizer.with_padding(None);
     add_tokens(label, tokenizer, settings)?;
     // A class that was only guessed from the model has made the tokenizer, or has no say.
@@ -23,7 +25,7 @@ pub(super) fn apply(label: &str, tokenizer: &mut Tokenizer, settings: &Settings,
         if settings.class == Class::Bert
             && matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
         {
-            tokenizer.with_normalizer(Some(bert_normalizer(settings)?)).map_err(|error| anyhow!(error))?;
+            tokenizer.with_normalizer(Some(bert_normalizer(settings)?)).map_err(failed)?;
         }
     }
     if settings.name.is_some() || !whole {
@@ -72,7 +74,8 @@ fn add_tokens(label: &str, tokenizer: &mut Tokenizer, settings: &Settings) -> Re
     let missing: Vec<&(u32, AddedToken)> =
         settings.added.iter().filter(|(_, token)| tokenizer.token_to_id(&token.content).is_none()).collect();
     if !tokens.is_empty() {
-        tokenizer.add_tokens(tokens).map_err(|error| anyhow!(error))?;
+        structure::check_added(label, tokenizer, &tokens)?;
+        tokenizer.add_tokens(tokens).map_err(failed)?;
     }
     for (id, token) in missing {
         let (text, found) = (&token.content, tokenizer.token_to_id(&token.content));

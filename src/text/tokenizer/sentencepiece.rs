@@ -1,9 +1,11 @@
 //! SentencePiece's `tokenizer.model`, as transformers converts it for the classes of Llama and Gemma.
 
+use super::boundary::failed;
 use super::class::Class;
 use super::settings::Settings;
+use super::structure::check_unigram;
 use crate::user_bail;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use std::collections::HashSet;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -40,7 +42,7 @@ pub(super) fn build(label: &str, class: Class, bytes: &[u8], settings: &Settings
     };
     let added = file.pieces.iter().filter(|piece| [CONTROL, USER_DEFINED].contains(&piece.kind));
     let added = added.map(|piece| AddedToken::from(&*piece.text, special(piece)).normalized(false));
-    tokenizer.add_tokens(added.collect::<Vec<_>>()).map_err(|error| anyhow!(error))?;
+    tokenizer.add_tokens(added.collect::<Vec<_>>()).map_err(failed)?;
     Ok(tokenizer)
 }
 
@@ -59,10 +61,13 @@ fn model(label: &str, class: Class, file: &File, settings: &Settings) -> Result<
             *tab = ("\t".into(), 0.0);
         }
     }
+    if let Err(fault) = check_unigram(scored.iter().map(|(text, _)| text.as_str())) {
+        user_bail!("the tokenizer.model of {label} {fault}"; "download or copy it again");
+    }
     match file.model_type {
         UNIGRAM => {
             let unknown = if class == Class::Gemma { 3 } else { 0 };
-            let model = Unigram::from(scored, Some(unknown), true).map_err(|error| anyhow!(error))?;
+            let model = Unigram::from(scored, Some(unknown), true).map_err(failed)?;
             Ok(model.into())
         }
         PAIRS => {
@@ -74,7 +79,7 @@ fn model(label: &str, class: Class, file: &File, settings: &Settings) -> Result<
                 .fuse_unk(true)
                 .byte_fallback(true)
                 .build();
-            Ok(model.map_err(|error| anyhow!(error))?.into())
+            Ok(model.map_err(failed)?.into())
         }
         other => user_bail!(
             "the tokenizer.model of {label} is of type {other}, neither Unigram (1) nor BPE (2)";
@@ -105,13 +110,13 @@ fn merges(vocab: &Vocab, scored: &[(String, f64)]) -> Merges {
 pub(super) fn rules(tokenizer: &mut Tokenizer, class: Class, settings: &Settings) -> Result<()> {
     let prefix = settings.flag("add_prefix_space")?.unwrap_or(class == Class::Llama);
     let legacy = settings.flag("legacy")?.unwrap_or(true);
-    let replace = |pattern: &str, content: &str| Replace::new(pattern, content).map_err(|error| anyhow!(error));
+    let replace = |pattern: &str, content: &str| Replace::new(pattern, content).map_err(failed);
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
     let mut strip = false;
     if class == Class::Gemma {
         normalizers.push(replace(" ", SPACE)?.into());
         let split = Split::new(SplitPattern::String(" ".into()), SplitDelimiterBehavior::MergedWithPrevious, false);
-        tokenizer.with_pre_tokenizer(Some(split.map_err(|error| anyhow!(error))?));
+        tokenizer.with_pre_tokenizer(Some(split.map_err(failed)?));
     } else {
         strip = prefix;
         if legacy {
@@ -126,7 +131,7 @@ pub(super) fn rules(tokenizer: &mut Tokenizer, class: Class, settings: &Settings
         }
     }
     let normalizers = (!normalizers.is_empty()).then(|| Normalizers::new(normalizers));
-    tokenizer.with_normalizer(normalizers).map_err(|error| anyhow!(error))?;
+    tokenizer.with_normalizer(normalizers).map_err(failed)?;
     let mut decoders = vec![replace(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
     if strip {
         decoders.push(Strip::new(' ', 1, 0).into());

@@ -2,11 +2,13 @@
 //! `tokenizer.model`.
 
 use super::SideFile;
+use super::boundary::failed;
 use super::class::Class;
 use super::sentencepiece;
 use super::settings::Settings;
+use super::structure::{check_merge, check_piece};
 use crate::user_bail;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::unicode::NFC;
@@ -82,15 +84,24 @@ fn bpe(label: &str, class: Class, (vocab, merges): (Vec<u8>, Vec<u8>), settings:
         let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
             user_bail!("{label}: vocab.json gives {piece:?} the id {id}"; "get the model's original vocab.json");
         };
+        if let Err(fault) = check_piece(&piece) {
+            user_bail!("{label}: vocab.json {fault}"; "get the model's original vocab.json");
+        }
         ids.insert(piece, id);
     }
     let merges = String::from_utf8(merges).with_context(|| format!("{label}: merges.txt is damaged"))?;
     let lines = merges.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("#version"));
-    let mut pairs = Merges::new();
+    let (mut pairs, mut whole) = (Merges::new(), String::new());
     for line in lines {
         let Some((left, right)) = line.trim().split_once(' ') else {
             user_bail!("{label}: {line:?} in merges.txt is not a pair of pieces"; "get the model's original merges.txt");
         };
+        if let Err(fault) = check_merge(|piece| ids.contains_key(piece), (left, right), "", &mut whole) {
+            user_bail!(
+                "the vocab.json and merges.txt of {label} do not fit: {line:?} {fault}";
+                "get both files of the model that it was made from"
+            );
+        }
         pairs.push((left.to_string(), right.to_string()));
     }
     let model = BPE::builder()
@@ -109,14 +120,14 @@ fn bpe(label: &str, class: Class, (vocab, merges): (Vec<u8>, Vec<u8>), settings:
     let prefix = settings.flag("add_prefix_space")?.unwrap_or(false);
     if class == Class::Qwen2 {
         let split = Split::new(SplitPattern::Regex(QWEN2.into()), SplitDelimiterBehavior::Isolated, false);
-        let split = split.map_err(|error| anyhow!(error))?;
+        let split = split.map_err(failed)?;
         let bytes = ByteLevel::new(prefix, true, false);
         tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));
     } else {
         tokenizer.with_pre_tokenizer(Some(ByteLevel::new(prefix, true, true)));
     }
     if class != Class::Gpt2 {
-        tokenizer.with_normalizer(Some(NFC)).map_err(|error| anyhow!(error))?;
+        tokenizer.with_normalizer(Some(NFC)).map_err(failed)?;
     }
     tokenizer.with_decoder(Some(ByteLevel::default()));
     Ok(tokenizer)
@@ -127,6 +138,9 @@ fn bert(label: &str, words: &[u8], settings: &Settings) -> Result<Tokenizer> {
     let words = std::str::from_utf8(words).with_context(|| format!("{label}: vocab.txt is damaged"))?;
     let mut vocab = Vocab::default();
     for (id, word) in words.lines().enumerate() {
+        if let Err(fault) = check_piece(word) {
+            user_bail!("the vocab.txt of {label} {fault}"; "get the model's original vocab.txt");
+        }
         vocab.insert(word.to_string(), id as u32);
     }
     let unknown = settings.special("unk").unwrap_or("[UNK]").to_string();
@@ -139,9 +153,9 @@ fn bert(label: &str, words: &[u8], settings: &Settings) -> Result<Tokenizer> {
     };
     let (unk, cls, sep) = (id("unk")?, id("cls")?, id("sep")?);
     debug_assert_eq!(unk.0, unknown);
-    let model = WordPiece::builder().vocab(vocab).unk_token(unknown).build().map_err(|error| anyhow!(error))?;
+    let model = WordPiece::builder().vocab(vocab).unk_token(unknown).build().map_err(failed)?;
     let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(bert_normalizer(settings)?)).map_err(|error| anyhow!(error))?;
+    tokenizer.with_normalizer(Some(bert_normalizer(settings)?)).map_err(failed)?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     let frame = template(
         &[&cls.0, "$A:0", &sep.0],
@@ -166,7 +180,7 @@ pub(super) fn template(single: &[&str], pair: &[&str], tokens: Vec<(String, u32)
     builder
         .try_single(single.to_vec())
         .and_then(|builder| builder.try_pair(pair.to_vec()))
-        .map_err(|error| anyhow!(error))?;
+        .map_err(anyhow::Error::msg)?;
     builder.special_tokens(tokens);
     builder.build().context("cannot frame texts by their special tokens")
 }
