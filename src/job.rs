@@ -21,13 +21,14 @@ pub use output::{EXPORT_FINGERPRINT, EXPORT_MARK};
 pub use publish::Kept;
 
 use crate::checkpoint::{TensorFile, write_file};
+use crate::lock::Lock;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use folder::{Contents, Refused, block_name};
 use output::{Belongings, is_output, marks};
 use publish::{Manifest, is_mount_point};
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Display, Path, PathBuf};
 
@@ -52,7 +53,7 @@ pub struct Job {
     /// Files of the earlier run that could not be read and are made again.
     damaged: Vec<String>,
     replace: bool,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Job {
@@ -106,7 +107,8 @@ impl Job {
             // Whatever else may be there has nothing to do with the finished output.
             let ours = |found: &Contents| found.fingerprint.as_deref().is_none_or(|other| other == fingerprint);
             if Contents::of(&dir).is_ok_and(|found| ours(&found)) {
-                let _lock = folder::lock(&dir, &output.display())?;
+                // Held by the one that has just finished the output, it is being removed.
+                let Ok(Some(_lock)) = Lock::take(&dir.join(LOCK)) else { continue };
                 folder::remove(&dir)?;
             }
         }
@@ -217,7 +219,7 @@ fn places(output: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The work folder of `output` and the lock in it: one that is there already, else wherever it may be made.
-fn work_folder(output: &Path, shown: &Display) -> Result<(PathBuf, File)> {
+fn work_folder(output: &Path, shown: &Display) -> Result<(PathBuf, Lock)> {
     let mut places: Vec<PathBuf> = places(output).collect();
     if is_empty(output) || is_mount_point(output) {
         places.reverse();

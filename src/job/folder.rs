@@ -2,12 +2,11 @@
 
 use super::{ASSEMBLED, FINGERPRINT, LOCK, MANIFEST, REPLACED};
 use crate::error::UserError;
+use crate::lock::Lock;
 use crate::user_bail;
 use anyhow::{Context, Result};
-use rustix::fs::OFlags;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Files of one block, before its number.
@@ -105,13 +104,12 @@ fn read_fingerprint(dir: &Path) -> Option<String> {
     (text.len() == LENGTH && text.bytes().all(|digit| digit.is_ascii_hexdigit())).then_some(text)
 }
 
-/// Makes `dir` unless it is there and takes its lock. A process that died holds none.
+/// Makes `dir` unless it is there and takes its lock.
 ///
 /// # Errors
 /// [`Refused`] where the folder cannot be made or written to; a [`UserError`] for another process that holds the lock, and as
 /// [`Contents::of`].
-pub(super) fn lock(dir: &Path, shown: &dyn std::fmt::Display) -> Result<File> {
-    let path = dir.join(LOCK);
+pub(super) fn lock(dir: &Path, shown: &dyn std::fmt::Display) -> Result<Lock> {
     loop {
         make(dir)?;
         match Contents::of(dir) {
@@ -119,21 +117,11 @@ pub(super) fn lock(dir: &Path, shown: &dyn std::fmt::Display) -> Result<File> {
             Err(_) if dir.symlink_metadata().is_err() => continue,
             found => found?,
         };
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path);
-        let file = match file {
-            Ok(file) => file,
+        match Lock::take(&dir.join(LOCK)) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => user_bail!("another softlm is working on {shown}"; "wait for it, or choose another -o"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Refused(dir.to_path_buf(), error).into()),
-        };
-        // Some network file systems have no locks: there nothing keeps two runs apart, as nowhere else.
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            user_bail!("another softlm is working on {shown}"; "wait for it, or choose another -o");
-        }
-        // Another run may have finished, and removed its folder, between opening and locking.
-        let same = path.metadata().is_ok_and(|named| file.metadata().is_ok_and(|open| open.ino() == named.ino()));
-        if same {
-            return Ok(file);
         }
     }
 }
