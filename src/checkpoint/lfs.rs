@@ -7,7 +7,7 @@ use anyhow::Result;
 const BEGINNINGS: [&[u8]; 2] =
     [b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"];
 /// No pointer is larger, says the specification.
-const LARGEST: usize = 1024;
+pub(super) const LARGEST: usize = 1024;
 
 /// Whether these bytes are not a file but say where Git LFS has it.
 pub(crate) fn is_pointer(bytes: &[u8]) -> bool {

@@ -5,7 +5,7 @@
 
 use super::atomic::Pending;
 use super::folder::{self, CONFIG, SINGLE};
-use super::lfs::refuse_pointer;
+use super::lfs::{LARGEST as LARGEST_POINTER, refuse_pointer};
 use super::read::{open_file, read_settings, unreadable};
 use super::source::{DEMO, Source};
 use super::sync_folder;
@@ -72,18 +72,20 @@ impl Source {
         }
     }
 
-    /// Fails if a file that would be copied into an output must not be: a link out of the folder, or settings and
-    /// vocabularies that were never fetched (what is made of this checkpoint would carry Git LFS pointers that nothing can
-    /// read).
-    pub fn check_side_files(&self, names: &[String]) -> Result<()> {
-        let read = [".json", ".txt", ".model", ".jinja"];
-        for name in names {
-            self.stay_inside(name)?;
-            if read.iter().any(|end| name.ends_with(end)) {
-                self.side_file(name)?;
-            }
+    /// The size of a side file in bytes. Fails if it must not be copied into an output: what is no file, a link out of the
+    /// folder, and settings and vocabularies that were never fetched (what is made of this checkpoint would carry Git LFS
+    /// pointers that nothing can read).
+    pub fn size_to_copy(&self, name: &str) -> Result<u64> {
+        let Some(path) = self.path_of(name)? else { return Ok(built_in(name).map_or(0, |bytes| bytes.len() as u64)) };
+        self.stay_inside(name)?;
+        let (mut file, mut begins) = (open_file(&path)?, Vec::new());
+        let size = file.metadata().map_err(|error| unreadable(&path, &error))?.len();
+        if [".json", ".txt", ".model", ".jinja"].iter().any(|end| name.ends_with(end)) {
+            let begin = (&mut file).take(LARGEST_POINTER as u64).read_to_end(&mut begins);
+            begin.map_err(|error| unreadable(&path, &error))?;
+            refuse_pointer(&format!("{name} of {}", self.label()), &begins)?;
         }
-        Ok(())
+        Ok(size)
     }
 
     /// Whether there is a file of this relative name.
@@ -107,7 +109,7 @@ impl Source {
     /// Copies a side file to `path`, in a stream, with its permissions.
     ///
     /// # Errors
-    /// A [`UserError`](crate::error::UserError) for what [`check_side_files`](Self::check_side_files) refuses by its place,
+    /// A [`UserError`](crate::error::UserError) for what [`size_to_copy`](Self::size_to_copy) refuses by its place,
     /// and where it cannot be written.
     pub fn copy_side_file(&self, name: &str, path: &Path) -> Result<()> {
         self.stay_inside(name)?;

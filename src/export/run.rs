@@ -188,7 +188,7 @@ impl Work<'_> {
     /// Writes the whole folder; `config` is that of a plain checkpoint.
     fn write(&self, dir: &Path, config: Option<Map<String, Value>>, notes: &[String]) -> Result<()> {
         let Self { source, plan, options, progress, .. } = self;
-        let bytes = plan.bytes();
+        let bytes = plan.bytes().saturating_add(self.copied.bytes);
         let free = free_space(dir)?;
         if bytes > free {
             user_bail!(

@@ -1,6 +1,7 @@
 //! What may lie in a work folder. Nothing else is ever removed from one, and nothing there is followed to somewhere else.
 
 use super::{ASSEMBLED, FINGERPRINT, LOCK, MANIFEST, REPLACED};
+use crate::checkpoint::read_settings;
 use crate::error::UserError;
 use crate::lock::Lock;
 use crate::user_bail;
@@ -97,11 +98,11 @@ fn is_temporary(name: &str) -> bool {
     name.ends_with(".tmp")
 }
 
-/// The fingerprint of the run that works or worked in `dir`: a hexadecimal sha256.
+/// The fingerprint of the run that works or worked in `dir`. One that was damaged is that of no run.
 fn read_fingerprint(dir: &Path) -> Option<String> {
-    const LENGTH: usize = 64;
-    let text = String::from_utf8(crate::checkpoint::read_settings(&dir.join(FINGERPRINT)).ok()?).ok()?;
-    (text.len() == LENGTH && text.bytes().all(|digit| digit.is_ascii_hexdigit())).then_some(text)
+    let path = dir.join(FINGERPRINT);
+    path.symlink_metadata().ok()?;
+    Some(read_settings(&path).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Makes `dir` unless it is there and takes its lock.
