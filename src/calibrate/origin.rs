@@ -1,13 +1,12 @@
 //! What statistics were made from.
 
-use crate::checkpoint::{Identity, Source, differences};
+use crate::checkpoint::{Identity, Source, differences, open_file};
 use crate::error::UserError;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -96,11 +95,8 @@ impl Description {
         let shown = path.display();
         let undescribed =
             |why: String| UserError::new(format!("{shown} does not describe statistics: {why}")).hint(AGAIN);
-        if !path.is_file() {
-            return Err(undescribed("it is no file".into()).into());
-        }
         let mut text = String::new();
-        let file = File::open(path).with_context(|| format!("reading {shown}"))?;
+        let file = open_file(path)?;
         // What a file says of its size is not what some of them hold.
         let read = file.take(LARGEST + 1).read_to_string(&mut text);
         read.map_err(|error| undescribed(error.to_string()))?;

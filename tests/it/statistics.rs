@@ -248,7 +248,7 @@ fn a_description_is_not_trusted() {
     place.run("inspect stats").refused(&[stats, "more than"]);
     fs::remove_file(place.path(stats)).unwrap();
     fs::create_dir(place.path(stats)).unwrap();
-    place.run("inspect stats").refused(&[stats, "no file"]);
+    place.run("inspect stats").refused(&[stats, "not a file"]);
     unusable(&place, &[stats]);
 }
 
