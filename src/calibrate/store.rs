@@ -196,7 +196,7 @@ impl StatsStore {
     }
 
     /// One hash for all that a finished folder holds, hexadecimal.
-    pub(super) fn fingerprint(&self) -> Result<String> {
+    pub fn fingerprint(&self) -> Result<String> {
         let all = [self.origin.id()?, self.checksums.join(" ")].join(" ");
         Ok(format!("{:x}", Sha256::digest(all)))
     }

@@ -299,7 +299,9 @@ fn fingerprint(
         hash.update(&labels.info.sha256);
     }
     if let Some(stats) = stats {
-        hash.update(stats.origin.id()?);
+        // Those of another text are read alone, and told by their content. Those of this text may be filled by this very run,
+        // and are what they are made from.
+        hash.update(if of_another_text(stats, calibration) { stats.fingerprint()? } else { stats.origin.id()? });
     }
     Ok(format!("{:x}", hash.finalize()))
 }
@@ -347,9 +349,13 @@ fn looks_at_text(recipe: &Recipe, method: &dyn Method) -> bool {
 
 /// Whether what is seen of the inputs comes from this run's text, not all of it from statistics of another.
 fn shows_text(recipe: &Recipe, method: &dyn Method, calibration: &Calibration, stats: Option<&StatsStore>) -> bool {
-    let of_another = stats.is_some_and(|store| store.origin.texts != [calibration.describe()]);
+    let of_another = stats.is_some_and(|store| of_another_text(store, calibration));
     let trains = recipe.task.is_none() && (recipe.heal > 0 || recipe.learn.is_some());
     looks_at_text(recipe, method) && (trains || !of_another)
+}
+
+fn of_another_text(stats: &StatsStore, calibration: &Calibration) -> bool {
+    stats.origin.texts != [calibration.describe()]
 }
 
 /// Replacing an output must not delete what the run reads.

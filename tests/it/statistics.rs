@@ -252,6 +252,19 @@ fn a_description_is_not_trusted() {
     unusable(&place, &[stats]);
 }
 
+#[test]
+fn work_goes_on_with_the_statistics_it_began_with() {
+    let place = collected();
+    let line = format!("compress demo --method soco --steps 400 --ppl none {TEXT} --seed 1 --stats stats -o out");
+    let mut child = place.command(&line).spawn().expect("the program starts");
+    place.wait_for("out.softlm-work/basis-00000.safetensors");
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    // Of the same text, but with other numbers.
+    forge(&place, "stats", 3, |all| set_f64(all, "attn_in.sum", 0, 0.0));
+    place.run(&line).refused(&["out.softlm-work", "--force"]);
+}
+
 /// A folder as a process leaves it that dies when so many blocks are there.
 fn half(place: &Place, whole: &str, folder: &str, blocks: usize) {
     let mut files = everything(place, whole);
