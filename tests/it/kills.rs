@@ -1,6 +1,6 @@
 //! Runs killed anywhere: the same command always ends in the same bytes and leaves nothing else.
 //!
-//! These take long and are left out of an ordinary run. All of them, with what they saw:
+//! These take long and are left out of an ordinary run; they are for Linux. All of them, with what they saw:
 //!
 //! ```text
 //! cargo test --release --test it kills:: -- --ignored --nocapture
@@ -8,7 +8,7 @@
 //!
 //! `random_kills_*` kills a command 200 times (`SOFTLM_KILLS`) with SIGKILL at moments spread evenly over an undisturbed run,
 //! sometimes the runs behind it too, then gives it again. `every_call_*` kills it before each call that changes something
-//! below its folder, and in the middle of each write: `kills/preload.c` counts the calls; Linux only.
+//! below its folder, and in the middle of each write: `kills/preload.c` counts the calls.
 
 use crate::program::{Place, finish, quickly};
 use rustix::process::Signal;
@@ -24,9 +24,13 @@ use std::time::{Duration, Instant};
 /// Little text and no evaluation.
 const FAST: &str = "--keep 0.6 --calib-windows 3 --window 64 --ppl none";
 
+const COLLECT: &str = "calibrate demo --calib-windows 3 --window 64";
+/// What is merged.
+const PARTS: [&str; 2] =
+    ["calibrate demo --calib-windows 3 --window 64 -o a", "calibrate demo --calib-windows 3 --window 64 --seed 1 -o b"];
+
 /// A command, and what has to be there before it.
 struct Scene {
-    name: &'static str,
     /// Commands that are run once.
     before: &'static [&'static str],
     line: String,
@@ -43,41 +47,31 @@ enum Start {
     Old,
 }
 
-fn compress(name: &'static str, options: &str, start: Start) -> Scene {
+fn compress(options: &str, start: Start) -> Scene {
     let before: &[&str] = match start {
         Start::Old => &["compress demo --method svd --keep 0.8 --ppl none -o old"],
         _ => &[],
     };
-    Scene { name, before, line: format!("compress demo {options} {FAST} -o out"), start }
+    Scene { before, line: format!("compress demo {options} {FAST} -o out"), start }
 }
 
 fn scene(name: &str) -> Scene {
-    let [a, b] = [
-        "calibrate demo --calib-windows 3 --window 64 -o a",
-        "calibrate demo --calib-windows 3 --window 64 --seed 1 -o b",
-    ];
     match name {
-        "heal" => compress("heal", "--method svd --heal 4 --heal-batch 2", Start::Nothing),
-        "calibrate" => {
-            Scene { name: "calibrate", before: &[], line: a.replace("-o a", "-o out"), start: Start::Nothing }
-        }
-        "merge" => {
-            let before: &'static [&'static str] = Box::leak(Box::new([a, b]));
-            Scene { name: "merge", before, line: "calibrate --merge a,b -o out".into(), start: Start::Nothing }
-        }
+        "heal" => compress("--method svd --heal 4 --heal-batch 2", Start::Nothing),
+        "calibrate" => Scene { before: &[], line: format!("{COLLECT} -o out"), start: Start::Nothing },
+        "merge" => Scene { before: &PARTS, line: "calibrate --merge a,b -o out".into(), start: Start::Nothing },
         "export" => Scene {
-            name: "export",
             before: &["compress demo --method svd --keep 0.6 --ppl none -o small"],
             line: "export small --to dense -o out".into(),
             start: Start::Nothing,
         },
-        "statistics" => compress("statistics", "--method whiten --weight unit --stats stats", Start::Nothing),
-        "empty folder" => compress("empty folder", "--method rom", Start::EmptyFolder),
-        "force" => compress("force", "--method rom --force", Start::Old),
+        "statistics" => compress("--method whiten --weight unit --stats stats", Start::Nothing),
+        "empty folder" => compress("--method rom", Start::EmptyFolder),
+        "force" => compress("--method rom --force --max-shard-size 300kB", Start::Old),
         name => {
             let method = ["whiten", "rom", "lorap", "soft", "soco"].into_iter().find(|method| *method == name);
             let method = method.expect("a method");
-            compress(method, &quickly(method), Start::Nothing)
+            compress(&quickly(method), Start::Nothing)
         }
     }
 }
@@ -334,7 +328,6 @@ macro_rules! scenes {
 
         #[test]
         #[ignore = "takes minutes"]
-        #[cfg(target_os = "linux")]
         fn $every() {
             every_call($name);
         }

@@ -43,4 +43,5 @@ mod identity; // which model an output, its original and statistics belong to
 mod soundness; // NaN where it matters and where it does not, tensors that nothing reads
 mod statistics; // folders of statistics: damaged, hostile, half full, of something else; their sums
 mod resume; // killed, interrupted and colliding runs
+#[cfg(target_os = "linux")]
 mod kills; // killed at random and at every system call, by hand
