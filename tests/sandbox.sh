@@ -28,7 +28,7 @@ look() {
         find "$root" \( -path "$sandbox" -o -path "$repository/target" -o -path /proc \) -prune -o -printf '%p %y %s %T@ %l\n'
         find "$root" \( -path "$sandbox" -o -path "$repository/target" -o -path /proc -o -path '*/.cargo/registry' -o -path '*/.rustup' \) \
             -prune -o -type f -size -64k -exec sha256sum {} + 2>/dev/null || true
-    done | LC_ALL=C sort -u
+    done | LC_ALL=C sort -u -T "$sandbox"
 }
 
 look > "$sandbox/before"
