@@ -60,9 +60,9 @@ impl SiteStats {
             return Some(format!("Σ x of channel {i} is {sum}, but Σ x² over {tokens} tokens {square}"));
         }
         (0..self.width()).find_map(|j| {
-            // Written so that NaN is out of bounds.
-            let outside = |i: usize| !(self.gram.get(i, j).abs() <= norms[i] * norms[j]);
-            let i = (j + 1..self.width()).find(|&i| outside(i))?;
+            // NaN is never within bounds.
+            let bounded = |i: usize| self.gram.get(i, j).abs() <= norms[i] * norms[j];
+            let i = (j + 1..self.width()).find(|&i| !bounded(i))?;
             let (x, a, b) = (self.gram.get(i, j), squares[i], squares[j]);
             Some(format!("Σ x_{i} x_{j} is {x}, but Σ x² of these channels {a} and {b}"))
         })
