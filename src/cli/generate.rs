@@ -6,11 +6,12 @@ use super::{Context, Outcome};
 use crate::generate::{Choosing, Generated, generate};
 use crate::pipeline;
 use crate::progress::Progress;
+use crate::text;
 use crate::visible::visible_lines;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
-use std::io::{Read, stdin};
+use std::io::stdin;
 
 #[derive(Args)]
 pub struct Generate {
@@ -87,8 +88,7 @@ impl Generate {
         if self.prompt != "-" {
             return Ok(self.prompt.clone());
         }
-        let mut text = String::new();
-        stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+        let text = text::prompt("standard input", stdin().lock())?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
         Ok(line.strip_suffix('\r').unwrap_or(line).to_string())
     }

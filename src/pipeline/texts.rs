@@ -116,20 +116,24 @@ pub fn calibration(
     let bos = beginning(model, tokenizer, wish.bos)?;
     let mut parts: Vec<(Windows, Windows)> = Vec::new();
     let mut corpora = Vec::new();
-    let loaded: Vec<Corpus> =
-        wish.specs.iter().map(|spec| text::load(spec, Split::Calibration, hub)).collect::<Result<_>>()?;
-    let tokens: Vec<Vec<u32>> = loaded.iter().map(|c| tokenizer.encode(&c.text())).collect::<Result<_>>()?;
-    // One length for all windows: that of the corpus that allows the least.
     let usual = if model.is_encoder() { ENCODER_WINDOW } else { USUAL_WINDOW };
-    let lengths = loaded.iter().zip(&tokens).map(|(c, t)| window_length(model, c, t.len(), wish.window, usual));
+    let share = |index| wish.windows / wish.specs.len() + usize::from(index < wish.windows % wish.specs.len());
+    let mut loaded: Vec<(CorpusInfo, Vec<u32>)> = Vec::new();
+    for (i, spec) in wish.specs.iter().enumerate() {
+        let corpus = text::load(spec, Split::Calibration, hub)?;
+        let longest = window_length(model, &info(&corpus), usize::MAX, wish.window, usual)?;
+        let first = share(i).saturating_mul(longest).saturating_add(wish.heldout.max(longest));
+        loaded.push(tokenise(tokenizer, corpus, (wish.sampling == Sampling::First).then_some(first))?);
+    }
+    // One length for all windows: that of the corpus that allows the least.
+    let lengths = loaded.iter().map(|(c, t)| window_length(model, c, t.len(), wish.window, usual));
     let length = lengths.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(USUAL_WINDOW);
-    for (i, (corpus, tokens)) in loaded.iter().zip(&tokens).enumerate() {
-        let all = cut(model, tokenizer, tokens, length, length, bos)
+    for (i, (corpus, tokens)) in loaded.into_iter().enumerate() {
+        let all = cut(model, tokenizer, &tokens, length, length, bos)
             .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
-        let share = wish.windows / loaded.len() + usize::from(i < wish.windows % loaded.len());
-        let heldout = (wish.heldout / length / loaded.len()).max(1);
-        parts.push(text::split_heldout(&all, share, heldout, wish.sampling));
-        corpora.push(info(corpus));
+        let heldout = (wish.heldout / length / wish.specs.len()).max(1);
+        parts.push(text::split_heldout(&all, share(i), heldout, wish.sampling));
+        corpora.push(corpus);
     }
     let mut parts = parts.into_iter();
     let Some((mut windows, mut heldout)) = parts.next() else {
@@ -197,15 +201,17 @@ pub fn evaluation(
     let modules = if masked { Modules::default() } else { super::encoders::modules(model)? };
     let read = |spec: &String| -> Result<EvalText> {
         let corpus = text::load(spec, Split::Evaluation, hub)?;
-        let tokens = tokenizer.encode(&corpus.text())?;
+        let most = protocol.max_windows.or(masked.then_some(MASKED.1));
+        let longest = window_length(model, &info(&corpus), usize::MAX, protocol.window, usual)?;
+        let (corpus, tokens) = tokenise(tokenizer, corpus, most.map(|most| most.saturating_mul(longest)))?;
         let window = window_length(model, &corpus, tokens.len(), protocol.window, usual)?;
         let windows = cut(model, tokenizer, &tokens, window, protocol.stride.unwrap_or(window), bos)
             .with_context(|| format!("the corpus {} cannot be used", corpus.name))?;
-        let windows = match protocol.max_windows.or(masked.then_some(MASKED.1)) {
+        let windows = match most {
             Some(n) => text::choose(&windows, n, Sampling::First),
             None => windows,
         };
-        Ok(EvalText { corpus: info(&corpus), windows, mask, modules: modules.clone() })
+        Ok(EvalText { corpus, windows, mask, modules: modules.clone() })
     };
     specs.iter().map(read).collect()
 }
@@ -260,7 +266,13 @@ fn cut(
 
 /// The window asked for, or the usual one where the model allows it. The built-in sample is short: it is cut into at
 /// least four windows.
-fn window_length(model: &Model, corpus: &Corpus, tokens: usize, asked: Option<usize>, usual: usize) -> Result<usize> {
+fn window_length(
+    model: &Model,
+    corpus: &CorpusInfo,
+    tokens: usize,
+    asked: Option<usize>,
+    usual: usize,
+) -> Result<usize> {
     if let Some(window) = asked {
         if window > model.context() {
             user_bail!(
@@ -276,6 +288,14 @@ fn window_length(model: &Model, corpus: &Corpus, tokens: usize, asked: Option<us
         return Ok(1 << quarter.ilog2());
     }
     Ok(usual)
+}
+
+/// The ids of a corpus, of which only the `first` are wanted, if that is known. The built-in one is short, and its length
+/// decides on that of windows.
+fn tokenise(tokenizer: &Tokenizer, corpus: Corpus, first: Option<usize>) -> Result<(CorpusInfo, Vec<u32>)> {
+    let info = info(&corpus);
+    let enough = first.filter(|_| corpus.origin != text::BUILT_IN).unwrap_or(usize::MAX);
+    Ok((info, tokenizer.encode_some(&corpus.into_text(), enough)?))
 }
 
 fn info(corpus: &Corpus) -> CorpusInfo {

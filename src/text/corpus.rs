@@ -1,9 +1,7 @@
 //! Corpora: texts that have a name.
 
 use std::borrow::Cow;
-use std::io::{self, Read};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -79,6 +77,22 @@ impl Corpus {
             many => Cow::Owned(many.join(SEPARATOR)),
         }
     }
+
+    /// [`Corpus::text`] in place of the documents, so that there are not both.
+    pub fn into_text(mut self) -> String {
+        if let [only] = self.documents.as_mut_slice() {
+            return std::mem::take(only);
+        }
+        let between = SEPARATOR.len() * self.documents.len().saturating_sub(1);
+        let mut text = String::with_capacity(self.documents.iter().map(String::len).sum::<usize>() + between);
+        for (index, document) in self.documents.into_iter().enumerate() {
+            if index > 0 {
+                text.push_str(SEPARATOR);
+            }
+            text.push_str(&document);
+        }
+        text
+    }
 }
 
 /// Loads the corpus that `spec` names.
@@ -142,15 +156,7 @@ fn sample(split: Split) -> Result<Corpus> {
 /// A local file, or standard input for `-`.
 fn local(name: &str, path: &str) -> Result<Corpus> {
     if path == "-" {
-        // It can be read only once, but be wanted for calibration and evaluation.
-        static INPUT: Mutex<Option<Vec<u8>>> = Mutex::new(None);
-        let mut input = INPUT.lock().unwrap_or_else(PoisonError::into_inner);
-        if input.is_none() {
-            let mut bytes = Vec::new();
-            io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
-            *input = Some(bytes);
-        }
-        let bytes = input.clone().unwrap_or_default();
+        let bytes = file::standard_input()?;
         let documents = match file::content("standard input", Path::new(""), bytes)? {
             Content::Json(rows) => documents(rows)?,
             Content::Text(text) => vec![text],
@@ -202,6 +208,7 @@ mod tests {
         let split = Corpus::new("x", "test".into(), vec!["a".into(), String::new(), "b\n".into()]).unwrap();
         let joined = Corpus::new("y", "test".into(), vec!["a\n\n\n\nb\n".into()]).unwrap();
         assert_eq!(split.text(), joined.text());
+        assert_eq!(split.text(), split.clone().into_text());
         assert_eq!(split.sha256, joined.sha256);
         let abc = Corpus::new("z", "test".into(), vec!["abc".into()]).unwrap();
         assert_eq!(abc.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

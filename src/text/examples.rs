@@ -15,6 +15,8 @@ use crate::user_bail;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 /// The data set that holds all tasks.
@@ -118,27 +120,37 @@ pub fn examples(spec: &str, split: Split, hub: &HubOptions) -> Result<Examples> 
             (found.path, format!("hub {REPOSITORY}@{} {file}", found.commit))
         }
     };
-    let rows = read(task, &path, &origin)?;
+    let (rows, sha256) = read(task, &path, &origin)?;
     if rows.is_empty() {
         user_bail!("{origin} has no examples"; "name a file with labelled rows");
     }
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Examples { task, rows, origin, sha256 })
 }
 
-fn read(task: Task, path: &Path, origin: &str) -> Result<Vec<Example>> {
-    let text = match file::read(path)? {
-        Content::Text(text) => text,
+/// The examples of a file and its SHA-256. It is read once: it may be a pipe.
+fn read(task: Task, path: &Path, origin: &str) -> Result<(Vec<Example>, String)> {
+    let bytes = file::bytes(path)?;
+    let mut hash = Sha256::new();
+    hash.update(&bytes);
+    let rows = match file::content(&path.display().to_string(), path, bytes)? {
+        Content::Text(text) => lines(task, &text, origin)?,
         Content::Json(rows) => {
-            return rows.into_iter().map(|(place, value)| json(task, &value, &place)).collect();
+            rows.into_iter().map(|(place, value)| json(task, &value, &place)).collect::<Result<_>>()?
         }
         Content::Parquet => {
-            let rows = file::parquet_rows(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let context = || format!("cannot read {}", path.display());
+            let rows = file::parquet_rows(path).with_context(context)?;
+            hash.reset();
+            io::copy(&mut File::open(path).with_context(context)?, &mut hash).with_context(context)?;
             let row = |(i, row): (usize, &Map<String, Value>)| from_fields(task, row, &format!("{origin}, row {i}"));
-            return rows.iter().enumerate().map(row).collect();
+            rows.iter().enumerate().map(row).collect::<Result<_>>()?
         }
     };
+    Ok((rows, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+/// The examples of tab-separated text.
+fn lines(task: Task, text: &str, origin: &str) -> Result<Vec<Example>> {
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).peekable();
     let Some(&(first, header)) = lines.peek() else { return Ok(Vec::new()) };
     let columns = columns(task, header, &place(origin, first))?;

@@ -1,8 +1,13 @@
 //! Local files: what they hold decides how they are read, not only what they are called.
+//!
+//! Texts may come from anywhere that ends, pipes included, and are read once. How much is read is bounded by the memory
+//! there is, never by what a file says of itself.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::{self, BufRead, Read};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -10,6 +15,7 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
+use super::boundary::guarded;
 use crate::checkpoint::refuse_pointer;
 use crate::error::UserError;
 use crate::user_bail;
@@ -21,6 +27,13 @@ const TEXT: &[&str] = &["txt", "text", "md"];
 /// Endings of files that hold JSON or nothing.
 const JSON: &[&str] = &["json", "jsonl", "ndjson"];
 const ROW: &str = "each line, or each item of one array, must be an object like {\"text\": \"...\"}";
+
+/// Bytes of text that are read at most where the system does not tell how much memory there is, or has more.
+const MOST: u64 = 32 << 30;
+/// Bytes of a prompt at most.
+const PROMPT: u64 = 64 << 20;
+/// Bytes that are read at once.
+const PART: u64 = 1 << 20;
 
 /// What a file holds.
 pub(super) enum Content {
@@ -63,30 +76,140 @@ pub(super) fn content(what: &str, path: &Path, bytes: Vec<u8>) -> Result<Content
     }
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>> {
+/// A prompt that comes from `from`, which errors call `what`: text without an end would fill all memory.
+///
+/// # Errors
+/// A [`UserError`] for what is no UTF-8 and for more than 64 MiB.
+pub fn prompt(what: &str, from: impl Read) -> Result<String> {
+    decode(what, bounded(what, from, 0, PROMPT)?)
+}
+
+/// The bytes of a file; of one that is no text perhaps only the first, which say so.
+pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
-    if path.is_dir() {
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => UserError::new(format!("there is no text file {shown}")).hint("check the path"),
+        _ => UserError::new(format!("cannot read {shown}: {error}")).hint("check that you may read it"),
+    };
+    // Before it is opened, since that alone can change a device; and then again, since names can change.
+    let metadata = path.metadata().map_err(unreadable)?;
+    refuse_devices(path, &metadata)?;
+    let what = shown.to_string();
+    if !metadata.is_file() {
+        // To open a pipe is to wait for who writes to it.
+        return once(&what, || bounded(&what, File::open(path).map_err(unreadable)?, 0, most()));
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    refuse_devices(path, &metadata)?;
+    bounded(&what, file, metadata.len(), most())
+}
+
+/// The bytes of standard input.
+pub(super) fn standard_input() -> Result<Vec<u8>> {
+    once("-", || bounded("standard input", io::stdin().lock(), 0, most()))
+}
+
+/// What `read` gives, and the next time the same again: a pipe can be read only once, but be wanted for calibration and
+/// evaluation.
+fn once(name: &str, read: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    static READ: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let mut all = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(bytes) = all.get(name) {
+        return Ok(bytes.clone());
+    }
+    let bytes = read()?;
+    all.insert(name.to_string(), bytes.clone());
+    Ok(bytes)
+}
+
+fn refuse_devices(path: &Path, metadata: &Metadata) -> Result<()> {
+    let shown = path.display();
+    if metadata.is_dir() {
         user_bail!(
             "{shown} is a folder, not a text";
             "name one text file in it, or pipe several through cat and name -"
         );
     }
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
-        Ok(_) => Ok(bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            user_bail!("there is no text file {shown}"; "check the path")
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = metadata.file_type();
+        if kind.is_char_device() || kind.is_block_device() || kind.is_socket() {
+            user_bail!("{shown} is a device, not a text"; "name a file; standard input is named -");
         }
-        Err(error) => user_bail!("cannot read {shown}: {error}"; "check that you may read it"),
     }
+    Ok(())
+}
+
+/// How many bytes of text are read at most: half of the memory that is free, as far as the system tells.
+pub(super) fn most() -> u64 {
+    let free = || {
+        let all = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = all.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    free().map_or(MOST, |kib| (kib * 512).min(MOST))
+}
+
+/// Reads to the end, which must come within `most` bytes. `size` is how many are expected. What is not text is not read on
+/// as soon as its first part shows it.
+pub(super) fn bounded(what: &str, mut from: impl Read, size: u64, most: u64) -> Result<Vec<u8>> {
+    let too_long = |bytes: u64| {
+        UserError::new(format!("{what} has {bytes} bytes or more, and {most} of text at most are read into memory"))
+            .hint("give a part of it, for example what head -c leaves of it")
+    };
+    if size > most {
+        return Err(too_long(size).into());
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    loop {
+        let before = bytes.len();
+        if let Err(error) = from.by_ref().take(PART).read_to_end(&mut bytes) {
+            user_bail!("cannot read {what}: {error}"; "check that you may read it");
+        }
+        if bytes.len() as u64 > most {
+            return Err(too_long(bytes.len() as u64).into());
+        }
+        let ends = ((bytes.len() - before) as u64) < PART;
+        if ends || before == 0 && no_text(&bytes) {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// Whether bytes cannot be the beginning of a text.
+fn no_text(bytes: &[u8]) -> bool {
+    let damaged = || std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_some());
+    bytes.starts_with(PARQUET) || is_wide(bytes) || damaged()
+}
+
+/// The lines of something unpacked, without their ends; none is longer than `most` bytes.
+pub(super) fn lines(mut from: impl BufRead, most: u64) -> impl Iterator<Item = io::Result<String>> {
+    std::iter::from_fn(move || {
+        let mut line = String::new();
+        match from.by_ref().take(most).read_line(&mut line) {
+            Ok(0) => return None,
+            Ok(read) if read as u64 == most && !line.ends_with('\n') => {
+                return Some(Err(io::Error::other(format!("a line has {most} bytes or more"))));
+            }
+            Ok(_) => {}
+            Err(error) => return Some(Err(error)),
+        }
+        if line.ends_with('\n') {
+            line.pop();
+            if line.ends_with('\r') {
+                line.pop();
+            }
+        }
+        Some(Ok(line))
+    })
 }
 
 /// UTF-8 without its byte order mark.
 fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {
     refuse_pointer(what, &bytes)?;
-    let marked = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
-    // UTF-16 without a mark is full of zeros, which no text has.
-    if marked || bytes.iter().filter(|&&byte| byte == 0).count() > bytes.len() / 4 {
+    if is_wide(&bytes) {
         user_bail!("{what} is UTF-16 text"; "convert it first: iconv -f UTF-16 -t UTF-8 FILE > NEW");
     }
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -98,6 +221,12 @@ fn decode(what: &str, bytes: Vec<u8>) -> Result<String> {
         Some(rest) => rest.to_string(),
         None => text,
     })
+}
+
+/// Whether bytes are UTF-16. Without a mark it is full of zeros, which no text has.
+fn is_wide(bytes: &[u8]) -> bool {
+    let marked = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
+    marked || bytes.iter().filter(|&&byte| byte == 0).count() > bytes.len() / 4
 }
 
 /// The values of a text that holds nothing else: JSON Lines, or the items of a single array.
@@ -151,36 +280,78 @@ pub(super) fn document(place: &str, value: Value) -> Result<String> {
     }
 }
 
+/// What a parquet file holds, or one column of it, as `read` takes it out: the file may say anything of itself.
+fn parquet<T>(
+    path: &Path,
+    column: Option<&str>,
+    read: impl FnOnce(SerializedFileReader<File>) -> Result<T>,
+) -> Result<T> {
+    let shown = path.display();
+    if !path.metadata()?.is_file() {
+        user_bail!("{shown} is a parquet file in a pipe"; "name the file itself: its end has to be read first");
+    }
+    let hint = "download or copy it again";
+    guarded(&format!("cannot read {shown}"), hint, || {
+        let reader = SerializedFileReader::new(File::open(path)?)?;
+        let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+        let wanted = chunks.filter(|chunk| {
+            column.is_none_or(|column| chunk.column_path().parts().first().is_some_and(|name| name == column))
+        });
+        let claimed = wanted.fold(0u64, |sum, chunk| sum.saturating_add(chunk.uncompressed_size().max(0) as u64));
+        fits(path, claimed)?;
+        read(reader)
+    })
+}
+
+/// Refuses more bytes than there may be.
+fn fits(path: &Path, bytes: u64) -> Result<()> {
+    let most = most();
+    if bytes > most {
+        let shown = path.display();
+        user_bail!(
+            "{shown} has {bytes} bytes or more when it is unpacked, and {most} of text at most are read into memory";
+            "give a part of it"
+        );
+    }
+    Ok(())
+}
+
 /// All strings of one column of a parquet file, in row order.
 pub(super) fn parquet_column(path: &Path, column: &str) -> Result<Vec<String>> {
-    let reader = SerializedFileReader::new(File::open(path)?)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let Some(field) = schema.get_fields().iter().find(|field| field.name() == column) else {
-        let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-        user_bail!(
-            "{} has no column {column:?}, but {}", path.display(), columns.join(", ");
-            "the text must be in a column called {column}"
-        );
-    };
-    let only = Type::group_type_builder(schema.name()).with_fields(vec![field.clone()]).build()?;
-    let mut documents = Vec::new();
-    for (index, row) in reader.get_row_iter(Some(only))?.enumerate() {
-        match row?.into_columns().pop() {
-            Some((_, Field::Str(text))) => documents.push(text),
-            _ => user_bail!(
-                "{}, row {index} has no string in column {column:?}", path.display();
-                "every row must have a text, if only an empty one"
-            ),
+    parquet(path, Some(column), |reader| {
+        let schema = reader.metadata().file_metadata().schema();
+        let Some(field) = schema.get_fields().iter().find(|field| field.name() == column) else {
+            let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
+            user_bail!(
+                "{} has no column {column:?}, but {}", path.display(), columns.join(", ");
+                "the text must be in a column called {column}"
+            );
+        };
+        let only = Type::group_type_builder(schema.name()).with_fields(vec![field.clone()]).build()?;
+        let (mut documents, mut bytes) = (Vec::new(), 0);
+        for (index, row) in reader.get_row_iter(Some(only))?.enumerate() {
+            let Some((_, Field::Str(text))) = row?.into_columns().pop() else {
+                user_bail!(
+                    "{}, row {index} has no string in column {column:?}", path.display();
+                    "every row must have a text, if only an empty one"
+                )
+            };
+            bytes += text.len() as u64;
+            if index % 1024 == 0 {
+                fits(path, bytes)?;
+            }
+            documents.push(text);
         }
-    }
-    Ok(documents)
+        Ok(documents)
+    })
 }
 
 /// The rows of a parquet file, columns by name. What is neither text nor number is null.
 pub(super) fn parquet_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let reader = SerializedFileReader::new(File::open(path)?)?;
-    let fields = |row: Row| row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect();
-    reader.get_row_iter(None)?.map(|row| Ok(fields(row?))).collect()
+    parquet(path, None, |reader| {
+        let fields = |row: Row| row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect();
+        reader.get_row_iter(None)?.map(|row| Ok(fields(row?))).collect()
+    })
 }
 
 fn value(field: Field) -> Value {
@@ -205,6 +376,28 @@ mod tests {
             Content::Json(rows) => rows.into_iter().map(|(place, value)| document(&place, value)).collect(),
             Content::Parquet => panic!("{name} is no parquet file"),
         }
+    }
+
+    #[test]
+    fn what_does_not_end_is_not_read_on() {
+        let bounded = |from: &mut dyn Read| bounded("it", from, 0, 3 << 20).map_err(|error| error.to_string());
+        assert_eq!(bounded(&mut "é".repeat(1 << 20).as_bytes()).unwrap().len(), 2 << 20);
+        assert!(bounded(&mut io::repeat(b'y')).unwrap_err().contains("3145728"));
+        // What is no text is not read further than that shows.
+        for byte in [0, 0xff] {
+            let read = bounded(&mut io::repeat(byte)).unwrap();
+            assert_eq!(read.len() as u64, PART);
+            assert!(content("it", Path::new(""), read).is_err());
+        }
+        let claims = super::bounded("it", &b"x"[..], 1 << 60, 3 << 20).unwrap_err();
+        assert!(claims.to_string().contains("1152921504606846976"), "{claims}");
+    }
+
+    #[test]
+    fn lines_have_an_end() {
+        let all = |text: &str| lines(text.as_bytes(), 4).collect::<io::Result<Vec<_>>>();
+        assert_eq!(all("abc\n\nd\r\nabc").unwrap(), ["abc", "", "d", "abc"]);
+        assert!(all("abcde").is_err() && all("ab\nabcd\n").is_err());
     }
 
     #[test]

@@ -3,14 +3,14 @@
 #![doc = include_str!("hubsets.md")]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use flate2::read::MultiGzDecoder;
 
 use super::corpus::{Corpus, Split};
-use super::file::{document, parquet_column};
+use super::file::{document, lines, parquet_column};
 use crate::hub::{self, HubOptions};
 
 /// One data set.
@@ -86,9 +86,12 @@ impl HubSet {
     }
 }
 
+/// Bytes of a line at most: what is gzipped may unpack to anything.
+const LONGEST_LINE: u64 = 64 << 20;
+
 /// The `text` of the first lines of a gzipped file.
 fn gzipped_lines(path: &Path, first: usize) -> Result<Vec<String>> {
-    let lines = BufReader::new(MultiGzDecoder::new(File::open(path)?)).lines();
+    let lines = lines(BufReader::new(MultiGzDecoder::new(File::open(path)?)), LONGEST_LINE);
     let read = |(index, line): (usize, std::io::Result<String>)| {
         let place = format!("line {}", index + 1);
         let value = serde_json::from_str(&line?).with_context(|| format!("{place} is not JSON"))?;

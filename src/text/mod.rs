@@ -6,6 +6,7 @@
 //!
 //! Labelled examples for encoders are loaded by [`examples()`] and become [`Sequence`]s by an [`Encoder`].
 
+mod boundary;
 mod names;
 mod file;
 mod corpus;
@@ -18,6 +19,7 @@ mod windows;
 
 pub use corpus::{BUILT_IN, Corpus, Split, load};
 pub use examples::{Example, Examples, Task, examples};
+pub use file::prompt;
 pub use names::split_names;
 pub use padded::{Padded, batches};
 pub use stream::TextStream;

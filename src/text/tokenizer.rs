@@ -5,7 +5,6 @@
 //! encoded without special tokens, without truncation, without padding and without chance, whatever those files ask for:
 //! which ids a window begins with is the protocol's business, not the tokenizer's.
 
-mod boundary;
 mod structure;
 mod class;
 mod settings;
@@ -13,17 +12,23 @@ mod sentencepiece;
 mod vocabulary;
 mod overrides;
 mod decode;
+mod pieces;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use tokenizers::normalizers::utils::{Lowercase, Sequence as Normalizers};
 use tokenizers::{EncodeInput, Encoding, TruncationParams};
 
-use self::boundary::{AGAIN, failed, guarded};
 use self::class::Class;
+use self::pieces::Pieces;
 use self::settings::Settings;
+use super::boundary;
 use crate::checkpoint::SENTENCE_SETTINGS;
 use crate::user_bail;
+
+/// What helps against files that are damaged.
+const AGAIN: &str = "get the model's original tokenizer files, or save them again with a recent version of transformers: \
+                     AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)";
 
 /// Reads a side file of a model by name: `None` if the model has no such file.
 pub type SideFile<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>>;
@@ -40,6 +45,8 @@ pub struct Tokenizer {
     /// Whether decoded text is rid of spaces in front of punctuation.
     cleans_up: bool,
     vocab_size: usize,
+    /// How long texts are taken apart.
+    pieces: Pieces,
 }
 
 /// A text or a pair of texts as an encoder takes it: special tokens in place.
@@ -52,11 +59,12 @@ pub struct Sequence {
 }
 
 /// Makes [`Sequence`]s of at most some length.
-pub struct Encoder(tokenizers::Tokenizer);
+pub struct Encoder(tokenizers::Tokenizer, Pieces);
 
 impl Encoder {
     /// Of a text, or of a pair: the longer one loses tokens at its end until both fit.
     pub fn encode(&self, first: &str, second: Option<&str>) -> Result<Sequence> {
+        [Some(first), second].into_iter().flatten().try_for_each(|text| self.1.check(text))?;
         let input = match second {
             Some(second) => EncodeInput::from((first, second)),
             None => EncodeInput::from(first),
@@ -107,16 +115,29 @@ impl Tokenizer {
         // (5.x cleans up after WordPiece alone.)
         let words = definition.is_none() && settings.class == Class::Bert;
         let cleans_up = settings.flag("clean_up_tokenization_spaces")?.unwrap_or(words);
-        Ok(Self { inner, bos, eos, frame, mask, adds_bos, cleans_up, vocab_size })
+        let pieces = Pieces::new(&inner, structure::growth_of(&inner)?);
+        Ok(Self { inner, bos, eos, frame, mask, adds_bos, cleans_up, vocab_size, pieces })
     }
 
     /// The ids of a text as a whole, no special tokens added. Special tokens spelt out in the text become their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(encode(&self.inner, text, false)?.get_ids().to_vec())
+        self.encode_some(text, usize::MAX)
+    }
+
+    /// The ids of a text, of which the first `enough` are wanted: there may be more, and fewer if it has no more.
+    pub fn encode_some(&self, text: &str, enough: usize) -> Result<Vec<u32>> {
+        pieces::encode(&self.inner, text, enough, &self.pieces)
+    }
+
+    /// [`Self::encode`] in pieces of about `size` bytes that overlap by `2 * reach`, to show that these do not matter.
+    #[doc(hidden)]
+    pub fn encode_in_pieces(&self, text: &str, size: usize, reach: usize) -> Result<Vec<u32>> {
+        pieces::encode(&self.inner, text, usize::MAX, &self.pieces.small(&self.inner, size, reach))
     }
 
     /// The ids of a text to be continued: begun as the tokenizer's files say, and with BOS where there is nothing else.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.pieces.check(text)?;
         let mut ids = encode(&self.inner, text, true)?.get_ids().to_vec();
         let Some(bos) = self.bos else { return Ok(ids) };
         if ids.is_empty() || self.adds_bos && ids[0] != bos {
@@ -177,7 +198,7 @@ impl Tokenizer {
         if length <= framed || inner.with_truncation(Some(truncation)).is_err() {
             user_bail!("a length of {length} tokens leaves no room for text"; "use --max-length {} or more", framed + 1);
         }
-        Ok(Encoder(inner))
+        Ok(Encoder(inner, self.pieces))
     }
 
     /// One more than the largest id this tokenizer can produce: an embedding with fewer rows does not fit it.
@@ -189,6 +210,16 @@ impl Tokenizer {
 /// Tokenises a text or a pair as a whole. (The fast variant leaves out the offsets into the text, nothing else.)
 fn encode<'t>(inner: &tokenizers::Tokenizer, input: impl Into<EncodeInput<'t>>, framed: bool) -> Result<Encoding> {
     guarded("cannot tokenise", || inner.encode_fast(input, framed).map_err(failed).context("cannot tokenise"))
+}
+
+/// Calls into the tokenizers library: it fails on some of what a tokenizer's files may say.
+fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    boundary::guarded(what, AGAIN, work)
+}
+
+/// An error of that library.
+fn failed(error: tokenizers::Error) -> anyhow::Error {
+    anyhow::anyhow!(error)
 }
 
 fn object(bytes: &[u8]) -> Result<Map<String, Value>> {

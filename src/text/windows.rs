@@ -40,7 +40,7 @@ pub struct Windows {
     pub stride: usize,
     /// Whether every window begins with a BOS id.
     pub bos: bool,
-    /// Length of the whole text in ids, before anything was dropped.
+    /// Length of the text in ids, as far as it was tokenised, before anything was dropped.
     pub text_tokens: usize,
 }
 

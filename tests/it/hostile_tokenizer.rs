@@ -144,6 +144,11 @@ fn what_would_take_the_library_down_is_named() {
             "pre_tokenizer.pattern",
         ),
         (
+            with(json!({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"(?=\w{99})".repeat(700)},
+                "behavior": "Isolated", "invert": false}})),
+            "repetitions",
+        ),
+        (
             with(json!({"added_tokens": [{"id": 9, "content": long(1 << 20), "single_word": false, "lstrip": false,
             "rstrip": false, "normalized": true, "special": false}]})),
             "added token",

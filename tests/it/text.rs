@@ -298,3 +298,108 @@ fn mistakes_say_what_and_what_to_do() {
     assert!(mistake(&path("empty.jsonl")).contains("is empty"));
     assert!(mistake("c4").contains("HF_HUB_OFFLINE") && mistake("c4").contains("NAME=PATH"));
 }
+
+#[test]
+#[cfg(unix)]
+fn texts_come_from_pipes_but_not_from_devices() {
+    let place = Place::new();
+    let text = "The sea was calm and the boats went out early. ".repeat(60);
+    place.write("text.txt", &text);
+    let of = |said: crate::program::Said| -> Value { serde_json::from_str(&said.fine().stdout).expect("JSON") };
+    let fast = "--window 32 --max-windows 2 --json";
+    let file = of(place.run(&format!("eval demo --ppl x=text.txt {fast}")));
+    let pipe = |name: &str, content: &str| {
+        let path = place.path(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).expect("a pipe");
+        let content = content.to_string();
+        std::thread::spawn(move || fs::write(path, content))
+    };
+    let writer = pipe("pipe", &text);
+    let piped = of(place.run(&format!("eval demo --ppl x=pipe {fast}")));
+    writer.join().expect("a writer").expect("a reader");
+    let input = of(place.run_with_input(&format!("eval demo --ppl x=- {fast}"), &text));
+    for other in [piped, input] {
+        let perplexity = |json: &Value| json["perplexity"][0]["ppl"].clone();
+        assert!(perplexity(&file).is_number(), "{file}");
+        assert_eq!(perplexity(&other), perplexity(&file));
+    }
+    // Calibration and evaluation have the same text.
+    let writer = pipe("both", &text);
+    let fast = "--calib-windows 2 --window 32 --eval-window 32 --max-windows 2 --json";
+    let both =
+        of(place.run(&format!("compress demo --method rom --keep 0.9 --calib x=both --ppl x=both {fast} -o out")));
+    writer.join().expect("a writer").expect("a reader");
+    assert_eq!(both["calibration"]["corpora"][0]["name"], "x", "{both}");
+    let fast = "--window 32 --max-windows 2 --json";
+    // Labelled examples too are read once.
+    let rows = "sentence\tlabel\ngood\t1\nbad\t0\n";
+    place.write("rows.tsv", rows);
+    let writer = pipe("rows", rows);
+    let found =
+        softlm::text::examples(&format!("sst2={}", place.path("rows").display()), Split::Evaluation, &nowhere());
+    let wanted =
+        softlm::text::examples(&format!("sst2={}", place.path("rows.tsv").display()), Split::Evaluation, &nowhere());
+    writer.join().expect("a writer").expect("a reader");
+    let (found, wanted) = (found.unwrap(), wanted.unwrap());
+    assert_eq!((found.rows, found.sha256), (wanted.rows, wanted.sha256));
+
+    for device in ["/dev/zero", "/dev/null", "/dev/urandom"] {
+        place.run(&format!("eval demo --ppl {device} {fast}")).refused(&[device, "device", "-"]);
+        assert!(mistake(&format!("x={device}")).contains("device"));
+    }
+    let zeros =
+        place.command(&format!("eval demo --ppl - {fast}")).stdin(fs::File::open("/dev/zero").unwrap()).output();
+    let said = String::from_utf8(zeros.unwrap().stderr).unwrap();
+    assert!(said.contains("error: standard input"), "{said}");
+}
+
+#[test]
+fn damaged_parquet_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.parquet");
+    let whole = parquet("text", &["first", "second", "third"]);
+    let mut refused = 0;
+    for at in 0..whole.len() {
+        for value in [0, 0x7f, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            fs::write(&path, &bytes).unwrap();
+            refused += usize::from(load(&format!("x={}", path.display()), Split::Evaluation, &nowhere()).is_err());
+        }
+        fs::write(&path, &whole[..at]).unwrap();
+        assert!(
+            at == 0 || load(&format!("x={}", path.display()), Split::Evaluation, &nowhere()).is_err() || at < 4,
+            "{at}"
+        );
+    }
+    assert!(refused > whole.len() / 2, "{refused}");
+}
+
+/// Peak memory grows by little more than the text and its ids.
+#[test]
+#[cfg(target_os = "linux")]
+fn long_texts_cost_little_more_than_themselves() {
+    let place = Place::new();
+    let mut lines = String::new();
+    for i in 0..260_000 {
+        lines += &format!("The boat of number {} went out with {} nets. ", i * 7919 % 10_007, i % 13);
+    }
+    place.write("long.txt", &lines);
+    place.write("short.txt", &lines[..lines.len() / 64]);
+    let peak = |name: &str, sampling: &str| -> u64 {
+        let fast = "--calib-windows 1 --window 64 --ppl none --json";
+        let out = format!("{sampling}-{name}.out");
+        let said = place.run(&format!(
+            "compress demo --method rom --keep 0.8 --calib {name} --sampling {sampling} {fast} -o {out}"
+        ));
+        let json: Value = serde_json::from_str(&said.fine().stdout).expect("JSON");
+        json["cost"]["peak_rss_bytes"].as_u64().unwrap_or_else(|| panic!("{json}"))
+    };
+    let text = lines.len() as u64;
+    for sampling in ["first", "random"] {
+        let (short, long) = (peak("short.txt", sampling), peak("long.txt", sampling));
+        println!("{sampling}: {} MiB for {} MiB of text, {} MiB for little", long >> 20, text >> 20, short >> 20);
+        // Of this text two or three bytes are an id of four, which is there twice: in the text and in a window.
+        assert!(long < short + 6 * text + (96 << 20), "{long} bytes for {text} bytes of text, {short} for little");
+    }
+}

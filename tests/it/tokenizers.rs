@@ -102,6 +102,119 @@ fn files_of_every_kind_act_as_in_transformers() {
     assert!(cases.len() >= 35, "{} cases", cases.len());
 }
 
+/// Pseudo-random numbers below a bound, the same at each run.
+fn random(mut state: u64) -> impl FnMut(usize) -> usize {
+    move |bound| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % bound
+    }
+}
+
+/// `count` of `parts` by chance, one after the other.
+fn mixed(parts: &[&str], count: usize) -> String {
+    let mut random = random(0x1234_5678 + count as u64);
+    (0..count).map(|_| parts[random(parts.len())]).collect()
+}
+
+/// Texts that are hard to take apart.
+fn hard_texts() -> Vec<(&'static str, String)> {
+    let words = ["the ", "cat ", "is ", "not, ", "there. ", "They've ", "FILM ", "1234 ", "a", "seen\n", "others' "];
+    let special =
+        ["<s>", "</s>", "<|endoftext|>", "[MASK]", " [MASK] ", "<unk>", "  ", "x", "<x>", "<pad>", "word ", "<s", ">"];
+    let marks =
+        ["e", "\u{301}", "\u{327}", "가", "\u{1100}", "\u{1161}", "\u{11a8}", "ﬁ", "Å", " ", "\u{200b}", "\u{fb01}"];
+    let emoji = ["👩", "\u{200d}", "👧", "🏽", "🇩", "🇪", "❤", "\u{fe0f}", " ", "🙂"];
+    let mut random = random(99);
+    let runs: String =
+        (0..60).map(|i| format!("{}w{i}", " ".repeat(random(if i % 9 == 0 { 900 } else { 40 })))).collect();
+    let lines: String = (0..200).map(|_| ["a line\r\n", "\r\n\r\n", "\n\n\n", "\ttab\r\n", "\r"][random(5)]).collect();
+    let letters: String = (0..9000).map(|_| char::from(b'a' + random(26) as u8)).collect();
+    vec![
+        ("words", mixed(&words, 3000)),
+        ("special tokens", mixed(&special, 3000)),
+        ("marks", mixed(&marks, 5000)),
+        ("emoji", mixed(&emoji, 3000)),
+        ("Chinese", mixed(&["吗", "漢", "字", "。", "、", "the", "了"], 4000)),
+        ("runs of spaces", runs),
+        ("lines", lines.repeat(6)),
+        ("no spaces", letters.clone()),
+        ("one letter", "a".repeat(9000)),
+        ("spaces alone", " ".repeat(9000)),
+        ("a long word", format!("{}{letters}{}", mixed(&words, 700), mixed(&words, 500))),
+        (
+            "a space and long words",
+            letters.as_bytes().chunks(1500).map(|w| format!("{} ", String::from_utf8_lossy(w))).collect(),
+        ),
+        ("bytes", mixed(&["\u{0}", "\u{1}", "\u{7f}", "\u{ad}", "\u{fffd}", "ÿ", "\u{10ffff}", "a "], 4000)),
+    ]
+}
+
+#[test]
+fn pieces_of_any_size_give_the_ids_of_the_whole_text() {
+    let golden = golden();
+    let mut tokenizers = vec![("demo".to_string(), {
+        let file = |name: &str| std::fs::read(here().join("../../src/demo").join(name)).expect("the demo's file");
+        let names = ["tokenizer.json", "tokenizer_config.json"];
+        (names.map(|name| (name.to_string(), file(name))).into(), json!({}))
+    })];
+    for (name, case) in golden["cases"].as_object().expect("cases") {
+        let mut files = base(&golden, case["base"].as_str().expect("a base"));
+        change(&mut files, case["files"].as_object().expect("files"));
+        tokenizers.push((name.clone(), (files, json!({ "model_type": case["model_type"] }))));
+    }
+    // Others than transformers wrote: no pre-tokeniser, a unit of its own length, growth, and all that is at the ends.
+    let step = |part: &str, step: Value| {
+        let mut files = base(&golden, "json");
+        change(&mut files, json!({"tokenizer.json": {part: step}}).as_object().expect("files"));
+        (format!("{part} {step}"), (files, json!({})))
+    };
+    tokenizers.extend([
+        step("pre_tokenizer", json!(null)),
+        step("pre_tokenizer", json!({"type": "FixedLength", "length": 7})),
+        step("normalizer", json!({"type": "Replace", "pattern": {"String": "a"}, "content": "xyz"})),
+        step("normalizer", json!({"type": "Strip", "strip_left": true, "strip_right": true})),
+        step("normalizer", json!({"type": "Replace", "pattern": {"Regex": "\\s+$"}, "content": "!"})),
+        step(
+            "added_tokens",
+            json!([{"id": 500, "content": "a", "single_word": true, "lstrip": true, "rstrip": true,
+            "normalized": false, "special": false}]),
+        ),
+    ]);
+    let (texts, mut divided) = (hard_texts(), 0);
+    for (name, (files, config)) in &tokenizers {
+        let tokenizer = load(files, config).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        for (kind, text) in &texts {
+            let whole = tokenizer.encode(text).expect("ids");
+            for (size, reach) in [(1024, 256), (1777, 311), (3000, 512)] {
+                let ids = tokenizer.encode_in_pieces(text, size, reach).expect("ids");
+                let differs = ids.iter().zip(&whole).position(|(a, b)| a != b);
+                assert!(
+                    ids == whole,
+                    "{name}, {kind}, pieces of {size}: {} ids for {}, from {differs:?}",
+                    ids.len(),
+                    whole.len()
+                );
+                divided += usize::from(text.len() > 2 * size);
+            }
+        }
+    }
+    assert!(divided > 1000, "{divided}");
+}
+
+#[test]
+fn the_beginning_of_a_text_is_enough_for_some_of_its_ids() {
+    let golden = golden();
+    let tokenizer = load(&base(&golden, "gpt2"), &json!({})).unwrap();
+    let text = mixed(&["the ", "cat ", "is ", "not ", "there "], 400_000);
+    let all = tokenizer.encode(&text).unwrap();
+    let some = tokenizer.encode_some(&text, 1000).unwrap();
+    assert!(some.len() >= 1000 && some.len() < all.len() / 2, "{} of {}", some.len(), all.len());
+    assert!(all.starts_with(&some));
+    assert_eq!(tokenizer.encode_some(&text, usize::MAX).unwrap(), all);
+}
+
 /// What is said of files that cannot be used.
 fn refused(files: &Files, config: Value) -> String {
     let error = load(files, &config).err().expect("no tokenizer");

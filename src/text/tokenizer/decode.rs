@@ -1,6 +1,6 @@
 //! From ids to text.
 
-use super::boundary::failed;
+use super::failed;
 use anyhow::{Context, Result};
 use tokenizers::{Decoder, DecoderWrapper, Model, Tokenizer};
 

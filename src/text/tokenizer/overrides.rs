@@ -1,7 +1,7 @@
 //! What the settings change in a tokenizer, as transformers does when it loads one.
 
-use super::boundary::failed;
 use super::class::Class;
+use super::failed;
 use super::sentencepiece;
 use super::settings::{SPECIAL, Settings};
 use super::structure;

@@ -1,7 +1,7 @@
 //! SentencePiece's `tokenizer.model`, as transformers converts it for the classes of Llama and Gemma.
 
-use super::boundary::failed;
 use super::class::Class;
+use super::failed;
 use super::settings::Settings;
 use super::structure::check_unigram;
 use crate::user_bail;

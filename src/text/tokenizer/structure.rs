@@ -17,7 +17,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::boundary::AGAIN;
+use super::AGAIN;
 use crate::user_bail;
 
 pub(super) use vocabulary::{check_merge, check_piece, check_unigram};
@@ -28,7 +28,9 @@ const DEEPEST: usize = 8;
 const MOST_STEPS: usize = 256;
 /// Bytes of a regular expression, and of all of them: their programs are many times as large.
 const LONGEST_PATTERN: usize = 8 << 10;
-const ALL_PATTERNS: usize = 64 << 10;
+const ALL_PATTERNS: usize = 32 << 10;
+/// What the counts of their repetitions (`{2,5}`) add up to: a program holds that many copies.
+const ALL_REPEATS: u64 = 500;
 /// Bytes of a string that is put into texts or pieces, such as a prefix.
 const LONGEST_STRING: usize = 1 << 10;
 /// Bytes of an added token, which may be normalised when it is added.
@@ -144,9 +146,13 @@ fn parts(definition: &[u8]) -> Result<(), String> {
         return Err(format!("its decoder may make a text {growth} times as long"));
     }
     grow("post_processor")?;
-    let patterns: usize = all.iter().filter_map(|step| step.pattern().1).map(str::len).sum();
-    if patterns > ALL_PATTERNS {
-        return Err(format!("its regular expressions have {patterns} bytes together, more than {ALL_PATTERNS}"));
+    let patterns: Vec<&str> = all.iter().filter_map(|step| step.pattern().1).collect();
+    let bytes: usize = patterns.iter().map(|pattern| pattern.len()).sum();
+    let repeats = patterns.iter().fold(0u64, |sum, pattern| sum.saturating_add(repeats(pattern)));
+    if bytes > ALL_PATTERNS || repeats > ALL_REPEATS {
+        return Err(format!(
+            "its regular expressions have {bytes} bytes and {repeats} repetitions counted out, together"
+        ));
     }
     let tokens = part("added_tokens").as_array().map(Vec::as_slice).unwrap_or_default();
     added(tokens.iter().filter_map(|token| token.get("content")?.as_str()), normalized)?;
@@ -204,6 +210,13 @@ fn step(step: &Step) -> Result<(), String> {
         template(step)?;
     }
     Ok(())
+}
+
+/// What the counts in a regular expression add up to.
+fn repeats(pattern: &str) -> u64 {
+    let counts = pattern.split('{').skip(1).filter_map(|rest| Some(rest.split_once('}')?.0));
+    let most = |count: &str| count.split(',').filter_map(|number| number.trim().parse::<u64>().ok()).max();
+    counts.filter_map(most).fold(0, u64::saturating_add)
 }
 
 /// A template's special tokens are looked up when a text is framed, and its sequences are copied.

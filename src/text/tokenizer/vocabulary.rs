@@ -2,8 +2,8 @@
 //! `tokenizer.model`.
 
 use super::SideFile;
-use super::boundary::failed;
 use super::class::Class;
+use super::failed;
 use super::sentencepiece;
 use super::settings::Settings;
 use super::structure::{check_merge, check_piece};
