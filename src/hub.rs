@@ -3,128 +3,67 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `HF_HUB_CACHE` | where fetched files are kept; otherwise `$HF_HOME/hub`, otherwise `~/.cache/huggingface/hub` |
-//! | `HF_TOKEN` | who you are, for private and gated repositories; otherwise the file `$HF_HOME/token` |
-//! | `HF_ENDPOINT` | another hub than huggingface.co |
+//! | `HF_TOKEN` | who you are, for private and gated repositories; otherwise the file `HF_TOKEN_PATH`, otherwise `$HF_HOME/token` |
+//! | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | `1`: send no token |
+//! | `HF_ENDPOINT` | another hub than huggingface.co; a user and a password in it are sent to that server instead of a token |
 //! | `HF_HUB_OFFLINE` | `1`: use nothing but the cache |
+//! | `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | through which proxy servers are reached, as curl reads them |
+//! | `SSL_CERT_FILE`, `SSL_CERT_DIR` | certificates to trust instead of the system's |
 //!
-//! The cache is shared with Python's libraries, in their layout. A model is pinned to one commit before its first file
-//! is fetched, files that arrived are kept whatever happens to the next, each is checked against the length that the hub
-//! states, and the name of the revision is written last: a revision that the cache knows by name is complete.
+//! The cache is shared with Python's libraries, in their layout, with their locks. A model is pinned to one commit before
+//! its first file is fetched, files that arrived are kept whatever happens to the next, and the name of the revision is
+//! written last: a revision that the cache knows by name is complete.
+//!
+//! A hub, a mirror or what stands between is not trusted. Names become paths only if they stay inside their folder. A file
+//! gets its name only once its bytes have the hash that the listing of the commit states: the SHA-256 of files in Git LFS,
+//! the git hash of others; the name of a blob is that hash, never what a server calls it. What was fetched of a file before
+//! the connection broke or the program was killed is used by the next request or run. The token goes to the endpoint
+//! alone, not to where it redirects. Every wait is bounded, said if it is long, and ends at once when the user wants it.
+//!
+//! A file in the cache counts if it has the stated length and, up to 16 MiB, the stated hash. Of larger ones, whose hash
+//! would take seconds per run, the blob's name is trusted: it was checked when it got that name. A large file under another
+//! name is hashed, and so is one whose link is gone: to have a file checked and, if need be, fetched again, remove the link.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+#[cfg(feature = "hub")]
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::{Context, Result, bail};
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::user_bail;
 
 #[cfg(feature = "hub")]
+mod answer;
+#[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod endpoint;
+#[cfg(feature = "hub")]
+mod fetch;
+#[cfg(feature = "hub")]
+mod http;
+mod names;
+#[cfg(feature = "hub")]
 mod net;
+mod options;
+#[cfg(feature = "hub")]
+mod proxy;
+#[cfg(feature = "hub")]
+mod retry;
+#[cfg(feature = "hub")]
+mod tree;
 
-/// Whether `path`, relative to a repository, belongs to a module that sentence-transformers puts behind the transformer, such
-/// as `1_Pooling/config.json` and `2_Dense/model.safetensors`.
-pub(crate) fn is_module_file(path: &str) -> bool {
-    let Some((folder, file)) = path.split_once('/') else { return false };
-    let number = folder.split_once('_').map_or("", |(number, _)| number);
-    let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
-    numbered && matches!(file, "config.json" | "model.safetensors")
-}
+pub use names::is_id;
+pub(crate) use names::{is_inside, is_module_file};
+pub use options::{HubOptions, Log, Timeouts};
 
-/// Receives one line of text at a time while files are fetched.
-pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// How to reach the hub. `Default` is the public hub with the user's own cache directory unset; [`HubOptions::from_env`]
-/// is what programs want.
-#[derive(Clone)]
-pub struct HubOptions {
-    /// Base URL of the hub; `None` is huggingface.co.
-    pub endpoint: Option<String>,
-    /// Folder of the cache; `None` is the one that the environment names.
-    pub cache: Option<PathBuf>,
-    /// Access token; `None` is the one stored by a login, if any.
-    pub token: Option<String>,
-    /// Use nothing but the cache.
-    pub offline: bool,
-    /// Branch, tag or commit of models; `None` is `main`. Data sets have revisions of their own.
-    pub revision: Option<String>,
-    /// How often a request that failed for no lasting reason is made, at least once.
-    pub attempts: u32,
-    /// Pause before the second attempt; it doubles with each one after.
-    pub backoff: Duration,
-    /// Told what is being fetched.
-    pub log: Option<Log>,
-}
-
-impl Default for HubOptions {
-    fn default() -> Self {
-        Self {
-            endpoint: None,
-            cache: None,
-            token: None,
-            offline: false,
-            revision: None,
-            attempts: 5,
-            backoff: Duration::from_millis(500),
-            log: None,
-        }
-    }
-}
-
-impl fmt::Debug for HubOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The token is a secret: options end up in logs.
-        f.debug_struct("HubOptions")
-            .field("endpoint", &self.endpoint)
-            .field("cache", &self.cache)
-            .field("token", &self.token.as_ref().map(|_| "..."))
-            .field("offline", &self.offline)
-            .field("revision", &self.revision)
-            .finish_non_exhaustive()
-    }
-}
-
-impl HubOptions {
-    /// What the environment variables say.
-    pub fn from_env() -> Self {
-        Self::from_lookup(|name| std::env::var(name).ok())
-    }
-
-    /// What the variables say that `lookup` knows. Empty ones count as unset.
-    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
-        let folder = |name: &str, below: &str| get(name).map(|value| Path::new(&value).join(below));
-        let cache = folder("HF_HUB_CACHE", "")
-            .or_else(|| folder("HUGGINGFACE_HUB_CACHE", ""))
-            .or_else(|| folder("HF_HOME", "hub"))
-            .or_else(|| folder("XDG_CACHE_HOME", "huggingface/hub"))
-            .or_else(|| folder("HOME", ".cache/huggingface/hub"));
-        let offline = get("HF_HUB_OFFLINE")
-            .is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
-        Self { endpoint: get("HF_ENDPOINT"), cache, token: get("HF_TOKEN"), offline, ..Self::default() }
-    }
-
-    fn revision(&self) -> &str {
-        self.revision.as_deref().unwrap_or("main")
-    }
-
-    #[cfg(feature = "hub")]
-    fn log(&self, line: &str) {
-        if let Some(log) = &self.log {
-            log(line);
-        }
-    }
-
-    fn cache(&self) -> Result<&Path> {
-        match &self.cache {
-            Some(cache) => Ok(cache),
-            None => user_bail!("there is no folder to keep files of the hub in"; "set HF_HOME or HF_HUB_CACHE"),
-        }
-    }
-}
+/// Side files and indexes beyond this size are no settings.
+const LARGEST_SIDE_FILE: u64 = 256 << 20;
 
 /// A model in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,21 +83,6 @@ pub struct DatasetFile {
     pub commit: String,
 }
 
-/// Whether this could be the id of a repository: `name` or `owner/name`.
-pub fn is_id(id: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && part.len() <= 96
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-            && !part.starts_with(['-', '.'])
-            && !part.ends_with(['-', '.'])
-            && !part.contains("..")
-            && !part.contains("--")
-    };
-    let mut parts = id.split('/');
-    parts.next().is_some_and(part) && parts.next().is_none_or(part) && parts.next().is_none()
-}
-
 /// Fetches `config.json`, the safetensors weights, the tokenizer and other small files of a model, or finds them in the
 /// cache. Pickled weights are never fetched. If the hub cannot be reached at all, a complete copy in the cache is used.
 ///
@@ -169,6 +93,7 @@ pub fn model(id: &str, options: &HubOptions) -> Result<Snapshot> {
     if !is_id(id) {
         user_bail!("{id:?} is neither a folder nor the id of a model"; "ids look like owner/name; check the path otherwise");
     }
+    check_revision(options.revision())?;
     let repository = Repository { kind: "models", id };
     if !options.offline {
         return online::model(&repository, options);
@@ -187,6 +112,10 @@ pub fn model(id: &str, options: &HubOptions) -> Result<Snapshot> {
 /// # Errors
 /// As for [`model`].
 pub fn dataset_file(repository: &str, path: &str, revision: &str, options: &HubOptions) -> Result<DatasetFile> {
+    if !is_id(repository) || !names::is_plain(path) {
+        user_bail!("{path:?} of {repository:?} is no file of a data set"; "give a local file as NAME=PATH");
+    }
+    check_revision(revision)?;
     let repository = Repository { kind: "datasets", id: repository };
     if !options.offline {
         return online::dataset_file(&repository, path, revision, options);
@@ -198,6 +127,14 @@ pub fn dataset_file(repository: &str, path: &str, revision: &str, options: &HubO
             "run once without HF_HUB_OFFLINE, or give a local file as NAME=PATH"
         ),
     }
+}
+
+/// Refuses what cannot be the name of a branch, tag or commit: it becomes a path below `refs`.
+fn check_revision(revision: &str) -> Result<()> {
+    if !names::is_plain(revision) {
+        user_bail!("{revision:?} is no revision"; "give the name of a branch or tag, such as main, or a commit");
+    }
+    Ok(())
 }
 
 /// A repository and its place in the cache.
@@ -224,24 +161,32 @@ impl Repository<'_> {
 
     /// The commit that the cache knows for a revision. A full commit stands for itself.
     fn cached_commit(&self, revision: &str, options: &HubOptions) -> Result<Option<String>> {
-        if is_commit(revision) {
-            return Ok(Some(revision.to_owned()));
+        if let Some(commit) = names::commit(revision) {
+            return Ok(Some(commit));
         }
+        let mut content = String::new();
         let name = self.folder(options)?.join("refs").join(revision);
-        Ok(fs::read_to_string(name).ok().map(|commit| commit.trim().to_owned()).filter(|commit| is_commit(commit)))
+        let read = File::open(name).and_then(|file| file.take(64).read_to_string(&mut content));
+        Ok(read.ok().and_then(|_| names::commit(content.trim())))
     }
 
     /// Writes down which commit a revision is, once all its files are there.
     #[cfg(feature = "hub")]
     fn remember(&self, revision: &str, commit: &str, options: &HubOptions) -> Result<()> {
-        if is_commit(revision) {
+        if self.cached_commit(revision, options)?.as_deref() == Some(commit) {
             return Ok(());
         }
-        let name = self.folder(options)?.join("refs").join(revision);
-        if let Some(parent) = name.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::write(&name, commit).with_context(|| format!("cannot write {}", name.display()))
+        let folder = self.folder(options)?;
+        let name = folder.join("refs").join(revision);
+        // Beside `refs`, where everything is taken for a revision.
+        static UNIQUE: AtomicU64 = AtomicU64::new(0);
+        let new = folder.join(format!(".ref-{}-{}", std::process::id(), UNIQUE.fetch_add(1, Ordering::Relaxed)));
+        let write = || {
+            fs::create_dir_all(name.parent().unwrap_or(&folder))?;
+            fs::write(&new, commit)?;
+            fs::rename(&new, &name)
+        };
+        write().with_context(|| format!("cannot write {}", name.display())).inspect_err(|_| drop(fs::remove_file(&new)))
     }
 
     fn cached_file(&self, path: &str, revision: &str, options: &HubOptions) -> Result<Option<DatasetFile>> {
@@ -256,25 +201,52 @@ impl Repository<'_> {
         let dir = self.snapshot(&commit, options)?;
         let weights = match shards(&dir.join("model.safetensors.index.json")) {
             Ok(shards) if !dir.join("model.safetensors").exists() => shards,
-            _ => vec!["model.safetensors".to_owned()],
+            _ => BTreeSet::from(["model.safetensors".to_owned()]),
         };
         let complete = dir.join("config.json").is_file() && weights.iter().all(|file| dir.join(file).is_file());
         Ok(complete.then_some(Snapshot { dir, revision: Some(commit) }))
     }
 }
 
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// The files that an index of shards names, each once.
-fn shards(index: &Path) -> Result<Vec<String>> {
-    let index: Value = serde_json::from_slice(&fs::read(index)?)?;
-    let map = index["weight_map"].as_object().context("model.safetensors.index.json has no weight_map")?;
-    let mut files: Vec<String> = map.values().filter_map(Value::as_str).map(str::to_owned).collect();
-    files.sort_unstable();
-    files.dedup();
-    Ok(files)
+/// The files that an index of shards names, each once. They stay inside the index's folder.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    /// The values of a map of strings.
+    struct Values(BTreeSet<String>);
+    impl<'de> Deserialize<'de> for Values {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Collect;
+            impl<'de> Visitor<'de> for Collect {
+                type Value = Values;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a map from tensors to files")
+                }
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Values, A::Error> {
+                    let mut values = BTreeSet::new();
+                    while let Some((_, value)) = map.next_entry::<IgnoredAny, String>()? {
+                        if !names::is_plain(&value) {
+                            return Err(de::Error::custom(format_args!(
+                                "{value:?} is no name of a file in its folder"
+                            )));
+                        }
+                        values.insert(value);
+                    }
+                    Ok(Values(values))
+                }
+            }
+            deserializer.deserialize_map(Collect)
+        }
+    }
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: Values,
+    }
+    let file = File::open(index)?;
+    if file.metadata()?.len() > LARGEST_SIDE_FILE {
+        bail!("it is larger than any index");
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST_SIDE_FILE).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice::<Index>(&bytes)?.weight_map.0)
 }
 
 #[cfg(feature = "hub")]
@@ -305,62 +277,4 @@ mod online {
     }
 
     const HINT: &str = "give a local path, or build with the default features";
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modules_are_told_by_their_folders() {
-        for path in ["1_Pooling/config.json", "2_Dense/model.safetensors", "12_Dense_512/config.json"] {
-            assert!(is_module_file(path), "{path}");
-        }
-        for path in [
-            "config.json",
-            "onnx/config.json",
-            "Dense/model.safetensors",
-            "_x/config.json",
-            "2_Dense/pytorch_model.bin",
-        ] {
-            assert!(!is_module_file(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn ids_are_told_from_paths() {
-        for id in ["gpt2", "owner/name", "openai-community/gpt2", "a/b_c-1.5B", "x"] {
-            assert!(is_id(id), "{id}");
-        }
-        for other in ["", "/abs", "./rel", "a/b/c", "a//b", "a/", "-a/b", "a/b.", "a/..", "a--b/c", "a b", "c:\\x", "é"]
-        {
-            assert!(!is_id(other), "{other}");
-        }
-    }
-
-    #[test]
-    fn the_environment_is_read_in_the_usual_order() {
-        let with = |pairs: &[(&str, &str)]| {
-            let pairs: Vec<(String, String)> = pairs.iter().map(|&(a, b)| (a.into(), b.into())).collect();
-            HubOptions::from_lookup(move |name| {
-                pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
-            })
-        };
-        let cache = |pairs: &[(&str, &str)]| with(pairs).cache.map(|path| path.to_string_lossy().replace('\\', "/"));
-        assert_eq!(cache(&[("HOME", "/h")]).as_deref(), Some("/h/.cache/huggingface/hub"));
-        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).as_deref(), Some("/x/huggingface/hub"));
-        assert_eq!(cache(&[("HF_HOME", "/hf"), ("XDG_CACHE_HOME", "/x")]).as_deref(), Some("/hf/hub"));
-        assert_eq!(cache(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/hf")]).as_deref(), Some("/c/"));
-        assert_eq!(cache(&[]), None);
-        for (value, offline) in
-            [("1", true), ("TRUE", true), ("yes", true), ("0", false), ("", false), ("false", false)]
-        {
-            assert_eq!(with(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
-        }
-        let options = with(&[("HF_TOKEN", "hf_secret"), ("HF_ENDPOINT", "http://mirror")]);
-        assert_eq!(options.token.as_deref(), Some("hf_secret"));
-        assert_eq!(options.endpoint.as_deref(), Some("http://mirror"));
-        assert!(!format!("{options:?}").contains("secret"));
-        assert_eq!(with(&[("HF_TOKEN", "")]).token, None);
-    }
 }

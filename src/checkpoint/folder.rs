@@ -5,13 +5,13 @@ use super::header::{DAMAGED, Pairs};
 use super::lfs::refuse_pointer;
 use super::read::{read_settings, unreadable};
 use super::section::Section;
-use crate::hub::is_module_file;
+use crate::hub::{is_inside, is_module_file};
 use crate::user_bail;
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+use std::path::Path;
 
 pub(super) const CONFIG: &str = "config.json";
 /// The name of `config.json` while an output is being made: without that name no folder is a model.
@@ -217,11 +217,6 @@ fn refuse<T>(dir: &Path) -> Result<T> {
         );
     }
     user_bail!("{shown} has no weights"; "a model folder needs {SINGLE}, or {INDEX} and the shards it names")
-}
-
-/// Whether a relative name stays inside its folder.
-pub(super) fn is_inside(name: &str) -> bool {
-    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn extension(name: &str) -> &str {

@@ -53,7 +53,7 @@ impl Source {
     /// Where a file of the folder is; `None` in the built-in model, which is in none.
     pub(super) fn path_of(&self, name: &str) -> Result<Option<PathBuf>> {
         let Some(dir) = self.dir() else { return Ok(None) };
-        if !folder::is_inside(name) {
+        if !crate::hub::is_inside(name) {
             let shown = dir.display();
             user_bail!("{name:?} is not a name inside {shown}"; "name a file of the model folder");
         }

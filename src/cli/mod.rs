@@ -18,12 +18,14 @@ mod values;
 mod verify;
 
 use crate::hub::HubOptions;
+use crate::progress::Progress;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use errors::{EXIT_CHECK, EXIT_OK, exit_code};
 use std::process::ExitCode;
+use std::sync::Arc;
 use ui::{ProgressMode, Ui, UiOptions};
 use values::switch;
 
@@ -122,7 +124,11 @@ pub fn main() -> ExitCode {
     settle_environment();
     let cli = Cli::parse();
     let threads = set_threads(cli.global.threads);
-    let ui = Ui::new(UiOptions { progress: cli.global.progress, quiet: cli.global.quiet, verbose: cli.global.verbose });
+    let ui = Arc::new(Ui::new(UiOptions {
+        progress: cli.global.progress,
+        quiet: cli.global.quiet,
+        verbose: cli.global.verbose,
+    }));
     let outcome = threads.and_then(|()| ui.stop_on_signals()).and_then(|()| run(cli, &ui));
     let code = match outcome {
         Ok(Outcome::Fine) => EXIT_OK,
@@ -135,10 +141,13 @@ pub fn main() -> ExitCode {
     ExitCode::from(code as u8)
 }
 
-fn run(cli: Cli, ui: &Ui) -> Result<Outcome> {
+fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     let mut hub = HubOptions::from_env();
     hub.offline |= cli.global.offline;
     hub.revision = cli.global.revision;
+    let said = ui.clone();
+    hub.log = Some(Arc::new(move |line| said.note(line)));
+    hub.stop = Some(ui.stop());
     let device = device(&cli.global.device)?;
     let context = Context { ui, hub, device, verbose: cli.global.verbose };
     match cli.command {

@@ -135,6 +135,11 @@ impl Ui {
         ctrlc::set_handler(handler).context("listening for Ctrl-C")
     }
 
+    /// Set once the user wants to stop; for work that waits without making steps.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
     /// Ends the current stage. Call it before printing the result.
     pub fn finish(&self) {
         if let Some(stage) = self.lock().take() {

@@ -1,11 +1,15 @@
 //! Fetching models and data sets, against a hub of our own on the loopback device that also misbehaves on request.
 
+mod astray; // redirects, pages and login pages that lead elsewhere, and secrets
 mod server;
+mod transfer; // what was fetched is kept, shared and checked
+mod trust; // names and bytes of a hub that is not trusted, and of the cache
+mod waiting; // time-outs, pauses and the wish to stop
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use parquet::data_type::{ByteArray, ByteArrayType, FloatType, Int32Type, Int64Type};
 use parquet::file::properties::WriterProperties;
@@ -16,7 +20,7 @@ use softlm::error::UserError;
 use softlm::hub::{HubOptions, dataset_file, model};
 use softlm::text::{Example, Split, examples, load};
 
-use self::server::{COMMIT, Fault, Hub, demo};
+use self::server::{COMMIT, Fault, Hub, demo, logged};
 
 fn message(result: anyhow::Result<impl std::fmt::Debug>) -> String {
     let error = result.unwrap_err();
@@ -54,10 +58,10 @@ fn a_model_is_fetched_once_and_then_found_offline() {
     assert_eq!(model("ours/demo", &options).unwrap(), first);
     assert_eq!(hub.count("GET", "/model.safetensors"), 1, "the weights are fetched once");
 
-    let before = hub.state.lock().unwrap().seen.len();
+    let before = hub.requests();
     let offline = HubOptions { offline: true, ..options };
     assert_eq!(model("ours/demo", &offline).unwrap(), first);
-    assert_eq!(hub.state.lock().unwrap().seen.len(), before, "offline means no request");
+    assert_eq!(hub.requests(), before, "offline means no request");
     let pinned = HubOptions { revision: Some(COMMIT.into()), ..offline };
     assert_eq!(model("ours/demo", &pinned).unwrap(), first);
 }
@@ -114,34 +118,29 @@ fn passing_failures_are_outlived() {
         ("GET", "/revision/main", Fault::Drop),
         ("GET", "/revision/main", Fault::Status(503)),
         ("GET", COMMIT, Fault::Truncate),
-        ("HEAD", "/model.safetensors", Fault::Drop),
-        ("HEAD", "/model.safetensors", Fault::Status(500)),
+        ("GET", COMMIT, Fault::Status(408)),
         ("GET", "/model.safetensors", Fault::Drop),
         ("GET", "/model.safetensors", Fault::Truncate),
         ("GET", "/model.safetensors", Fault::Status(503)),
         ("GET", "/tokenizer.json", Fault::Status(429)),
     ] {
-        let hub = Hub::start();
-        hub.put_demo("ours/demo");
+        let hub = Hub::with_demo();
         hub.fault(method, path, fault);
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = lines.clone();
-        let log = Arc::new(move |line: &str| sink.lock().unwrap().push(line.to_owned()));
-        let snapshot = model("ours/demo", &HubOptions { log: Some(log), ..hub.options() }).unwrap();
+        let (options, lines) = logged(hub.options());
+        let snapshot = model("ours/demo", &options).unwrap();
         assert_demo(&snapshot.dir);
         assert!(hub.state.lock().unwrap().faults.is_empty(), "{method} {path} did not fail");
         let lines = lines.lock().unwrap();
         assert!(lines.iter().any(|line| line.contains("trying again")), "{lines:?}");
-        assert!(lines.iter().any(|line| line.contains("fetching ours/demo/model.safetensors (1.7 MB)")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("fetching ours/demo/model.safetensors (1.7 MB")), "{lines:?}");
     }
 }
 
 #[test]
 fn lasting_failures_end_and_leave_the_cache_sound() {
-    let hub = Hub::start();
-    hub.put_demo("ours/demo");
+    let hub = Hub::with_demo();
     for _ in 0..3 {
-        hub.fault("GET", "/model.safetensors", Fault::Truncate);
+        hub.fault("GET", "/model.safetensors", Fault::Cut(1000));
     }
     assert!(message(model("ours/demo", &hub.options())).contains("cannot reach"));
     assert_demo(&model("ours/demo", &hub.options()).unwrap().dir);
@@ -177,7 +176,7 @@ fn refusals_say_what_to_do() {
     hub.fault("GET", "/revision/main", Fault::Status(403));
     let gated = message(model("ours/demo", &options));
     assert!(gated.contains("403") && gated.contains("HF_TOKEN"), "{gated}");
-    hub.fault("HEAD", "/tokenizer.json", Fault::Status(401));
+    hub.fault("GET", "/tokenizer.json", Fault::Status(401));
     let private = message(model("ours/demo", &options));
     assert!(private.contains("401") && private.contains("HF_TOKEN"), "{private}");
 
@@ -204,7 +203,7 @@ fn the_token_is_sent_and_needed() {
     assert!(message(model("ours/demo", &with("hf_wrong"))).contains("HF_TOKEN"));
     assert_demo(&model("ours/demo", &with("hf_right")).unwrap().dir);
     let state = hub.state.lock().unwrap();
-    let right = state.seen.iter().filter(|(_, _, token)| token.as_deref() == Some("Bearer hf_right")).count();
+    let right = state.seen.iter().filter(|seen| seen.authorization.as_deref() == Some("Bearer hf_right")).count();
     assert_eq!(right, state.seen.len() - 1, "every request but the refused one carries the token");
 }
 
@@ -251,12 +250,12 @@ fn data_sets_are_read_from_parquet_and_cached() {
     assert_eq!(sentences.text(), "no it was n't black monday\n\nbut while <unk>");
     assert!(message(load("ptb", Split::Calibration, &options)).contains("penn_treebank/train/0000.parquet"));
 
-    let before = hub.state.lock().unwrap().seen.len();
+    let before = hub.requests();
     let offline = HubOptions { offline: true, ..options.clone() };
     assert_eq!(load("wikitext2", Split::Evaluation, &offline).unwrap().sha256, corpus.sha256);
     assert_eq!(load("ptb", Split::Evaluation, &offline).unwrap().sha256, sentences.sha256);
     assert!(message(load("ptb", Split::Calibration, &offline)).contains("not in the cache"));
-    assert_eq!(hub.state.lock().unwrap().seen.len(), before);
+    assert_eq!(hub.requests(), before);
     let gone = HubOptions { endpoint: Some("http://127.0.0.1:1".into()), ..options };
     assert_eq!(load("ptb", Split::Evaluation, &gone).unwrap().sha256, sentences.sha256);
 }
