@@ -26,13 +26,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File};
+#[cfg(feature = "hub")]
+use std::fs;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "hub")]
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, bail};
+#[cfg(feature = "hub")]
+use anyhow::Context;
+use anyhow::{Result, bail};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::user_bail;
