@@ -79,7 +79,7 @@ mod tests {
         symlink(at("a.json"), at("link.json")).unwrap();
         assert_eq!(read_settings(&at("link.json")).unwrap(), b"{}");
         symlink("/dev/zero", at("zero.json")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, at("pipe.json"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(at("pipe.json")).status().unwrap().success());
         for name in ["zero.json", "pipe.json", "."] {
             let error = read_settings(&at(name)).unwrap_err().to_string();
             assert!(error.contains("is not a file"), "{name}: {error}");
