@@ -104,6 +104,24 @@ fn soco_survives_being_killed_anywhere() {
 }
 
 #[test]
+fn an_output_is_no_model_before_its_report_is_there() {
+    let place = Place::new();
+    let line = "compress demo --method svd --keep 0.6 --ppl sample --eval-window 128 -o out";
+    let mut child = place.command(line).spawn().expect("the program starts");
+    // Weights are all there while they are measured.
+    place.wait_for("out.softlm-work/out/config.json.unfinished");
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    let assembled = place.path("out.softlm-work/out");
+    assert!(!place.path("out").exists(), "the run was faster than the test: give it more to measure");
+    assert!(assembled.join("model.safetensors").exists() && !assembled.join("config.json").exists());
+    place.run("eval out.softlm-work/out --ppl sample").refused(&["out.softlm-work/out", "config.json"]);
+    place.run(line).fine();
+    place.run("verify out --against demo").fine();
+    assert!(!place.path("out.softlm-work").exists() && !place.path("out/config.json.unfinished").exists());
+}
+
+#[test]
 fn an_interrupted_run_says_so_and_goes_on() {
     let place = Place::new();
     place.run(&format!("compress demo {LONG} -o undisturbed")).fine();
