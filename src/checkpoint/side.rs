@@ -101,7 +101,10 @@ impl Source {
         let mut hash = Sha256::new();
         match self.path_of(name)? {
             None => hash.update(built_in(name).with_context(|| format!("the built-in model has no {name}"))?),
-            Some(path) => each_piece(&path, &mut open_file(&path)?, &mut |piece| Ok(hash.update(piece)))?,
+            Some(path) => each_piece(&path, &mut open_file(&path)?, &mut |piece| {
+                hash.update(piece);
+                Ok(())
+            })?,
         }
         Ok(format!("{:x}", hash.finalize()))
     }

@@ -264,7 +264,7 @@ fn the_stream_says_what_the_whole_says() {
         };
         let json: Value = serde_json::from_str(&run("--json")).expect("one JSON object");
         let text = json["text"].as_str().expect("text");
-        assert_eq!(run(""), format!("{text}\n"), "seed {seed}");
+        assert_eq!(run("--raw"), format!("{text}\n"), "seed {seed}");
         assert_eq!(ids(&json["prompt_ids"])[..5], [0xe5, 0x90, 0x97, 0xc3, 0xa9].map(|byte| byte + 2), "seed {seed}");
         assert!(!text.contains('吗'), "the prompt is no part of the text: {text}");
         broken += text.matches('\u{fffd}').count();
