@@ -193,7 +193,10 @@ fn refuse_not_finite(model: &Model, logits: &Tensor, read: usize) -> Result<()> 
 /// Every id that ends a text: those that the tokenizer, config.json and generation_config.json name.
 fn end_ids(model: &Model, tokenizer: &Tokenizer) -> Result<BTreeSet<u32>> {
     let settings: Map<String, Value> = match model.source().side_file("generation_config.json")? {
-        Some(bytes) => serde_json::from_slice(&bytes).context("generation_config.json is damaged")?,
+        Some(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(settings) => settings,
+            Err(error) => user_bail!("generation_config.json is damaged: {error}"; "get the model's original one"),
+        },
         None => Map::new(),
     };
     let named =

@@ -10,7 +10,7 @@ use self::dense::{Dense, dense};
 use self::pooling::Pooled;
 use crate::checkpoint::Source;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Tensor;
 use serde_json::{Map, Value};
 
@@ -241,5 +241,10 @@ fn needed(source: &Source, name: &str) -> Result<Map<String, Value>> {
 
 fn json(source: &Source, name: &str) -> Result<Option<Map<String, Value>>> {
     let Some(bytes) = source.side_file(name)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{name} of {} is damaged", source.label()))
+    match serde_json::from_slice(&bytes) {
+        Ok(settings) => Ok(Some(settings)),
+        Err(error) => {
+            user_bail!("{name} of {} is damaged: {error}", source.label(); "get the model's original {name}")
+        }
+    }
 }

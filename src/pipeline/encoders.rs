@@ -128,7 +128,12 @@ fn longest(model: &Model) -> Result<usize> {
 
 fn json(source: &Source, name: &str) -> Result<Option<Value>> {
     let Some(bytes) = source.side_file(name)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{name} of {} is damaged", source.label()))
+    match serde_json::from_slice(&bytes) {
+        Ok(settings) => Ok(Some(settings)),
+        Err(error) => {
+            user_bail!("{name} of {} is damaged: {error}", source.label(); "get the model's original {name}")
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -169,9 +169,7 @@ fn local(name: &str, path: &str) -> Result<Corpus> {
     let documents = match file::read(Path::new(path))? {
         Content::Text(text) => vec![text],
         Content::Json(rows) => documents(rows)?,
-        Content::Parquet => {
-            file::parquet_column(Path::new(path), "text").with_context(|| format!("cannot read {path}"))?
-        }
+        Content::Parquet => file::parquet_column(Path::new(path), "text")?,
     };
     Corpus::new(name, path.to_owned(), documents)
 }

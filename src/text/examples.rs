@@ -139,7 +139,7 @@ fn read(task: Task, path: &Path, origin: &str) -> Result<(Vec<Example>, String)>
         }
         Content::Parquet => {
             let context = || format!("cannot read {}", path.display());
-            let rows = file::parquet_rows(path).with_context(context)?;
+            let rows = file::parquet_rows(path)?;
             hash.reset();
             io::copy(&mut File::open(path).with_context(context)?, &mut hash).with_context(context)?;
             let row = |(i, row): (usize, &Map<String, Value>)| from_fields(task, row, &format!("{origin}, row {i}"));

@@ -290,8 +290,8 @@ fn parquet<T>(
     if !path.metadata()?.is_file() {
         user_bail!("{shown} is a parquet file in a pipe"; "name the file itself: its end has to be read first");
     }
-    let hint = "download or copy it again";
-    guarded(&format!("cannot read {shown}"), hint, || {
+    let (what, hint) = (format!("cannot read {shown}"), "download or copy it again");
+    let result = guarded(&what, hint, || {
         let reader = SerializedFileReader::new(File::open(path)?)?;
         let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
         let wanted = chunks.filter(|chunk| {
@@ -300,6 +300,11 @@ fn parquet<T>(
         let claimed = wanted.fold(0u64, |sum, chunk| sum.saturating_add(chunk.uncompressed_size().max(0) as u64));
         fits(path, claimed)?;
         read(reader)
+    });
+    result.map_err(|error| match error.is::<UserError>() {
+        true => error,
+        // The library's own words.
+        false => UserError::new(format!("{what}: {error:#}")).hint(hint).into(),
     })
 }
 

@@ -24,6 +24,7 @@ use self::pieces::Pieces;
 use self::settings::Settings;
 use super::boundary;
 use crate::checkpoint::SENTENCE_SETTINGS;
+use crate::error::UserError;
 use crate::user_bail;
 
 /// What helps against files that are damaged.
@@ -226,6 +227,13 @@ fn object(bytes: &[u8]) -> Result<Map<String, Value>> {
     Ok(serde_json::from_slice(bytes)?)
 }
 
+/// A file of the model `label` that is not what its name says.
+fn damaged(label: &str, name: &str, error: impl std::fmt::Display) -> anyhow::Error {
+    UserError::new(format!("{label}: {name} is damaged: {error}"))
+        .hint(format!("get the model's original {name}"))
+        .into()
+}
+
 /// An id of `config.json`, which may be a number, a list of numbers, or null.
 fn configured_id(config: &Map<String, Value>, key: &str) -> Option<u32> {
     let value = config.get(key)?;
@@ -237,7 +245,7 @@ fn configured_id(config: &Map<String, Value>, key: &str) -> Option<u32> {
 fn lowers_case(label: &str, file: SideFile) -> Result<bool> {
     for name in SENTENCE_SETTINGS {
         let Some(bytes) = file(name)? else { continue };
-        let settings = object(&bytes).with_context(|| format!("{label}: {name} is damaged"))?;
+        let settings = object(&bytes).map_err(|error| damaged(label, name, error))?;
         return Ok(settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false));
     }
     Ok(false)
@@ -251,7 +259,6 @@ mod tests {
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
     use super::*;
-    use crate::error::UserError;
 
     /// A byte-level vocabulary with two merges: `t h` and `th e`.
     fn small_gpt2() -> HashMap<&'static str, Vec<u8>> {

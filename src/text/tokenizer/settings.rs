@@ -3,7 +3,7 @@
 use super::SideFile;
 use super::class::Class;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
@@ -32,7 +32,7 @@ impl Settings {
     pub fn read(label: &str, file: SideFile, config: &Map<String, Value>, whole: bool) -> Result<Self> {
         let read = |name: &str| -> Result<Option<Map<String, Value>>> {
             let Some(bytes) = file(name)? else { return Ok(None) };
-            super::object(&bytes).map(Some).with_context(|| format!("{label}: {name} is damaged"))
+            super::object(&bytes).map(Some).map_err(|error| super::damaged(label, name, error))
         };
         let mut values = read(NAMED)?.unwrap_or_default();
         let (mut added, mut bare) = (Vec::new(), false);

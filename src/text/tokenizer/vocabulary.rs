@@ -75,7 +75,7 @@ fn refuse(label: &str, file: SideFile, settings: &Settings) -> Result<anyhow::Er
 
 /// Byte-level BPE.
 fn bpe(label: &str, class: Class, (vocab, merges): (Vec<u8>, Vec<u8>), settings: &Settings) -> Result<Tokenizer> {
-    let vocab = super::object(&vocab).with_context(|| format!("{label}: vocab.json is damaged"))?;
+    let vocab = super::object(&vocab).map_err(|error| super::damaged(label, "vocab.json", error))?;
     if let Some(byte) = ByteLevel::alphabet().into_iter().find(|byte| !vocab.contains_key(&byte.to_string())) {
         user_bail!("the vocab.json of {label} is not a byte-level vocabulary: it lacks the piece {byte:?}"; "{SAVE}");
     }
@@ -89,7 +89,7 @@ fn bpe(label: &str, class: Class, (vocab, merges): (Vec<u8>, Vec<u8>), settings:
         }
         ids.insert(piece, id);
     }
-    let merges = String::from_utf8(merges).with_context(|| format!("{label}: merges.txt is damaged"))?;
+    let merges = String::from_utf8(merges).map_err(|error| super::damaged(label, "merges.txt", error))?;
     let lines = merges.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("#version"));
     let (mut pairs, mut whole) = (Merges::new(), String::new());
     for line in lines {
@@ -135,7 +135,7 @@ fn bpe(label: &str, class: Class, (vocab, merges): (Vec<u8>, Vec<u8>), settings:
 
 /// WordPiece, framed by its special tokens.
 fn bert(label: &str, words: &[u8], settings: &Settings) -> Result<Tokenizer> {
-    let words = std::str::from_utf8(words).with_context(|| format!("{label}: vocab.txt is damaged"))?;
+    let words = std::str::from_utf8(words).map_err(|error| super::damaged(label, "vocab.txt", error))?;
     let mut vocab = Vocab::default();
     for (id, word) in words.lines().enumerate() {
         if let Err(fault) = check_piece(word) {
