@@ -1,7 +1,8 @@
 //! One opened safetensors file.
 
 use super::convert;
-use super::header;
+use super::header::{self, Header};
+use super::names::NameTable;
 use super::read::{open_file, unreadable};
 use crate::error::UserError;
 use anyhow::{Context, Result};
@@ -21,7 +22,7 @@ pub struct TensorInfo {
     /// Shape as stored; empty for a scalar.
     pub shape: Vec<usize>,
     /// Which of the checkpoint's files holds it.
-    pub(super) file: usize,
+    pub(super) file: u32,
     /// Where in that file, counted from its first byte.
     pub(super) range: Range<usize>,
 }
@@ -43,6 +44,9 @@ impl TensorInfo {
     }
 }
 
+/// Headers from this size on do not stay in memory once they were read.
+const LARGE_HEADER: usize = 1 << 20;
+
 enum Data {
     Map(Mmap),
     BuiltIn(&'static [u8]),
@@ -53,7 +57,7 @@ pub struct TensorFile {
     pub(super) name: String,
     path: Option<PathBuf>,
     data: Data,
-    pub(super) tensors: BTreeMap<String, TensorInfo>,
+    pub(super) tensors: NameTable<TensorInfo>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -69,9 +73,12 @@ impl TensorFile {
         // SAFETY: the map is read-only; the documentation above makes its stability the caller's promise, as every
         // reader of mapped weights has to.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| unreadable(path, &error))?;
-        let header = header::parse(&path.display().to_string(), &map)?;
-        let tensors = header.tensors.into_iter().collect();
-        Ok(Self { name, path: Some(path.into()), data: Data::Map(map), tensors, metadata: header.metadata })
+        let Header { tensors, metadata, end } = header::parse(&path.display().to_string(), &map)?;
+        let file = Self { name, path: Some(path.into()), data: Data::Map(map), tensors, metadata };
+        if end > LARGE_HEADER {
+            file.release(0..end);
+        }
+        Ok(file)
     }
 
     /// [`open`](Self::open) of a file that an unfinished run keeps for itself.
@@ -88,9 +95,8 @@ impl TensorFile {
 
     /// A file that is part of the program.
     pub(super) fn built_in(name: &str, bytes: &'static [u8]) -> Result<TensorFile> {
-        let header = header::parse(name, bytes)?;
-        let tensors = header.tensors.into_iter().collect();
-        Ok(Self { name: name.into(), path: None, data: Data::BuiltIn(bytes), tensors, metadata: header.metadata })
+        let Header { tensors, metadata, .. } = header::parse(name, bytes)?;
+        Ok(Self { name: name.into(), path: None, data: Data::BuiltIn(bytes), tensors, metadata })
     }
 
     /// File name without its folder.
@@ -100,7 +106,7 @@ impl TensorFile {
 
     /// Names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.iter().map(|(name, _)| name)
     }
 
     /// What the header says about a tensor.

@@ -1,22 +1,23 @@
 //! What lies in a checkpoint folder: the configuration, the weight files, and everything else.
 
 use super::file::TensorFile;
-use super::header::{DAMAGED, Pairs};
+use super::index::Index;
 use super::lfs::refuse_pointer;
-use super::read::{read_settings, unreadable};
+use super::read::{read_at_most, unreadable};
 use super::section::Section;
-use crate::hub::{is_inside, is_module_file};
+use crate::hub::is_module_file;
 use crate::user_bail;
 use anyhow::Result;
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 pub(super) const CONFIG: &str = "config.json";
 /// The name of `config.json` while an output is being made: without that name no folder is a model.
 pub const UNFINISHED_CONFIG: &str = "config.json.unfinished";
 pub(super) const SINGLE: &str = "model.safetensors";
+/// Largest `config.json`: as JSON values it takes many times its size.
+const LARGEST_CONFIG: u64 = 4 << 20;
 /// Settings of an adapter that peft wrote.
 const ADAPTER: &str = "adapter_config.json";
 /// What some editors put in front of UTF-8.
@@ -47,15 +48,6 @@ const WEIGHTS: &[&str] = &[
 /// Other runtimes' copies of a model that the hub keeps in subfolders.
 const OTHER_RUNTIMES: &[&str] = &["onnx", "openvino", "coreml"];
 
-/// The index of a sharded checkpoint.
-#[derive(Clone)]
-pub(super) struct Index {
-    /// `metadata.total_size`, if it says.
-    pub total_size: Option<u64>,
-    /// Tensor name to shard file name.
-    pub weight_map: BTreeMap<String, String>,
-}
-
 /// Reads `config.json`.
 pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     let shown = dir.display();
@@ -75,7 +67,7 @@ pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
     if !path.exists() {
         user_bail!("{shown} has no {CONFIG}"; "a model folder needs the {CONFIG} that came with the weights");
     }
-    parse_config(&path.display().to_string(), &read_settings(&path)?)
+    parse_config(&path.display().to_string(), &read_at_most(&path, LARGEST_CONFIG)?)
 }
 
 /// Parses a configuration that errors call `name`.
@@ -113,18 +105,17 @@ fn without_infinity(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Opens the single weight file, or the index and every shard it names. As in transformers, a single file wins.
-pub(super) fn open_weights(dir: &Path) -> Result<(Vec<TensorFile>, Option<Index>)> {
+pub(super) fn open_weights(dir: &Path) -> Result<(Vec<TensorFile>, Option<Arc<Index>>)> {
     if dir.join(SINGLE).exists() {
         return Ok((vec![TensorFile::open(&dir.join(SINGLE))?], None));
     }
     if !dir.join(INDEX).exists() {
         return refuse(dir);
     }
-    let index = read_index(&dir.join(INDEX))?;
+    let index = Index::read(&dir.join(INDEX))?;
     let shown = dir.display();
-    let shards: BTreeSet<&String> = index.weight_map.values().collect();
-    let mut files = Vec::with_capacity(shards.len());
-    for shard in shards {
+    let mut files = Vec::with_capacity(index.shards().len());
+    for shard in index.shards() {
         let path = dir.join(shard);
         if !path.exists() {
             user_bail!(
@@ -136,50 +127,8 @@ pub(super) fn open_weights(dir: &Path) -> Result<(Vec<TensorFile>, Option<Index>
         file.name.clone_from(shard);
         files.push(file);
     }
-    for (tensor, shard) in &index.weight_map {
-        if !files.iter().any(|file| file.name() == shard && file.info(tensor).is_some()) {
-            user_bail!("{INDEX} says that {shard} holds tensor {tensor}, but it does not"; "{DAMAGED}");
-        }
-    }
+    index.check(&files)?;
     Ok((files, Some(index)))
-}
-
-fn read_index(path: &Path) -> Result<Index> {
-    #[derive(Deserialize)]
-    struct Raw {
-        #[serde(default)]
-        metadata: Map<String, Value>,
-        weight_map: Pairs,
-    }
-    let shown = path.display();
-    let bytes = read_settings(path)?;
-    refuse_pointer(&shown.to_string(), &bytes)?;
-    let raw: Raw = match serde_json::from_slice(bytes.strip_prefix(BOM).unwrap_or(&bytes)) {
-        Ok(raw) => raw,
-        Err(error) => user_bail!("{shown} is not a valid index: {error}"; "{DAMAGED}"),
-    };
-    let mut weight_map = BTreeMap::new();
-    for (tensor, shard) in raw.weight_map.0 {
-        if !is_inside(&shard) {
-            user_bail!(
-                "{shown} names {shard:?}, a file outside its folder";
-                "a shard must lie beside the index; do not trust this checkpoint"
-            );
-        }
-        if let Some(first) = weight_map.insert(tensor.clone(), shard.clone()) {
-            user_bail!(
-                "{shown} lists tensor {tensor} twice, in {first} and in {shard}";
-                "write the checkpoint again with each tensor stored once"
-            );
-        }
-    }
-    if weight_map.is_empty() {
-        user_bail!("{shown} lists no tensor"; "{DAMAGED}");
-    }
-    // Some writers store the size as a float.
-    let total = raw.metadata.get("total_size");
-    let total_size = total.and_then(|n| n.as_u64().or_else(|| n.as_f64().map(|n| n as u64)));
-    Ok(Index { total_size, weight_map })
 }
 
 /// Says why a folder without safetensors weights cannot be opened.

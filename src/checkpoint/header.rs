@@ -5,24 +5,34 @@
 
 use super::TensorInfo;
 use super::lfs::refuse_pointer;
+use super::names::{NameTable, NameTableBuilder};
 use crate::user_bail;
-use anyhow::Result;
+use anyhow::{Error, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use std::collections::{BTreeMap, HashSet};
+use serde::de::value::{Error as NotADtype, StrDeserializer};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// No real header comes near this; parsing a larger one would only help an attacker.
 const MAX_HEADER: u64 = 100_000_000;
+/// Dimensions of a tensor: NumPy and PyTorch have no more.
+const MOST_DIMENSIONS: usize = 64;
+/// Free-form strings: real headers have a handful.
+const MOST_STRINGS: usize = 1 << 16;
 const LENGTH_FIELD: usize = 8;
+const METADATA: &str = "__metadata__";
 pub(super) const DAMAGED: &str = "the file is damaged or was not copied completely: download or copy it again";
 
-/// What a header says, tensors in the order in which their data lies.
+/// What a header says.
 #[derive(Debug)]
 pub(super) struct Header {
-    pub tensors: Vec<(String, TensorInfo)>,
+    pub tensors: NameTable<TensorInfo>,
     pub metadata: BTreeMap<String, String>,
+    /// Where the data begins.
+    pub end: usize,
 }
 
 /// Reads and checks the header of a whole file given as bytes; only the header's part of them is touched. `file` is how
@@ -41,30 +51,44 @@ pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Header> {
         user_bail!("{file} has a header of {length} bytes; at most {MAX_HEADER} are accepted"; "{DAMAGED}");
     }
     let (json, data) = rest.split_at(length as usize);
-    let raw: RawHeader = match serde_json::from_slice(json) {
-        Ok(raw) => raw,
-        Err(error) => user_bail!("{file} has an invalid header: {error}"; "{DAMAGED}"),
+    let end = LENGTH_FIELD + json.len();
+    let mut reader = Reader {
+        data_start: end,
+        data: data.len(),
+        file,
+        tensors: NameTableBuilder::new(),
+        metadata: None,
+        fault: None,
     };
-    let mut names = HashSet::new();
-    if let Some((name, _)) = raw.tensors.iter().find(|(name, _)| !names.insert(name.as_str())) {
-        user_bail!("{file} lists tensor {name} twice"; "write the checkpoint again with each tensor stored once");
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let read = deserializer.deserialize_map(&mut reader).and_then(|()| deserializer.end());
+    if let Some(fault) = reader.fault {
+        return Err(fault);
     }
-    let data_start = LENGTH_FIELD + json.len();
-    let mut tensors = Vec::with_capacity(raw.tensors.len());
-    for (name, tensor) in raw.tensors {
-        tensors.push((tensor.check(file, &name, data_start, data.len())?, name));
+    if let Err(error) = read {
+        user_bail!("{file} has an invalid header: {error}"; "{DAMAGED}");
     }
-    tensors.sort_by_key(|(info, _)| (info.range.start, info.range.end));
-    check_tiling(file, &tensors, data_start, size)?;
-    let tensors = tensors.into_iter().map(|(info, name)| (name, info)).collect();
-    Ok(Header { tensors, metadata: raw.metadata })
+    let tensors = match reader.tensors.finish() {
+        Ok(tensors) => tensors,
+        Err(twice) => {
+            user_bail!("{file} lists tensor {} twice", twice.name; "write the checkpoint again with each tensor stored once")
+        }
+    };
+    check_tiling(file, &tensors, end, size)?;
+    Ok(Header { tensors, metadata: reader.metadata.unwrap_or_default(), end })
 }
 
 /// Checks that the ranges cover the data exactly once.
-fn check_tiling(file: &str, tensors: &[(TensorInfo, String)], data_start: usize, size: usize) -> Result<()> {
+fn check_tiling(file: &str, tensors: &NameTable<TensorInfo>, data_start: usize, size: usize) -> Result<()> {
+    let mut order: Vec<u32> = (0..tensors.len() as u32).collect();
+    order.sort_by_key(|&at| {
+        let range = &tensors.at(at as usize).1.range;
+        (range.start, range.end)
+    });
     let mut end = data_start;
     let mut before = "the header";
-    for (info, name) in tensors {
+    for at in order {
+        let (name, info) = tensors.at(at as usize);
         let start = info.range.start;
         if start < end {
             let shared = end - start;
@@ -86,17 +110,19 @@ fn check_tiling(file: &str, tensors: &[(TensorInfo, String)], data_start: usize,
 
 /// One tensor as the JSON has it.
 #[derive(Deserialize)]
-struct RawTensor {
-    dtype: String,
-    shape: Vec<usize>,
+struct RawTensor<'j> {
+    #[serde(borrow)]
+    dtype: Cow<'j, str>,
+    shape: Shape,
     data_offsets: (usize, usize),
 }
 
-impl RawTensor {
+impl RawTensor<'_> {
     /// Checks the tensor against itself and against the data's length; the result's range counts from the file's start.
     fn check(self, file: &str, name: &str, data_start: usize, data: usize) -> Result<TensorInfo> {
-        let RawTensor { dtype, shape, data_offsets: (start, end) } = self;
-        let Ok(dtype) = serde_json::from_value::<Dtype>(dtype.as_str().into()) else {
+        let RawTensor { dtype, shape: Shape(shape), data_offsets: (start, end) } = self;
+        let text: StrDeserializer<NotADtype> = dtype.as_ref().into_deserializer();
+        let Ok(dtype) = Dtype::deserialize(text) else {
             user_bail!(
                 "{file}: tensor {name} has the unknown dtype {dtype:?}";
                 "convert the checkpoint to BF16, F16 or F32"
@@ -120,65 +146,134 @@ impl RawTensor {
     }
 }
 
-/// The header's JSON with names as they come, repeated ones included: a map type would drop them silently.
-struct RawHeader {
-    metadata: BTreeMap<String, String>,
-    tensors: Vec<(String, RawTensor)>,
-}
+/// A shape, of no more memory than it needs.
+struct Shape(Vec<usize>);
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de> Deserialize<'de> for Shape {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct HeaderVisitor;
-        impl<'de> Visitor<'de> for HeaderVisitor {
-            type Value = RawHeader;
+        struct Dimensions;
+        impl<'de> Visitor<'de> for Dimensions {
+            type Value = Shape;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of tensors")
+                write!(f, "at most {MOST_DIMENSIONS} dimensions")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut metadata: Option<BTreeMap<String, String>> = None;
-                let mut tensors = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    let named = |error| A::Error::custom(format!("{name}: {error}"));
-                    if name != "__metadata__" {
-                        let tensor = map.next_value().map_err(named)?;
-                        tensors.push((name, tensor));
-                    } else if metadata.is_none() {
-                        metadata = Some(map.next_value::<Option<_>>().map_err(named)?.unwrap_or_default());
-                    } else {
-                        return Err(A::Error::duplicate_field("__metadata__"));
-                    }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+                let (mut dimensions, mut count) = ([0; MOST_DIMENSIONS], 0);
+                while let Some(dimension) = list.next_element()? {
+                    let Some(place) = dimensions.get_mut(count) else {
+                        return Err(A::Error::invalid_length(count + 1, &self));
+                    };
+                    *place = dimension;
+                    count += 1;
                 }
-                Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
+                Ok(Shape(dimensions[..count].to_vec()))
             }
         }
-        deserializer.deserialize_map(HeaderVisitor)
+        deserializer.deserialize_seq(Dimensions)
     }
 }
 
-/// A JSON object of strings as pairs in file order, repeated keys included.
-pub(super) struct Pairs(pub Vec<(String, String)>);
+/// The free-form strings.
+struct Strings(BTreeMap<String, String>);
 
-impl<'de> Deserialize<'de> for Pairs {
+impl<'de> Deserialize<'de> for Strings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs;
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Strings;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of strings")
+                write!(f, "an object of at most {MOST_STRINGS} strings")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
+                let mut strings = BTreeMap::new();
+                while let Some((key, text)) = map.next_entry()? {
+                    strings.insert(key, text);
+                    if strings.len() > MOST_STRINGS {
+                        return Err(A::Error::invalid_length(strings.len(), &self));
+                    }
                 }
-                Ok(Pairs(pairs))
+                Ok(Strings(strings))
             }
         }
-        deserializer.deserialize_map(PairsVisitor)
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// Puts a header's JSON into a table, tensor by tensor, repeated names included: a map type would drop them silently.
+struct Reader<'f> {
+    file: &'f str,
+    data_start: usize,
+    data: usize,
+    tensors: NameTableBuilder<TensorInfo>,
+    metadata: Option<BTreeMap<String, String>>,
+    /// What is wrong with a tensor, which says more than that the JSON cannot be read.
+    fault: Option<Error>,
+}
+
+impl<'de> Visitor<'de> for &mut Reader<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_key_seed(Append(self.tensors.name()))?.is_some() {
+            let name = self.tensors.pending();
+            if name == METADATA {
+                self.tensors.drop_pending();
+                if self.metadata.is_some() {
+                    return Err(A::Error::duplicate_field(METADATA));
+                }
+                let strings: Option<Strings> = map.next_value().map_err(|error| named(METADATA, error))?;
+                self.metadata = Some(strings.map(|strings| strings.0).unwrap_or_default());
+                continue;
+            }
+            let tensor: RawTensor = map.next_value().map_err(|error| named(name, error))?;
+            match tensor.check(self.file, name, self.data_start, self.data) {
+                Ok(info) => {
+                    // Names are part of a header, whose length is bounded.
+                    self.tensors.push(info);
+                }
+                Err(fault) => {
+                    self.fault = Some(fault);
+                    return Err(A::Error::custom("a tensor contradicts itself"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn named<E: serde::de::Error>(name: &str, error: E) -> E {
+    E::custom(format!("{name}: {error}"))
+}
+
+/// Writes a string of JSON behind another one.
+pub(super) struct Append<'s>(pub &'s mut String);
+
+impl<'de> DeserializeSeed<'de> for Append<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Append<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.push_str(text);
+        Ok(())
     }
 }
 
@@ -222,10 +317,11 @@ mod tests {
             bytes.resize(start + 32, 0);
             let header = parse("file", &bytes).unwrap();
             assert_eq!(header.metadata, metadata);
-            let (found, info) = &header.tensors[0];
-            assert_eq!((found.as_str(), info.dtype, &info.shape[..]), ("a\"b", Dtype::I64, &[2, 2][..]));
+            assert_eq!((header.end, header.tensors.len()), (start, 2));
+            let info = header.tensors.get("a\"b").unwrap();
+            assert_eq!((info.dtype, &info.shape[..]), (Dtype::I64, &[2, 2][..]));
             assert_eq!(info.range, start..start + 32);
-            assert_eq!(header.tensors[1].1.shape, [0, 7]);
+            assert_eq!(header.tensors.get(&name).unwrap().shape, [0, 7]);
         }
     }
 

@@ -17,6 +17,7 @@ mod atomic;
 mod convert;
 mod file;
 mod folder;
+mod names;
 mod header;
 mod section;
 mod identity;

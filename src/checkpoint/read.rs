@@ -36,19 +36,27 @@ pub fn open_file(path: &Path) -> Result<File> {
 /// # Errors
 /// A [`UserError`] for what [`open_file`] refuses, and for more than [`LARGEST_SETTINGS`] bytes.
 pub fn read_settings(path: &Path) -> Result<Vec<u8>> {
+    read_at_most(path, LARGEST_SETTINGS)
+}
+
+/// [`read_settings`] of a file whose kind is never larger than `most` bytes.
+pub(super) fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     let file = open_file(path)?;
     let size = file.metadata().map_err(|error| unreadable(path, &error))?.len();
     let mut bytes = Vec::new();
-    let read = match size > LARGEST_SETTINGS {
+    let read = match size > most {
         true => Ok(0),
         // What a file says of its size is not what some of them hold.
-        false => file.take(LARGEST_SETTINGS + 1).read_to_end(&mut bytes),
+        false => {
+            bytes.reserve_exact(size as usize);
+            file.take(most + 1).read_to_end(&mut bytes)
+        }
     };
     read.map_err(|error| unreadable(path, &error))?;
     let size = size.max(bytes.len() as u64);
-    if size > LARGEST_SETTINGS {
+    if size > most {
         user_bail!(
-            "{} has {size} bytes, more than any file of its kind ({LARGEST_SETTINGS} at most are read)", path.display();
+            "{} has {size} bytes, more than any file of its kind ({most} at most are read)", path.display();
             "get the model's original files"
         );
     }

@@ -52,7 +52,7 @@ impl TensorFile {
             user_bail!("{} has no checksum: it was written by an earlier version or another program", path.display());
         };
         let mut hash = Hash::new(&metadata);
-        for (name, info) in &file.tensors {
+        for (name, info) in file.tensors.iter() {
             hash.tensor(name, info.dtype, &info.shape, info.bytes());
             for start in info.range.clone().step_by(STRIDE) {
                 let range = start..info.range.end.min(start + STRIDE);

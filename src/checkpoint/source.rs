@@ -2,7 +2,8 @@
 
 use super::convert::{self, Number};
 use super::file::{TensorFile, TensorInfo};
-use super::folder::{self, CONFIG, Index, SINGLE, UNFINISHED_CONFIG};
+use super::folder::{self, CONFIG, SINGLE, UNFINISHED_CONFIG};
+use super::index::Index;
 use super::read::read_settings;
 use crate::error::UserError;
 use crate::user_bail;
@@ -11,7 +12,6 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -39,6 +39,19 @@ pub struct WeightFile {
     pub bytes: u64,
 }
 
+/// Where a tensor is listed: in which file, and as which of its tensors.
+#[derive(Clone, Copy)]
+struct Place {
+    file: u32,
+    tensor: u32,
+}
+
+impl Place {
+    fn of(self, files: &[TensorFile]) -> (&str, &TensorInfo) {
+        files[self.file as usize].tensors.at(self.tensor as usize)
+    }
+}
+
 /// An opened checkpoint: headers and configuration are read and checked, no weight is. A clone shares the open files.
 ///
 /// The files must not change while they are open; replace them by renaming.
@@ -49,11 +62,12 @@ pub struct Source {
     dir: Option<PathBuf>,
     config: Map<String, Value>,
     files: Arc<[TensorFile]>,
-    tensors: BTreeMap<String, TensorInfo>,
+    /// Every tensor of every file, by name.
+    tensors: Arc<[Place]>,
     aliases: BTreeMap<String, String>,
     hashes: Arc<OnceLock<Vec<(String, String)>>>,
     unfinished: bool,
-    pub(super) index: Option<Index>,
+    pub(super) index: Option<Arc<Index>>,
 }
 
 impl Source {
@@ -92,22 +106,24 @@ impl Source {
         label: String,
         dir: Option<PathBuf>,
         config: Map<String, Value>,
-        files: Vec<TensorFile>,
-        index: Option<Index>,
+        mut files: Vec<TensorFile>,
+        index: Option<Arc<Index>>,
     ) -> Result<Source> {
-        let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
-        for (i, file) in files.iter().enumerate() {
-            for (name, info) in &file.tensors {
-                if let Some(first) = tensors.insert(name.clone(), TensorInfo { file: i, ..info.clone() }) {
-                    let (first, second) = (files[first.file].name(), file.name());
-                    user_bail!(
-                        "tensor {name} is stored twice, in {first} and in {second}";
-                        "remove shards that belong to another checkpoint, or download it again"
-                    );
-                }
-            }
+        let mut tensors = Vec::with_capacity(files.iter().map(|file| file.tensors.len()).sum());
+        for (file, number) in files.iter_mut().zip(0..) {
+            file.tensors.values_mut().for_each(|info| info.file = number);
+            tensors.extend((0..file.tensors.len() as u32).map(|tensor| Place { file: number, tensor }));
         }
-        let (files, aliases, hashes) = (files.into(), BTreeMap::new(), Arc::default());
+        let name = |place: &Place| place.of(&files).0;
+        tensors.sort_by(|a, b| name(a).cmp(name(b)));
+        if let Some(pair) = tensors.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])) {
+            let [first, second] = [pair[0], pair[1]].map(|place| files[place.file as usize].name());
+            user_bail!(
+                "tensor {} is stored twice, in {first} and in {second}", name(&pair[0]);
+                "remove shards that belong to another checkpoint, or download it again"
+            );
+        }
+        let (files, tensors, aliases, hashes) = (files.into(), tensors.into(), BTreeMap::new(), Arc::default());
         Ok(Self { label, revision: None, dir, config, files, tensors, aliases, hashes, unfinished: false, index })
     }
 
@@ -150,12 +166,12 @@ impl Source {
 
     /// Names of the stored tensors, sorted. Aliases are not among them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.iter().map(|place| place.of(&self.files).0)
     }
 
     /// Whether a tensor of exactly this name is stored.
     pub fn is_stored(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.stored(name).is_some()
     }
 
     /// Whether any stored tensor's name begins like this.
@@ -171,8 +187,8 @@ impl Source {
 
     /// What follows `prefix` in the names that begin with it.
     fn names_behind(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        let from = self.tensors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        from.map_while(move |(name, _)| name.strip_prefix(prefix))
+        let first = self.tensors.partition_point(|place| place.of(&self.files).0 < prefix);
+        self.tensors[first..].iter().map_while(move |place| place.of(&self.files).0.strip_prefix(prefix))
     }
 
     /// Makes `missing` another name of the stored tensor `stored`, as tied embeddings need it: from now on every
@@ -188,7 +204,12 @@ impl Source {
 
     /// Dtype and shape of a tensor or of what its alias stands for.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).or_else(|| self.tensors.get(self.aliases.get(name)?))
+        self.stored(name).or_else(|| self.stored(self.aliases.get(name)?))
+    }
+
+    fn stored(&self, name: &str) -> Option<&TensorInfo> {
+        let found = self.tensors.binary_search_by(|place| place.of(&self.files).0.cmp(name)).ok()?;
+        Some(self.tensors[found].of(&self.files).1)
     }
 
     /// File and place of a tensor.
@@ -200,7 +221,7 @@ impl Source {
                 "the weights are incomplete or of another architecture than {CONFIG} says; `softlm inspect {label}` lists them"
             );
         };
-        Ok((&self.files[info.file], info))
+        Ok((self.file_of(info), info))
     }
 
     /// The raw little-endian bytes of a tensor as mapped from the file, at any alignment and unchecked. Call
@@ -333,7 +354,7 @@ impl Source {
 
     /// The file that holds a stored tensor.
     pub(super) fn file_of(&self, info: &TensorInfo) -> &TensorFile {
-        &self.files[info.file]
+        &self.files[info.file as usize]
     }
 }
 

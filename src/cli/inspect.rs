@@ -1,17 +1,18 @@
 //! `softlm inspect`
 
-use super::page::{page_width, print_json, print_result, stdout_color};
+use super::page::{Pieces, page_width, print_json, print_result, stdout_color};
 use super::values::switch;
 use super::{Context, Outcome};
 use crate::calibrate::StatsStore;
-use crate::checkpoint::Source;
+use crate::checkpoint::{Source, TensorInfo};
 use crate::model::{Model, UNBOUNDED};
 use crate::pipeline::{self, checkpoint_sizes};
 use crate::report::{self, Report, UnusedTensors};
+use crate::user_bail;
 use crate::visible::visible;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Key of the tensors that nothing reads.
@@ -39,11 +40,17 @@ impl Inspect {
         }
         let source = pipeline::open_source(&self.what, &context.hub)?;
         if self.json {
-            print_json(&describe(&source, context)?.to_string())?;
+            list_json(&source, context)?;
             return Ok(Outcome::Fine);
         }
         if let Some(report) = source.side_file("report.json")?.filter(|_| !self.tensors) {
-            let report: Report = serde_json::from_slice(&report).context("report.json is damaged")?;
+            let report: Report = match serde_json::from_slice(&report) {
+                Ok(report) => report,
+                Err(error) => user_bail!(
+                    "the report.json of {} is damaged: {error}", self.what;
+                    "get or make the output again; --tensors shows what its weights say"
+                ),
+            };
             print_result(&report::table(&report, page_width(), stdout_color()))?;
             print_result(&report::details(&report))?;
             if let Some(unused) = &report.model.unused_tensors {
@@ -51,29 +58,31 @@ impl Inspect {
             }
             return Ok(Outcome::Fine);
         }
-        print_result(&self.listing(&source, context)?)?;
+        self.list(&source, context)?;
         Ok(Outcome::Fine)
     }
 
-    fn listing(&self, source: &Source, context: &Context) -> Result<String> {
-        let facts = describe(source, context)?;
-        let mut text = String::new();
-        for (key, value) in facts.as_object().into_iter().flatten().filter(|(key, _)| *key != "tensors") {
-            let value = match (key.as_str(), value) {
-                (UNUSED, names) => unused(names),
-                (_, Value::String(text)) => text.clone(),
-                (_, value) => value.to_string(),
+    fn list(&self, source: &Source, context: &Context) -> Result<()> {
+        let (facts, model) = describe(source, context)?;
+        let mut lines = Pieces::text();
+        for (key, value) in &facts {
+            let value = match value {
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
             };
-            text += &format!("{key:<16} {}\n", visible(&value));
+            lines.push(&format!("{key:<16} {}\n", visible(&value)))?;
+        }
+        if let Some(model) = &model {
+            let unused = UnusedTensors::of(model).map_or("none".to_string(), |unused| unused.describe(NAMED));
+            lines.push(&format!("{UNUSED:<16} {}\n", visible(&unused)))?;
         }
         if self.tensors {
-            for tensor in facts["tensors"].as_array().into_iter().flatten() {
-                let name = visible(tensor["name"].as_str().unwrap_or_default());
-                text +=
-                    &format!("{name:<56} {:<5} {}\n", tensor["dtype"].as_str().unwrap_or_default(), tensor["shape"]);
+            for (name, info) in tensors(source) {
+                let (name, dtype) = (visible(name), format!("{:?}", info.dtype));
+                lines.push(&format!("{name:<56} {dtype:<5} {}\n", json!(info.shape)))?;
             }
         }
-        Ok(text)
+        lines.end()
     }
 
     fn statistics(&self, path: &Path) -> Result<Outcome> {
@@ -118,56 +127,63 @@ impl Inspect {
     }
 }
 
-/// A line about the tensors that nothing reads.
-fn unused(names: &Value) -> String {
-    let names: Vec<String> =
-        names.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_string)).collect();
-    match names.len() {
-        0 => "none".to_string(),
-        count => UnusedTensors { count, names }.describe(NAMED),
+fn tensors(source: &Source) -> impl Iterator<Item = (&str, &TensorInfo)> {
+    source.names().filter_map(|name| Some((name, source.info(name)?)))
+}
+
+/// One object with everything, tensors last.
+fn list_json(source: &Source, context: &Context) -> Result<()> {
+    let (facts, model) = describe(source, context)?;
+    let mut json = Pieces::json();
+    let whole = Value::Object(facts).to_string();
+    json.push(whole.strip_suffix('}').unwrap_or(&whole))?;
+    let mut list = |key: &str, items: &mut dyn Iterator<Item = Value>| -> Result<()> {
+        json.push(&format!(",\"{key}\":["))?;
+        for (i, item) in items.enumerate() {
+            json.push(&format!("{}{item}", if i > 0 { "," } else { "" }))?;
+        }
+        json.push("]")
+    };
+    if let Some(model) = &model {
+        list(UNUSED, &mut model.unused_tensors().into_iter().map(Value::from))?;
     }
+    let tensor = |(name, info): (&str, &TensorInfo)| json!({ "name": name, "dtype": format!("{:?}", info.dtype), "shape": info.shape });
+    list("tensors", &mut tensors(source).map(tensor))?;
+    json.push("}\n")?;
+    json.end()
 }
 
 /// What the headers say. A model of an unknown family is still shown as tensors.
-fn describe(source: &Source, context: &Context) -> Result<Value> {
+fn describe(source: &Source, context: &Context) -> Result<(Map<String, Value>, Option<Model>)> {
     let (params, bytes) = checkpoint_sizes(source);
-    let shape = |name: &str| source.info(name).map(|info| info.shape.clone());
-    let tensors: Vec<Value> = source
-        .names()
-        .map(|name| {
-            let dtype = source.info(name).map(|info| format!("{:?}", info.dtype));
-            json!({ "name": name, "dtype": dtype, "shape": shape(name) })
-        })
-        .collect();
-    let mut facts = json!({
-        "model": source.label(),
-        "model_type": source.config().get("model_type"),
-        "parameters": params,
-        "bytes": bytes,
-        "files": source.files().len(),
-        "tensor_count": tensors.len(),
-    });
+    let mut facts = Map::new();
+    let mut fact = |key: &str, value: Value| drop(facts.insert(key.to_string(), value));
+    fact("model", json!(source.label()));
+    fact("model_type", json!(source.config().get("model_type")));
+    fact("parameters", json!(params));
+    fact("bytes", json!(bytes));
+    fact("files", json!(source.files().len()));
+    fact("tensor_count", json!(source.names().count()));
     if let Some(section) = source.config().get("softlm") {
-        facts["softlm"] = section.clone();
+        fact("softlm", section.clone());
     }
-    let model = Model::load(source.clone(), &context.device);
-    if let Err(error) = &model {
-        facts["not_run"] = json!(format!("{error:#}"));
-    }
-    if let Ok(model) = model {
-        if model.inside().is_some() {
-            facts["family"] = json!(model.described_family());
+    let model = match Model::load(source.clone(), &context.device) {
+        Ok(model) => model,
+        Err(error) => {
+            fact("not_run", json!(format!("{error:#}")));
+            return Ok((facts, None));
         }
-        facts["blocks"] = json!(model.blocks());
-        facts["hidden"] = json!(model.hidden());
-        facts["linears"] = json!(model.linears().len());
-        facts["vocabulary"] = json!(model.vocab());
-        facts["context"] = json!(Some(model.context()).filter(|&context| context != UNBOUNDED));
-        if model.is_encoder() {
-            facts["encoder"] = json!(model.output());
-        }
-        facts[UNUSED] = json!(model.unused_tensors());
+    };
+    if model.inside().is_some() {
+        fact("family", json!(model.described_family()));
     }
-    facts["tensors"] = json!(tensors);
-    Ok(facts)
+    fact("blocks", json!(model.blocks()));
+    fact("hidden", json!(model.hidden()));
+    fact("linears", json!(model.linears().len()));
+    fact("vocabulary", json!(model.vocab()));
+    fact("context", json!(Some(model.context()).filter(|&context| context != UNBOUNDED)));
+    if model.is_encoder() {
+        fact("encoder", json!(model.output()));
+    }
+    Ok((facts, Some(model)))
 }

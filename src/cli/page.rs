@@ -26,6 +26,10 @@ pub fn print_result(text: &str) -> Result<()> {
 
 /// Writes a result for programs: JSON, with everything escaped that a terminal would act on.
 pub fn print_json(text: &str) -> Result<()> {
+    print_ended(&escaped(text))
+}
+
+fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if c == '\n' || visible(c.encode_utf8(&mut [0; 4])).len() == c.len_utf8() {
@@ -34,7 +38,49 @@ pub fn print_json(text: &str) -> Result<()> {
             escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
         }
     }
-    print_ended(&escaped)
+    escaped
+}
+
+/// A result that grows with what was read, such as a list of tensors: it goes out in pieces, each as a whole result would.
+pub struct Pieces {
+    shown: fn(&str) -> String,
+    waiting: String,
+    /// Whether its reader has not seen enough.
+    wanted: bool,
+}
+
+impl Pieces {
+    /// Text that waits until it is worth writing.
+    const WAITING: usize = 1 << 16;
+
+    /// For people, as [`print_result`].
+    pub fn text() -> Self {
+        Self { shown: harmless, waiting: String::new(), wanted: true }
+    }
+
+    /// For programs, as [`print_json`].
+    pub fn json() -> Self {
+        Self { shown: escaped, waiting: String::new(), wanted: true }
+    }
+
+    /// Adds something whole: a line, or a value and what stands between it and the next.
+    pub fn push(&mut self, piece: &str) -> Result<()> {
+        self.waiting.push_str(piece);
+        if self.waiting.len() >= Self::WAITING { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        if self.wanted {
+            self.wanted = print_part(&(self.shown)(&self.waiting))?;
+        }
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// Writes the rest.
+    pub fn end(mut self) -> Result<()> {
+        self.write()
+    }
 }
 
 fn print_ended(text: &str) -> Result<()> {

@@ -23,6 +23,10 @@ const INSIDE: [(&str, bool, &str); 5] = [
     ("text_model.", false, ""),
 ];
 
+/// Blocks that a model may have; those of today have some hundred. A block takes far more memory than the one tensor by which
+/// it is counted.
+const MOST_BLOCKS: usize = 10_000;
+
 /// Where the tensors of a family lie.
 struct Prefixes {
     /// What the family's class with a head has in front of all but the head: `model.`
@@ -115,6 +119,12 @@ impl<'s> Tensors<'s> {
     pub fn layers(&self, config: &Config, key: &str) -> Result<usize> {
         let count = config.usize(key)?;
         self.expect_numbered(&format!("{}{}", self.family.prefix, self.family.layers), count, key)?;
+        if count > MOST_BLOCKS {
+            user_bail!(
+                "config.json: `{key}` = {count}, more than the {MOST_BLOCKS} blocks that are supported";
+                "get the model's original config.json"
+            );
+        }
         Ok(count)
     }
 

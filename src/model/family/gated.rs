@@ -136,6 +136,10 @@ impl Sight {
     }
 }
 
+/// Experts that all blocks together may have; those of today have some ten thousand. They take memory before their tensors are
+/// looked for.
+const MOST_EXPERTS: usize = 1 << 15;
+
 /// Experts in place of the feed-forward layer.
 #[derive(Debug, Clone)]
 pub(super) struct Mixture {
@@ -288,14 +292,22 @@ impl Gated {
         BlockLayout { shape: Shape::PreNorm(PreNorm { attend, inner }), norms, tensors }
     }
 
-    /// Fails unless the first block with experts has as many as the config says.
+    /// Fails unless the first block with experts has as many as the config says, and all together are not too many.
     fn expect_experts(&self, tensors: &Tensors) -> Result<()> {
         let Some(mixture) = &self.mixture else { return Ok(()) };
         let Some(block) = mixture.sparse.iter().position(|sparse| *sparse) else { return Ok(()) };
         let (router, experts, _) = mixture.names;
         let count = usize::from(mixture.count);
         tensors.expect(&format!("model.layers.{block}.{router}.weight"), &[count, self.sizes.hidden])?;
-        tensors.expect_numbered(&format!("model.layers.{block}.{experts}"), count, mixture.count_key)
+        tensors.expect_numbered(&format!("model.layers.{block}.{experts}"), count, mixture.count_key)?;
+        let all = count * mixture.sparse.iter().filter(|sparse| **sparse).count();
+        if all > MOST_EXPERTS {
+            user_bail!(
+                "config.json: `{}` = {count} makes {all} experts in all blocks, more than the {MOST_EXPERTS} that are supported", mixture.count_key;
+                "get the model's original config.json"
+            );
+        }
+        Ok(())
     }
 
     /// The experts of block `index`.
