@@ -11,6 +11,10 @@ const ROLES: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 /// In front of the role of an expert's linear.
 const EXPERT: &str = "e.";
 
+/// Roles and rows that are shown at most: models have a dozen roles and some hundred blocks, but a report may list anything.
+const MOST_ROLES: usize = 64;
+const MOST_ROWS: usize = 1024;
+
 /// Blocks that were treated alike, and how.
 pub(super) struct Row {
     /// `3`, or `0-7` for a run of equal blocks.
@@ -29,6 +33,8 @@ pub(super) struct Grid {
     pub roles: Vec<String>,
     /// In block order; neighbours with equal cells are one row.
     pub rows: Vec<Row>,
+    /// Linears that are not among them.
+    left_out: usize,
 }
 
 impl Grid {
@@ -36,23 +42,33 @@ impl Grid {
         let mut roles: Vec<String> = Vec::new();
         for linear in linears {
             let role = short_role(linear);
-            if !roles.contains(&role) {
+            if !roles.contains(&role) && roles.len() < MOST_ROLES {
                 roles.push(role);
             }
         }
         roles.sort_by_key(|role| role_order(role));
         let mut rows: Vec<(Run, Vec<String>)> = Vec::new();
+        let mut shown = 0;
         for linears in linears.chunk_by(|a, b| block(a) == block(b)) {
-            let of_role =
-                |role: &String| linears.iter().filter(|linear| short_role(linear) == *role).map(cell).collect();
-            let cells = roles.iter().map(|role| range(of_role(role))).collect();
+            let mut of_role = vec![Vec::new(); roles.len()];
+            for linear in linears {
+                if let Some(at) = roles.iter().position(|role| *role == short_role(linear)) {
+                    of_role[at].push(cell(linear));
+                }
+            }
+            let here: usize = of_role.iter().map(Vec::len).sum();
+            let cells: Vec<String> = of_role.into_iter().map(range).collect();
             let run = Run::new(linears);
+            let full = rows.len() == MOST_ROWS;
             match rows.last_mut() {
                 Some((last, same)) if *same == cells => last.extend(run),
+                _ if full => break,
                 _ => rows.push((run, cells)),
             }
+            shown += here;
         }
-        Self { roles, rows: rows.into_iter().map(|(run, cells)| run.row(cells)).collect() }
+        let left_out = linears.len() - shown;
+        Self { roles, rows: rows.into_iter().map(|(run, cells)| run.row(cells)).collect(), left_out }
     }
 
     /// Title and rows for printing.
@@ -80,21 +96,24 @@ impl Grid {
     /// What the cells mean, only as far as it is needed.
     pub fn legend(&self) -> String {
         let any = |test: &dyn Fn(&str) -> bool| self.rows.iter().flat_map(|row| &row.cells).any(|cell| test(cell));
-        let mut parts = Vec::new();
+        let mut parts: Vec<String> = Vec::new();
         if any(&|cell| cell.starts_with(|c: char| c.is_ascii_digit())) {
-            parts.push("number: rank of the two factors");
+            parts.push("number: rank of the two factors".into());
         }
         if self.roles.iter().any(|role| role.starts_with(EXPERT)) {
-            parts.push("e.: least and most among the experts");
+            parts.push("e.: least and most among the experts".into());
         }
         if any(&|cell| cell == "dense") {
-            parts.push("dense: unchanged");
+            parts.push("dense: unchanged".into());
         }
         if any(&|cell| cell.starts_with('w')) {
-            parts.push("w: pruned to that many channels, dense");
+            parts.push("w: pruned to that many channels, dense".into());
         }
         if self.rows.iter().any(|row| row.worst.is_some()) {
-            parts.push("error: worst ‖(W-W')X‖²/‖WX‖² of the row, on held-out windows");
+            parts.push("error: worst ‖(W-W')X‖²/‖WX‖² of the row, on held-out windows".into());
+        }
+        if self.left_out > 0 {
+            parts.push(format!("{} more linears are not shown", self.left_out));
         }
         parts.join("; ")
     }
@@ -115,16 +134,16 @@ impl Run {
         Self {
             first: name.clone(),
             last: name,
-            before: linears.iter().map(|linear| linear.params_before).sum(),
-            after: linears.iter().map(|linear| linear.params_after).sum(),
+            before: linears.iter().fold(0, |sum, linear| sum.saturating_add(linear.params_before)),
+            after: linears.iter().fold(0, |sum, linear| sum.saturating_add(linear.params_after)),
             worst: linears.iter().filter_map(|linear| linear.heldout_error).reduce(f64::max),
         }
     }
 
     fn extend(&mut self, next: Run) {
         self.last = next.last;
-        self.before += next.before;
-        self.after += next.after;
+        self.before = self.before.saturating_add(next.before);
+        self.after = self.after.saturating_add(next.after);
         self.worst = [self.worst, next.worst].into_iter().flatten().reduce(f64::max);
     }
 

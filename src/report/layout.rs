@@ -45,9 +45,9 @@ pub fn wrap(first: &str, text: &str, limit: usize) -> Vec<String> {
         let mut rest = word;
         while !rest.is_empty() {
             let space = usize::from(used > 0);
-            if used + space + width(rest) <= room {
+            if let Some(width) = width_within(rest, room.saturating_sub(used + space)) {
                 push(&mut lines, space, rest);
-                used += space + width(rest);
+                used += space + width;
                 break;
             }
             if used > 0 {
@@ -71,6 +71,18 @@ fn push(lines: &mut [String], space: usize, word: &str) {
     }
 }
 
+/// The width of a text, unless it is more than `room`: a long one is looked at no further.
+fn width_within(text: &str, room: usize) -> Option<usize> {
+    let mut used = 0;
+    for c in text.chars() {
+        used += char_width(c);
+        if used > room {
+            return None;
+        }
+    }
+    Some(used)
+}
+
 /// Byte index of the first character that no longer fits into `room` columns; at least one character fits.
 fn cut_at(text: &str, room: usize) -> usize {
     let mut used = 0;
@@ -83,16 +95,19 @@ fn cut_at(text: &str, room: usize) -> usize {
     text.len()
 }
 
+/// Columns are no wider: a cell that is pushes what stands behind it aside, in its own row alone.
+const WIDEST: usize = 100;
+
 /// Rows as aligned lines: the first column to the left, all others to the right, two spaces between.
 pub fn columns(rows: &[Vec<String>]) -> Vec<String> {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count)
-        .map(|i| rows.iter().filter_map(|row| row.get(i)).map(|cell| width(cell)).max().unwrap_or(0))
+        .map(|i| rows.iter().filter_map(|row| row.get(i)).map(|cell| width(cell)).max().unwrap_or(0).min(WIDEST))
         .collect();
     let line = |row: &Vec<String>| {
         let mut line = String::new();
         for (i, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(widths[i] - width(cell));
+            let pad = " ".repeat(widths[i].saturating_sub(width(cell)));
             let cell = if i == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
             line.push_str(&cell);
         }
@@ -144,6 +159,17 @@ mod tests {
         let joined: String = lines.iter().map(|l| l.trim().trim_start_matches("rule")).collect();
         assert_eq!(joined.replace(' ', ""), text.replace(' ', ""));
         assert_eq!(wrap("x ", "", 30), ["x "]);
+    }
+
+    #[test]
+    fn a_huge_cell_or_word_costs_what_it_is() {
+        let huge = "x".repeat(1 << 20);
+        let rows: Vec<Vec<String>> =
+            (0..1000).map(|i| vec![if i == 7 { huge.clone() } else { i.to_string() }, "1".into()]).collect();
+        let lines = columns(&rows);
+        assert_eq!((width(&lines[0]), width(&lines[7])), (WIDEST + 3, huge.len() + 3));
+        let wrapped = wrap("", &huge, 64);
+        assert_eq!((wrapped.len(), width(&wrapped[0])), (huge.len() / 64, 64));
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl UnusedTensors {
     /// `2 tensors: a, b`, with at most `most` names.
     pub fn describe(&self, most: usize) -> String {
         let shown = &self.names[..self.names.len().min(most)];
-        let rest = match self.count - shown.len() {
+        let rest = match self.count.saturating_sub(shown.len()) {
             0 => String::new(),
             rest => format!(" and {rest} more"),
         };

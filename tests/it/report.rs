@@ -438,6 +438,30 @@ fn cards_carry_the_licence_of_the_original() {
     );
 }
 
+#[test]
+fn a_report_of_others_is_shown_in_bounds() {
+    let mut many = report(2000, |_, _| "low-rank");
+    for (i, linear) in many.linears.iter_mut().enumerate() {
+        // No two blocks alike, so that each has a row, and more roles than there are.
+        linear.rank = Some(i);
+        linear.id = format!("{}.mlp.role{}", i / 7, i % 100);
+        linear.params_before = u64::MAX;
+        linear.params_after = u64::MAX / 2;
+    }
+    many.model.unused_tensors = Some(UnusedTensors { count: 0, names: vec!["a".into(), "b".into()] });
+    let shown = table(&many, 80, false);
+    assert!(shown.contains("more linears are not shown"), "{shown:.2000}");
+    assert!(shown.lines().count() < 1200 && shown.len() < 1 << 20, "{} bytes", shown.len());
+    assert!(card(&many).len() < 1 << 20);
+    assert!(many.model.unused_tensors.as_ref().is_some_and(|unused| unused.describe(8).contains("a, b")));
+    let few = table(&report(30, |_, _| "low-rank"), 80, false);
+    assert!(!few.contains("not shown"), "{few}");
+    // One huge name does not widen every line.
+    let mut long = report(200, |_, _| "dense");
+    long.linears[3].id = "x".repeat(1 << 18);
+    assert!(details(&long).len() < 1 << 20);
+}
+
 /// Prints samples for human eyes: `cargo test --release samples -- --ignored --nocapture`.
 #[test]
 #[ignore = "for human eyes"]
