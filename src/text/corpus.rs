@@ -11,6 +11,7 @@ use super::examples::{self, examples};
 use super::file::{self, Content};
 use super::hubset;
 use super::names::named;
+use super::parquet;
 use crate::hub::HubOptions;
 use crate::user_bail;
 
@@ -169,7 +170,7 @@ fn local(name: &str, path: &str) -> Result<Corpus> {
     let documents = match file::read(Path::new(path))? {
         Content::Text(text) => vec![text],
         Content::Json(rows) => documents(rows)?,
-        Content::Parquet => file::parquet_column(Path::new(path), "text")?,
+        Content::Parquet => parquet::parquet_column(Path::new(path), "text")?,
     };
     Corpus::new(name, path.to_owned(), documents)
 }

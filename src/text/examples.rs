@@ -9,6 +9,7 @@
 use super::corpus::{Corpus, Split};
 use super::file::{self, Content};
 use super::names::named;
+use super::parquet::parquet_rows;
 use crate::error::UserError;
 use crate::hub::{self, HubOptions};
 use crate::user_bail;
@@ -139,7 +140,7 @@ fn read(task: Task, path: &Path, origin: &str) -> Result<(Vec<Example>, String)>
         }
         Content::Parquet => {
             let context = || format!("cannot read {}", path.display());
-            let rows = file::parquet_rows(path)?;
+            let rows = parquet_rows(path)?;
             hash.reset();
             io::copy(&mut File::open(path).with_context(context)?, &mut hash).with_context(context)?;
             let row = |(i, row): (usize, &Map<String, Value>)| from_fields(task, row, &format!("{origin}, row {i}"));

@@ -10,12 +10,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{Field, Row};
-use parquet::schema::types::Type;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::boundary::guarded;
 use crate::checkpoint::refuse_pointer;
 use crate::error::UserError;
 use crate::user_bail;
@@ -41,7 +37,7 @@ pub(super) enum Content {
     Text(String),
     /// Values of a JSON Lines file or of one JSON array, and where each is.
     Json(Vec<(String, Value)>),
-    /// A parquet file.
+    /// A parquet file, which [`parquet`](super::parquet) reads.
     Parquet,
 }
 
@@ -277,97 +273,6 @@ pub(super) fn document(place: &str, value: Value) -> Result<String> {
             _ => user_bail!("{place} has no text field"; "{ROW}"),
         },
         _ => user_bail!("{place} is neither an object nor a string"; "{ROW}"),
-    }
-}
-
-/// What a parquet file holds, or one column of it, as `read` takes it out: the file may say anything of itself.
-fn parquet<T>(
-    path: &Path,
-    column: Option<&str>,
-    read: impl FnOnce(SerializedFileReader<File>) -> Result<T>,
-) -> Result<T> {
-    let shown = path.display();
-    if !path.metadata()?.is_file() {
-        user_bail!("{shown} is a parquet file in a pipe"; "name the file itself: its end has to be read first");
-    }
-    let (what, hint) = (format!("cannot read {shown}"), "download or copy it again");
-    let result = guarded(&what, hint, || {
-        let reader = SerializedFileReader::new(File::open(path)?)?;
-        let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
-        let wanted = chunks.filter(|chunk| {
-            column.is_none_or(|column| chunk.column_path().parts().first().is_some_and(|name| name == column))
-        });
-        let claimed = wanted.fold(0u64, |sum, chunk| sum.saturating_add(chunk.uncompressed_size().max(0) as u64));
-        fits(path, claimed)?;
-        read(reader)
-    });
-    result.map_err(|error| match error.is::<UserError>() {
-        true => error,
-        // The library's own words.
-        false => UserError::new(format!("{what}: {error:#}")).hint(hint).into(),
-    })
-}
-
-/// Refuses more bytes than there may be.
-fn fits(path: &Path, bytes: u64) -> Result<()> {
-    let most = most();
-    if bytes > most {
-        let shown = path.display();
-        user_bail!(
-            "{shown} has {bytes} bytes or more when it is unpacked, and {most} of text at most are read into memory";
-            "give a part of it"
-        );
-    }
-    Ok(())
-}
-
-/// All strings of one column of a parquet file, in row order.
-pub(super) fn parquet_column(path: &Path, column: &str) -> Result<Vec<String>> {
-    parquet(path, Some(column), |reader| {
-        let schema = reader.metadata().file_metadata().schema();
-        let Some(field) = schema.get_fields().iter().find(|field| field.name() == column) else {
-            let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-            user_bail!(
-                "{} has no column {column:?}, but {}", path.display(), columns.join(", ");
-                "the text must be in a column called {column}"
-            );
-        };
-        let only = Type::group_type_builder(schema.name()).with_fields(vec![field.clone()]).build()?;
-        let (mut documents, mut bytes) = (Vec::new(), 0);
-        for (index, row) in reader.get_row_iter(Some(only))?.enumerate() {
-            let Some((_, Field::Str(text))) = row?.into_columns().pop() else {
-                user_bail!(
-                    "{}, row {index} has no string in column {column:?}", path.display();
-                    "every row must have a text, if only an empty one"
-                )
-            };
-            bytes += text.len() as u64;
-            if index % 1024 == 0 {
-                fits(path, bytes)?;
-            }
-            documents.push(text);
-        }
-        Ok(documents)
-    })
-}
-
-/// The rows of a parquet file, columns by name. What is neither text nor number is null.
-pub(super) fn parquet_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    parquet(path, None, |reader| {
-        let fields = |row: Row| row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect();
-        reader.get_row_iter(None)?.map(|row| Ok(fields(row?))).collect()
-    })
-}
-
-fn value(field: Field) -> Value {
-    match field {
-        Field::Str(text) => text.into(),
-        // By its shortest decimal form: as f64 a score of 3.2 would be 3.2000000476837160.
-        Field::Float(x) => x.to_string().into(),
-        Field::Double(x) => x.into(),
-        Field::Int(x) => x.into(),
-        Field::Long(x) => x.into(),
-        _ => Value::Null,
     }
 }
 

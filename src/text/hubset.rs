@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use flate2::read::MultiGzDecoder;
 
 use super::corpus::{Corpus, Split};
-use super::file::{document, lines, parquet_column};
+use super::file::{document, lines};
+use super::parquet::parquet_column;
 use crate::hub::{self, HubOptions};
 
 /// One data set.

@@ -9,6 +9,7 @@
 mod boundary;
 mod names;
 mod file;
+mod parquet;
 mod corpus;
 mod examples;
 mod hubset;
