@@ -120,45 +120,45 @@ fn fuzz(name: &str, runs: usize) {
 
 #[test]
 fn header() {
-    fuzz("header", 40_000);
+    fuzz("header", 80_000);
 }
 
 #[test]
 fn index() {
-    fuzz("index", 30_000);
+    fuzz("index", 60_000);
 }
 
 #[test]
 fn config() {
-    fuzz("config", 12_000);
+    fuzz("config", 24_000);
 }
 
 #[test]
 fn tokenizer() {
-    fuzz("tokenizer", 12_000);
+    fuzz("tokenizer", 24_000);
 }
 
 #[test]
 fn statistics() {
-    fuzz("statistics", 12_000);
+    fuzz("statistics", 24_000);
 }
 
 #[test]
 fn report() {
-    fuzz("report", 10_000);
+    fuzz("report", 20_000);
 }
 
 #[test]
 fn text() {
-    fuzz("text", 40_000);
+    fuzz("text", 80_000);
 }
 
 #[test]
 fn labels() {
-    fuzz("labels", 40_000);
+    fuzz("labels", 80_000);
 }
 
 #[test]
 fn sentence() {
-    fuzz("sentence", 25_000);
+    fuzz("sentence", 50_000);
 }
