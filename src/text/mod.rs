@@ -9,6 +9,7 @@
 mod boundary;
 mod names;
 mod file;
+mod thrift;
 mod parquet;
 mod corpus;
 mod examples;

@@ -3,6 +3,7 @@
 //! The parquet library takes a file at its word in places: what is checked here is what it would allocate for.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::Result;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 
 use super::boundary::guarded;
 use super::file::most;
+use super::thrift;
 use crate::error::UserError;
 use crate::user_bail;
 
@@ -30,7 +32,11 @@ fn parquet<T>(path: &Path, column: Option<&str>, read: impl FnOnce(&Checked) -> 
     }
     let (what, hint) = (format!("cannot read {shown}"), "download or copy it again");
     let result = guarded(&what, hint, || {
-        let reader = SerializedFileReader::new(File::open(path)?)?;
+        let mut file = File::open(path)?;
+        if !thrift::is_sound(&footer(&mut file)?) {
+            user_bail!("{what}: its footer claims more than it holds"; "{hint}");
+        }
+        let reader = SerializedFileReader::new(file)?;
         let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
         let wanted = chunks.filter(|chunk| {
             column.is_none_or(|column| chunk.column_path().parts().first().is_some_and(|name| name == column))
@@ -44,6 +50,21 @@ fn parquet<T>(path: &Path, column: Option<&str>, read: impl FnOnce(&Checked) -> 
         // The library's own words.
         false => UserError::new(format!("{what}: {error:#}")).hint(hint).into(),
     })
+}
+
+/// What describes the file at its end: a structure, its length in four bytes, and the four bytes that the file begins with.
+fn footer(file: &mut File) -> Result<Vec<u8>> {
+    const END: u64 = 8;
+    let size = file.metadata()?.len();
+    let mut end = [0; END as usize];
+    file.seek(SeekFrom::Start(size.saturating_sub(END)))?;
+    file.read_exact(&mut end)?;
+    let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]])).min(size.saturating_sub(END));
+    let mut footer = vec![0; length as usize];
+    file.seek(SeekFrom::Start(size - END - length))?;
+    file.read_exact(&mut footer)?;
+    file.rewind()?;
+    Ok(footer)
 }
 
 /// Refuses more bytes than there may be.
