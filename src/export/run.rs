@@ -7,7 +7,7 @@ use super::linears::{Held, held};
 use super::plan::Plan;
 use super::target::{self, Target};
 use crate::checkpoint::{Dtype, Origin, Section, Source, family_config, free_space, write_computed, write_file};
-use crate::job::{Copied, EXPORT_FINGERPRINT, EXPORT_MARK, Job, Kept};
+use crate::job::{Copied, EXPORT_FINGERPRINT, EXPORT_MARK, Job};
 use crate::model::{Description, Model, verify};
 use crate::progress::Progress;
 use crate::recipe::StoredType;
@@ -82,10 +82,10 @@ pub fn export(mut source: Source, options: &ExportOptions, progress: &dyn Progre
     };
     let (fingerprint, copied) = (fingerprint(&source, options)?, Copied::of(&source)?);
     let work = Work { source: &source, have: &have, held: &held, plan: &plan, copied, fingerprint, options, progress };
-    let (output, shown) = (&options.output, options.output.display());
+    let output = &options.output;
     if !options.force && Job::is_export(output, &work.fingerprint) {
         Job::clean_up(output, &work.fingerprint)?;
-        progress.note(&format!("{shown} was already written by the same command: nothing was done"));
+        progress.note(&format!("{} was already written by the same command: nothing was done", output.display()));
         return Ok(work.exported(notes));
     }
     work.copied.announce_code(&source, progress);
@@ -96,11 +96,8 @@ pub fn export(mut source: Source, options: &ExportOptions, progress: &dyn Progre
         let _ = job.discard_assembly();
     }
     made?;
-    let Kept(others) = job.publish()?;
     let mut notes = notes;
-    if !others.is_empty() {
-        notes.push(format!("{shown} also holds what softlm did not put there, left as it was: {}", others.join(", ")));
-    }
+    notes.extend(job.publish()?.note(output));
     Ok(work.exported(notes))
 }
 

@@ -29,6 +29,15 @@ pub(super) struct Moves<'a> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Kept(pub Vec<String>);
 
+impl Kept {
+    /// A sentence about it for the user of `output`, if there was anything.
+    pub fn note(&self, output: &Path) -> Option<String> {
+        let (shown, names) = (output.display(), self.0.join(", "));
+        (!self.0.is_empty())
+            .then(|| format!("{shown} also holds what softlm did not put there, left as it was: {names}"))
+    }
+}
+
 impl Job {
     /// Makes the assembled folder the output and removes the work folder. Of what was in the output's place, only what an
     /// earlier output held is removed; what else there was is returned.

@@ -35,7 +35,7 @@ use crate::calibrate::{Origin, StatsStore};
 use crate::checkpoint::{Identity, Section, Source};
 use crate::eval::Fidelity;
 use crate::hub::HubOptions;
-use crate::job::{Copied, Job, Kept};
+use crate::job::{Copied, Job};
 use crate::learn::SpectralReport;
 use crate::machine::StageClock;
 use crate::method::{self, Method, Needs};
@@ -192,11 +192,8 @@ pub fn compress_windows(
     assemble::side_files(&run, &dir)?;
     let report = assemble::report(&run, shrunk, healing, compressed.source(), (evaluation, fidelity), cost)?;
     assemble::documents(&run, &dir, &report)?;
-    let Kept(others) = run.job.publish()?;
-    if !others.is_empty() {
-        let output = recipe.output.display();
-        progress
-            .note(&format!("{output} also holds what softlm did not put there, left as it was: {}", others.join(", ")));
+    if let Some(note) = run.job.publish()?.note(&recipe.output) {
+        progress.note(&note);
     }
     Ok(report)
 }
