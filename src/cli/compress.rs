@@ -63,7 +63,7 @@ impl Compress {
             if context.verbose {
                 print_result(&report::details(&report))?;
             }
-            context.ui.done(&format!("wrote {}", recipe.output.display()));
+            context.ui.done(&format!("the output is {}", recipe.output.display()));
         }
         let gates = Gates { max_ppl: self.max_ppl, ..Gates::default() };
         let mut failures: Vec<String> =

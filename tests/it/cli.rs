@@ -16,7 +16,7 @@ fn the_first_lines_of_the_readme() {
     let place = Place::new();
     let said = place.run("compress demo --method rom --keep 0.8 -o out").fine();
     assert!(said.stdout.contains("perplexity") && said.stdout.contains("block linears"), "{}", said.stdout);
-    assert!(said.stderr.contains("compressing") && said.stderr.ends_with("wrote out\n"), "{}", said.stderr);
+    assert!(said.stderr.contains("compressing") && said.stderr.ends_with("the output is out\n"), "{}", said.stderr);
     let said = place.run("eval out --ppl sample").fine();
     assert!(said.stdout.contains("against  demo") && said.stdout.contains("window 512"), "{}", said.stdout);
     let said = place.run("verify out").fine();
