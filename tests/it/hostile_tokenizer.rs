@@ -344,31 +344,21 @@ fn vocabularies_and_side_files_are_checked_too() {
         Err(error) => Some(format!("{error:#}")),
     };
     let long = "a".repeat(1 << 20);
-    let piece = |text: &[u8], kind: u8| {
-        let mut inner = vec![0x0a];
-        let mut length = text.len();
+    // Field 1 of a message: so many bytes.
+    let field = |content: &[u8]| {
+        let (mut bytes, mut length) = (vec![0x0a], content.len());
         while length > 127 {
-            inner.push(length as u8 | 0x80);
+            bytes.push(length as u8 | 0x80);
             length >>= 7;
         }
-        inner.push(length as u8);
-        inner.extend(text);
-        inner.extend([0x15, 0, 0, 0x80, 0xbf, 0x18, kind]);
-        inner
+        bytes.push(length as u8);
+        bytes.extend(content);
+        bytes
     };
+    let piece = |text: &[u8], kind: u8| [&field(text)[..], &[0x15, 0, 0, 0x80, 0xbf, 0x18, kind]].concat();
     let model = |pieces: &[Vec<u8>], more: &[u8]| {
-        let mut bytes = Vec::new();
-        for piece in pieces {
-            bytes.push(0x0a);
-            let mut length = piece.len();
-            while length > 127 {
-                bytes.push(length as u8 | 0x80);
-                length >>= 7;
-            }
-            bytes.push(length as u8);
-            bytes.extend(piece);
-        }
-        [&bytes, more].concat()
+        let fields = pieces.iter().flat_map(|piece| field(piece));
+        fields.chain(more.iter().copied()).collect::<Vec<u8>>()
     };
     let llama = ("tokenizer_config.json", br#"{"tokenizer_class": "LlamaTokenizer"}"#.to_vec());
     let usual = [piece(b"<unk>", 2), piece(b"<s>", 3), piece(b"</s>", 3), piece("▁".as_bytes(), 1), piece(b"a", 1)];

@@ -23,6 +23,7 @@ mod hostile_config; // a config.json that is wrong, incomplete or of another fam
 mod bos; // BOS in front of windows, wherever text is shown
 mod text; // corpora, tokenizers and windows on real text
 mod hostile_tokenizer; // tokenizer files that are cut, damaged, or made to break programs
+mod tokenizer_cases; // the files of the tokenizers that the references are of
 mod tokenizers; // tokenizer files of every kind against transformers
 mod report; // the report's views
 mod configs; // the recipes that come with the project

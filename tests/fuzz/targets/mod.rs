@@ -21,6 +21,8 @@ mod sentence;
 mod statistics;
 mod text;
 mod tokenizer;
+#[path = "../../it/tokenizer_cases.rs"]
+mod tokenizer_cases;
 
 use self::mutate::Random;
 use self::place::Place;

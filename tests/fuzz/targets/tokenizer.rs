@@ -2,18 +2,16 @@
 //! vocabulary.
 
 use super::place::Place;
+use super::tokenizer_cases::{self, Files};
 use super::{Target, golden, mutate, parts, refused};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use softlm::text::{TextStream, Tokenizer};
-use std::collections::BTreeMap;
 
 pub const TARGET: Target = Target { name: "tokenizer", seeds, mutate: mutate::files, run };
 
 /// What is tried with every tokenizer that loads.
 const TEXTS: [&str; 4] =
     ["", " The thé ab\n\nba  12", "é\u{301}\u{fb01}吗👩‍👩‍👧 \u{200b}x", "<s>a</s> [MASK]a\u{0} aaaaaaaa"];
-
-type Files = BTreeMap<String, Vec<u8>>;
 
 fn seeds() -> Vec<Vec<u8>> {
     let golden: Value = serde_json::from_slice(&golden::read("tokenizers.json")).expect("JSON");
@@ -27,42 +25,8 @@ fn seeds() -> Vec<Vec<u8>> {
 
 /// The files of a case of the references.
 fn of_case(golden: &Value, case: &Value) -> Files {
-    let words = || golden::read("models/bert-tiny/tokenizer.json");
-    let mut files = Files::new();
-    match case["base"].as_str().expect("a base") {
-        "gpt2" => files.extend(
-            ["vocab.json", "merges.txt"].map(|name| (name.into(), golden::read(&format!("models/gpt2-tiny/{name}")))),
-        ),
-        "json" => drop(files.insert("tokenizer.json".into(), golden["json"].to_string().into())),
-        "words-json" => drop(files.insert("tokenizer.json".into(), words())),
-        "words" => {
-            let definition: Value = serde_json::from_slice(&words()).expect("JSON");
-            let vocabulary = definition["model"]["vocab"].as_object().expect("words");
-            let mut words: Vec<_> = vocabulary.iter().collect();
-            words.sort_by_key(|(_, id)| id.as_u64());
-            files.insert(
-                "vocab.txt".into(),
-                words.iter().flat_map(|(word, _)| format!("{word}\n").into_bytes()).collect(),
-            );
-        }
-        kind => {
-            let digits = golden["models"][kind].as_str().expect("a model").as_bytes();
-            let byte =
-                |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("a byte");
-            files.insert("tokenizer.model".into(), digits.chunks(2).map(byte).collect());
-        }
-    }
-    for (name, content) in case["files"].as_object().expect("files") {
-        let content = match (name.as_str(), content) {
-            ("tokenizer.json", Value::Object(parts)) => {
-                let mut whole: Map<String, Value> = serde_json::from_slice(&files[name]).expect("JSON");
-                whole.extend(parts.clone());
-                Value::Object(whole)
-            }
-            _ => content.clone(),
-        };
-        files.insert(name.clone(), content.to_string().into_bytes());
-    }
+    let mut files = tokenizer_cases::base(golden, case["base"].as_str().expect("a base"), &golden::read);
+    tokenizer_cases::change(&mut files, case["files"].as_object().expect("files"));
     files.insert("config.json".into(), json!({ "model_type": case["model_type"] }).to_string().into_bytes());
     files
 }
