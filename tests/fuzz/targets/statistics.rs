@@ -10,9 +10,8 @@ use softlm::checkpoint::{Source, TensorFile, write_sealed};
 use softlm::linalg::Mat;
 use softlm::model::{Model, Site};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use tempfile::TempDir;
 
 pub const TARGET: Target = Target { name: "statistics", seeds, mutate: mutate::files, run };
 
@@ -56,15 +55,13 @@ fn folder(dir: &Path, text: &str) {
     assert!(store.is_finished());
 }
 
-/// One of another text, to add to.
-fn other() -> &'static Path {
-    static OTHER: OnceLock<TempDir> = OnceLock::new();
-    let place = OTHER.get_or_init(|| {
-        let place = tempfile::tempdir().expect("a folder");
-        folder(&place.path().join("other"), "another text");
-        place
-    });
-    place.path()
+/// One of another text, to add to; made once in a place.
+fn other(place: &Place) -> PathBuf {
+    let dir = place.path().join("other");
+    if !dir.exists() {
+        folder(&dir, "another text");
+    }
+    dir
 }
 
 fn seeds() -> Vec<Vec<u8>> {
@@ -118,7 +115,7 @@ fn run(input: &[u8], place: &Place) -> bool {
     if whole && store.origin.blocks <= BLOCKS.len() {
         again(&store, place);
     }
-    match merge(&[dir, other().join("other")], &place.path().join("sum"), &()) {
+    match merge(&[dir, other(place)], &place.path().join("sum"), &()) {
         Ok(sum) => {
             assert!(whole && sum.is_finished());
             for index in 0..sum.origin.blocks {
