@@ -31,7 +31,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 fn tensor(name: String, shape: &[usize]) -> NamedTensor {
-    (name, Dtype::F32, shape.to_vec(), noise(shape.iter().product()))
+    NamedTensor::new(name, Dtype::F32, shape, noise(shape.iter().product()))
 }
 
 /// A Llama with one block of random weights: 512 wide, 8 query heads on 2 key/value heads.

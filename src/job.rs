@@ -135,14 +135,9 @@ impl Job {
         &self.dir
     }
 
-    /// Where the survey of block `index` is kept: its decompositions, up to break-even.
-    pub fn survey_file(&self, index: usize) -> PathBuf {
-        self.dir.join(block_name("survey", index))
-    }
-
-    /// Where all components of block `index` are kept, for a learned method to choose from.
-    pub fn basis_file(&self, index: usize) -> PathBuf {
-        self.dir.join(block_name("basis", index))
+    /// Where the decompositions of block `index` are kept.
+    pub fn decompositions_file(&self, index: usize) -> PathBuf {
+        self.dir.join(block_name("decompositions", index))
     }
 
     /// Where the finished tensors of block `index` are kept.

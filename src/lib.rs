@@ -5,13 +5,16 @@
 pub mod visible;
 pub mod error;
 pub mod number;
+pub mod hash;
 pub mod progress;
 pub mod lock;
+pub mod memory;
 pub mod hub;
 pub mod linalg;
 pub mod checkpoint;
 pub mod model;
 pub mod text;
+pub mod forward;
 pub mod calibrate;
 pub mod plan;
 pub mod method;

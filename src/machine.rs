@@ -12,29 +12,6 @@ pub fn peak_rss_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Asks the system's allocator to give memory back as soon as it is free. Work on one block after another would
-/// otherwise leave holes of the sizes of that block's matrices, and the peak would creep up with depth; the price is a
-/// few per cent of time. Does nothing where the allocator cannot be told.
-pub fn return_memory_early() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt may be called at any time; an unknown parameter is ignored.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 16 << 20);
-    }
-}
-
-/// Asks the system's allocator to keep what is freed: a training step allocates the same tensors as the step before, and
-/// getting them from the system anew costs a fifth of its time. [`return_memory_early`] ends this.
-pub fn keep_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: as in `return_memory_early`.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-    }
-}
-
 /// This machine as reports name it. `device` is where tensors live: `cpu`, `cuda:0`.
 pub fn describe(device: &str) -> Machine {
     Machine {

@@ -149,16 +149,14 @@ impl BlockFile {
     }
 
     fn site(&self, site: Site, n: usize) -> Result<SiteStats> {
-        let bytes = |part: &str| self.file.bytes(&key(site, part));
-        let triangle = bytes("gram")?.as_chunks().0;
+        let (file, key) = (&self.file, |part: &str| key(site, part));
+        let triangle = file.f64s(&key("gram"))?;
         let gram = Mat::from_fn(n, n, |i, j| {
             let (i, j) = (i.max(j), i.min(j));
-            f64::from_le_bytes(triangle[i * (i + 1) / 2 + j])
+            triangle[i * (i + 1) / 2 + j]
         });
-        let sum = bytes("sum")?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
-        let heldout = bytes("heldout")?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let tokens = bytes("tokens")?.try_into().map(u64::from_le_bytes)?;
-        Ok(SiteStats { tokens, gram, sum, heldout })
+        let (sum, heldout) = (file.f64s(&key("sum"))?, file.f32s(&key("heldout"))?);
+        Ok(SiteStats { tokens: file.count(&key("tokens"))?, gram, sum, heldout })
     }
 }
 
@@ -174,13 +172,11 @@ pub(super) fn write(path: &Path, origin: &Origin, index: usize, stats: &BlockSta
         }
         let n = s.width();
         let triangle = (0..n).flat_map(|i| (0..=i).map(move |j| (i, j)));
-        let gram = triangle.flat_map(|(i, j)| s.gram.get(i, j).to_le_bytes()).collect();
-        tensors.push((key(site, "gram"), Dtype::F64, vec![n * (n + 1) / 2], gram));
-        let sum = s.sum.iter().flat_map(|x| x.to_le_bytes()).collect();
-        tensors.push((key(site, "sum"), Dtype::F64, vec![n], sum));
-        tensors.push((key(site, "tokens"), Dtype::U64, vec![1], s.tokens.to_le_bytes().to_vec()));
-        let heldout = s.heldout.iter().flat_map(|x| x.to_le_bytes()).collect();
-        tensors.push((key(site, "heldout"), Dtype::F32, vec![s.heldout_tokens(), n], heldout));
+        let gram: Vec<f64> = triangle.map(|(i, j)| s.gram.get(i, j)).collect();
+        tensors.push(NamedTensor::f64(key(site, "gram"), [n * (n + 1) / 2], &gram));
+        tensors.push(NamedTensor::f64(key(site, "sum"), [n], &s.sum));
+        tensors.push(NamedTensor::count(key(site, "tokens"), s.tokens));
+        tensors.push(NamedTensor::f32(key(site, "heldout"), [s.heldout_tokens(), n], &s.heldout));
     }
     let marks = [(ORIGIN.to_string(), origin.id()?), (INDEX.to_string(), index.to_string())];
     write_sealed(path, &tensors, &BTreeMap::from(marks))

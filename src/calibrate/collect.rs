@@ -1,7 +1,7 @@
 //! Sends states through a block and sums what enters its sites.
 
-use super::states::States;
 use super::stats::SiteStats;
+use crate::forward::States;
 use crate::linalg::{Mat, gram_add};
 use crate::model::{Block, Flow, Site, Tap, with_numbers};
 use crate::user_bail;
@@ -12,22 +12,54 @@ use std::collections::BTreeMap;
 /// Statistics of one block.
 pub type BlockStats = BTreeMap<Site, SiteStats>;
 
-/// Sums the inputs of `sites` over `states`, and keeps the inputs of `heldout`.
+/// Sums the inputs of `sites` over `states`, and keeps the inputs of `heldout`, which never enter the sums. Without
+/// `states` nothing is summed.
 ///
-/// The forward pass stops behind the last of the sites, so early sites are cheap. `heldout` states never enter the
-/// sums.
+/// The forward pass stops behind the last of the sites, so early sites are cheap.
 ///
 /// An expert to which fewer tokens were routed than a site of it has channels has too little to be calibrated with: that
 /// site then sees every token of the block, as if all of them had been routed there.
 pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site]) -> Result<BlockStats> {
-    let mut stats = gather(block, states, heldout, sites, false)?;
+    let mut collector = Collector::new(sites, states, true);
+    states.show(block, &mut collector)?;
+    collector.keep = true;
+    heldout.show(block, &mut collector)?;
+    finish(collector, block, states, heldout)
+}
+
+/// [`collect`] of all sites of a block in the pass that also takes the states through it.
+pub fn collect_and_advance(
+    block: &Block,
+    states: &mut States,
+    heldout: &mut States,
+    sites: &[Site],
+) -> Result<BlockStats> {
+    let mut collector = Collector::new(sites, states, false);
+    // Experts that saw too little have to see what entered the block.
+    let experts = sites.iter().any(|site| expert(*site).is_some());
+    let before = if experts { Some((states.copy()?, heldout.copy()?)) } else { None };
+    states.advance_showing(block, &mut collector)?;
+    collector.keep = true;
+    heldout.advance_showing(block, &mut collector)?;
+    match &before {
+        Some((states, heldout)) => finish(collector, block, states, heldout),
+        None => finish(collector, block, states, heldout),
+    }
+}
+
+fn finish(collector: Collector, block: &Block, states: &States, heldout: &States) -> Result<BlockStats> {
+    let (sites, mut stats) = (collector.sites, collector.stats);
     let few = |site: &Site| {
         let starved = |stats: &SiteStats| stats.tokens < stats.width() as u64;
-        expert(*site).is_some() && stats.get(site).is_some_and(starved)
+        collector.sums && expert(*site).is_some() && stats.get(site).is_some_and(starved)
     };
     let starved: Vec<Site> = sites.iter().copied().filter(few).collect();
     if !starved.is_empty() {
-        stats.extend(gather(block, states, heldout, &starved, true)?);
+        let mut collector = Collector { every_token: true, ..Collector::new(&starved, states, true) };
+        states.show(block, &mut collector)?;
+        collector.keep = true;
+        heldout.show(block, &mut collector)?;
+        stats.extend(collector.stats);
     }
     for (site, stats) in &mut stats {
         stats.gram.mirror_lower();
@@ -49,36 +81,35 @@ pub(super) fn expert(site: Site) -> Option<u16> {
     }
 }
 
-/// One pass over both kinds of states; with `every_token`, the experts among `sites` see what is routed to others too.
-fn gather(block: &Block, states: &States, heldout: &States, sites: &[Site], every_token: bool) -> Result<BlockStats> {
-    let mut collector = Collector { sites, every_token, keep: false, stats: BTreeMap::new() };
-    for batch in states.batches() {
-        block.forward(batch, &mut collector)?;
-    }
-    collector.keep = true;
-    for batch in heldout.batches() {
-        block.forward(batch, &mut collector)?;
-    }
-    Ok(collector.stats)
-}
-
 struct Collector<'a> {
     sites: &'a [Site],
+    /// Whether anything is summed.
+    sums: bool,
+    /// Whether the pass ends behind the last site.
+    stops: bool,
+    /// Whether the experts among the sites see what is routed to others too.
     every_token: bool,
     /// Keep rows as held-out inputs instead of adding them to the sums.
     keep: bool,
     stats: BlockStats,
 }
 
+impl<'a> Collector<'a> {
+    fn new(sites: &'a [Site], states: &States, stops: bool) -> Self {
+        Self { sites, sums: !states.is_empty(), stops, every_token: false, keep: false, stats: BTreeMap::new() }
+    }
+}
+
 impl Tap for Collector<'_> {
     fn see(&mut self, site: Site, x: &Tensor) -> Result<Flow> {
         if self.sites.contains(&site) {
             let width = x.dims().last().copied().unwrap_or(0);
-            let stats = self.stats.entry(site).or_insert_with(|| SiteStats::empty(width));
+            let empty = || SiteStats::empty(width, self.sums);
+            let stats = self.stats.entry(site).or_insert_with(empty);
             let keep = self.keep;
             with_numbers(x, |rows| if keep { stats.heldout.extend_from_slice(rows) } else { stats.add(rows) })?;
         }
-        Ok(if self.sites.last() == Some(&site) { Flow::Stop } else { Flow::Continue })
+        Ok(if self.stops && self.sites.last() == Some(&site) { Flow::Stop } else { Flow::Continue })
     }
 
     fn wants_every_token(&self, expert: u16) -> bool {
@@ -87,9 +118,10 @@ impl Tap for Collector<'_> {
 }
 
 impl SiteStats {
-    /// Nothing seen yet, for inputs of width `n`.
-    pub fn empty(n: usize) -> Self {
-        Self { tokens: 0, gram: Mat::zeros(n, n), sum: vec![0.0; n], heldout: Vec::new() }
+    /// Nothing seen yet, for inputs of width `n`; without room for `sums`, only held-out inputs can be kept.
+    pub fn empty(n: usize, sums: bool) -> Self {
+        let side = if sums { n } else { 0 };
+        Self { tokens: 0, gram: Mat::zeros(side, side), sum: vec![0.0; n], heldout: Vec::new() }
     }
 
     /// Adds `rows`, row-major (tokens, n). The Gram matrix is complete only after `gram.mirror_lower()`.

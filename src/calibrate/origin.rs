@@ -2,11 +2,11 @@
 
 use crate::checkpoint::{Identity, Source, differences, open_file};
 use crate::error::UserError;
+use crate::hash::sha256;
 use crate::user_bail;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::Path;
 
@@ -65,7 +65,7 @@ impl Origin {
     /// A hash of all that [`Origin::is_same`] compares, hexadecimal.
     pub fn id(&self) -> Result<String> {
         let nameless = Self { model: String::new(), ..self.clone() };
-        Ok(format!("{:x}", Sha256::digest(serde_json::to_string(&nameless)?)))
+        Ok(sha256(serde_json::to_string(&nameless)?))
     }
 
     /// Every file by which the two models differ.

@@ -75,7 +75,7 @@ mod tests {
 
     fn sound() -> SiteStats {
         let rows = [1.0, -2.0, 0.5, 3.0, 0.0, -0.25f32];
-        let mut stats = SiteStats::empty(3);
+        let mut stats = SiteStats::empty(3, true);
         stats.add(&rows);
         stats.gram.mirror_lower();
         stats.heldout = vec![1.0; 6];
@@ -86,7 +86,7 @@ mod tests {
     fn what_cannot_be_sums_is_told_apart() {
         assert_eq!(sound().fault(), None);
         // Channels that are multiples of each other, or constant, touch the bounds.
-        let mut flat = SiteStats::empty(2);
+        let mut flat = SiteStats::empty(2, true);
         (0..1000).for_each(|_| flat.add(&[0.1, -0.3]));
         flat.gram.mirror_lower();
         assert_eq!(flat.fault(), None);

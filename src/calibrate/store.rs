@@ -9,12 +9,12 @@ use super::collect::BlockStats;
 use super::origin::{Description, Origin};
 use crate::checkpoint::{sync_folder, write_file};
 use crate::error::UserError;
+use crate::hash::sha256;
 use crate::lock::Lock;
 use crate::model::{Model, Site};
 use crate::progress::Progress;
 use crate::user_bail;
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -197,8 +197,7 @@ impl StatsStore {
 
     /// One hash for all that a finished folder holds, hexadecimal.
     pub fn fingerprint(&self) -> Result<String> {
-        let all = [self.origin.id()?, self.checksums.join(" ")].join(" ");
-        Ok(format!("{:x}", Sha256::digest(all)))
+        Ok(sha256([self.origin.id()?, self.checksums.join(" ")].join(" ")))
     }
 
     /// The header of block `index`.

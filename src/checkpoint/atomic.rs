@@ -114,20 +114,21 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// As [`write_file`]; also if a shape does not fit its data or a name repeats.
 pub fn write_tensors(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by(|a, b| file_order((a.1, &a.0), (b.1, &b.0)));
-    for (name, dtype, shape, data) in &order {
+    order.sort_by(|a, b| file_order((a.dtype, &a.name), (b.dtype, &b.name)));
+    for NamedTensor { name, dtype, shape, bytes: data } in &order {
         let bits = shape.iter().product::<usize>() * dtype.bitsize();
         ensure!(bits == data.len() * 8, "tensor {name} of shape {shape:?} does not fit its {} bytes", data.len());
     }
-    if let Some(pair) = order.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        anyhow::bail!("tensor {} is given twice", pair[0].0);
+    if let Some(pair) = order.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        anyhow::bail!("tensor {} is given twice", pair[0].name);
     }
-    let header = header::build(metadata, order.iter().map(|t| (t.0.as_str(), t.1, t.2.as_slice(), t.3.len())));
-    let needed = header.len() + order.iter().map(|t| t.3.len()).sum::<usize>();
+    let header =
+        header::build(metadata, order.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice(), t.bytes.len())));
+    let needed = header.len() + order.iter().map(|t| t.bytes.len()).sum::<usize>();
     let mut file = Pending::create(path, needed as u64)?;
     file.write(&header)?;
-    for (_, _, _, data) in order {
-        file.write(data)?;
+    for tensor in order {
+        file.write(&tensor.bytes)?;
     }
     file.publish()?;
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
@@ -211,23 +212,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("block.safetensors");
         let tensors = [
-            ("a".to_string(), Dtype::U8, vec![3], vec![1, 2, 3]),
-            ("b".into(), Dtype::F64, vec![], 1.5f64.to_le_bytes().to_vec()),
-            ("c".into(), Dtype::F16, vec![0, 4], vec![]),
-            ("d".into(), Dtype::F32, vec![1, 2], vec![7; 8]),
+            NamedTensor::new("a", Dtype::U8, [3], vec![1, 2, 3]),
+            NamedTensor::f64("b", [], &[1.5]),
+            NamedTensor::new("c", Dtype::F16, [0, 4], vec![]),
+            NamedTensor::new("d", Dtype::F32, [1, 2], vec![7; 8]),
         ];
         let metadata = BTreeMap::from([("k".to_string(), "v".to_string())]);
         write_tensors(&path, &tensors, &metadata).unwrap();
         let file = TensorFile::open(&path).unwrap();
         assert_eq!(file.metadata(), &metadata);
         assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
-        for (name, dtype, shape, data) in &tensors {
-            let info = file.info(name).unwrap();
-            assert_eq!((info.dtype, &info.shape, file.bytes(name).unwrap()), (*dtype, shape, data.as_slice()));
-            assert_eq!(info.range.start * 8 % dtype.bitsize(), 0, "{name}");
+        for tensor in &tensors {
+            assert_eq!(file.read(&tensor.name).unwrap(), *tensor);
+            assert_eq!(file.info(&tensor.name).unwrap().range.start * 8 % tensor.dtype.bitsize(), 0, "{}", tensor.name);
         }
-        assert!(write_tensors(&path, &[("x".into(), Dtype::F32, vec![2], vec![0; 4])], &metadata).is_err());
-        let twice = ("x".to_string(), Dtype::U8, vec![1], vec![0]);
+        assert!(write_tensors(&path, &[NamedTensor::new("x", Dtype::F32, [2], vec![0; 4])], &metadata).is_err());
+        let twice = NamedTensor::new("x", Dtype::U8, [1], vec![0]);
         assert!(write_tensors(&path, &[twice.clone(), twice], &metadata).is_err());
     }
 

@@ -1,7 +1,7 @@
-//! From stored bytes to numbers: bf16, f16, f32 and f64, little-endian and at any alignment, into what is asked for.
+//! From stored bytes to numbers and back: bf16, f16, f32 and f64, little-endian and at any alignment.
 //!
-//! Elements go through in pieces that stay in the first-level cache, and each piece is checked for NaN and infinity
-//! while it is there. Stored f64 reaches a 16-bit type by way of f32.
+//! On the way in elements go through in pieces that stay in the first-level cache, and each piece is checked for NaN and
+//! infinity while it is there; stored f64 reaches a 16-bit type by way of f32. On the way out they are rounded once.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -9,6 +9,11 @@ use safetensors::Dtype;
 
 /// Elements per piece: 16 KiB of f32.
 const PIECE: usize = 4096;
+
+/// Whether weights may have this type.
+pub fn is_float(dtype: Dtype) -> bool {
+    float_size(dtype).is_some()
+}
 
 /// Bytes of one element if the dtype is one that weights may have.
 pub(super) fn float_size(dtype: Dtype) -> Option<usize> {
@@ -30,7 +35,7 @@ pub(super) struct Bad {
 }
 
 /// A number that weights can be asked for as.
-pub(super) trait Number: candle_core::WithDType + Default {
+pub trait Number: candle_core::WithDType + Default {
     /// Decodes one piece; `scratch` has room for as many f32 as `out` has elements.
     fn decode(stored: Dtype, bytes: &[u8], scratch: &mut [f32], out: &mut [Self]);
     /// Whether all are finite.
@@ -54,6 +59,64 @@ pub(super) fn convert<T: Number>(stored: Dtype, bytes: &[u8], out: &mut [T]) -> 
         }
     }
     Ok(())
+}
+
+/// Stored little-endian elements as f32 or f64, whatever they are. The dtype must be one of [`is_float`].
+pub fn decode<T: Number>(stored: Dtype, bytes: &[u8]) -> Vec<T> {
+    let size = stored.bitsize() / 8;
+    let mut values = vec![T::default(); bytes.len() / size];
+    let mut scratch = [0f32; PIECE];
+    for (bytes, values) in bytes.chunks(PIECE * size).zip(values.chunks_mut(PIECE)) {
+        T::decode(stored, bytes, &mut scratch[..values.len()], values);
+    }
+    values
+}
+
+/// Appends `values`, each rounded to the nearest number of `dtype`, ties to even. NaN and infinity stay what they are.
+///
+/// # Errors
+/// The first finite value that is beyond the type's range.
+pub fn encode(values: &[f64], dtype: Dtype, out: &mut Vec<u8>) -> Result<(), f64> {
+    fn each<const N: usize>(
+        values: &[f64],
+        out: &mut Vec<u8>,
+        round: impl Fn(f64) -> ([u8; N], bool),
+    ) -> Result<(), f64> {
+        for &value in values {
+            let (bytes, finite) = round(value);
+            if !finite && value.is_finite() {
+                return Err(value);
+            }
+            out.extend_from_slice(&bytes);
+        }
+        Ok(())
+    }
+    out.reserve(values.len() * dtype.bitsize() / 8);
+    match dtype {
+        Dtype::F16 => each(values, out, |x| {
+            let rounded = f16::from_f32(to_odd(x));
+            (rounded.to_le_bytes(), rounded.is_finite())
+        }),
+        Dtype::BF16 => each(values, out, |x| {
+            let rounded = bf16::from_f32(to_odd(x));
+            (rounded.to_le_bytes(), rounded.is_finite())
+        }),
+        Dtype::F32 => each(values, out, |x| ((x as f32).to_le_bytes(), (x as f32).is_finite())),
+        Dtype::F64 => each(values, out, |x| (x.to_le_bytes(), true)),
+        other => unreachable!("the caller has checked {other}"),
+    }
+}
+
+/// The f32 next to `x` towards zero, with its last bit set unless it is `x` itself. Rounding that to 16 bits gives what
+/// rounding `x` would: rounding to the nearest f32 first could make a tie of what is none.
+fn to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let back = f64::from(nearest);
+    if back == x || x.is_nan() {
+        return nearest;
+    }
+    let truncated = if back.abs() > x.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(truncated | 1)
 }
 
 /// The first element among stored ones that is no finite f32, the type that models are run in. Uses a few KiB whatever
@@ -239,5 +302,46 @@ mod tests {
         );
         let mut out = [0f32];
         assert_eq!(convert(Dtype::F64, &encode(Dtype::F64, &[1e300]), &mut out), Err(Bad { index: 0, stored: 1e300 }));
+    }
+
+    fn rounded(dtype: Dtype, value: f64) -> f64 {
+        let mut bytes = Vec::new();
+        super::encode(&[value], dtype, &mut bytes).unwrap();
+        decode(dtype, &bytes)[0]
+    }
+
+    /// The two neighbours of every midpoint, and the midpoint, which goes to the even one.
+    #[test]
+    fn every_number_of_16_bits_attracts_what_is_nearest() {
+        for dtype in [Dtype::F16, Dtype::BF16] {
+            let value = |bits: u16| decode::<f64>(dtype, &bits.to_le_bytes())[0];
+            let largest = if dtype == Dtype::F16 { 0x7bff } else { 0x7f7f };
+            for bits in 0..largest {
+                let (low, high) = (value(bits), value(bits + 1));
+                let middle = low + (high - low) / 2.0;
+                let even = if bits % 2 == 0 { low } else { high };
+                for sign in [1.0, -1.0] {
+                    assert_eq!(rounded(dtype, sign * low), sign * low);
+                    assert_eq!(rounded(dtype, sign * middle), sign * even, "{dtype} {bits:#x}");
+                    assert_eq!(rounded(dtype, sign * middle.next_up()), sign * high, "{dtype} {bits:#x}");
+                    assert_eq!(rounded(dtype, sign * middle.next_down()), sign * low, "{dtype} {bits:#x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_a_type_is_an_error_and_what_is_no_number_stays() {
+        let encode = |dtype, value| super::encode(&[1.0, value], dtype, &mut Vec::new());
+        assert_eq!(encode(Dtype::F16, 65519.0), Ok(()));
+        assert_eq!(encode(Dtype::F16, 65520.0), Err(65520.0));
+        assert_eq!(encode(Dtype::BF16, -3.4e38), Err(-3.4e38));
+        assert_eq!(encode(Dtype::F32, 1e39), Err(1e39));
+        assert_eq!(encode(Dtype::F64, f64::MAX), Ok(()));
+        for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64] {
+            assert!(rounded(dtype, f64::NAN).is_nan());
+            assert_eq!(rounded(dtype, f64::NEG_INFINITY), f64::NEG_INFINITY);
+            assert!(rounded(dtype, -0.0).is_sign_negative());
+        }
     }
 }

@@ -5,10 +5,10 @@ use super::header::{self, Header};
 use super::names::NameTable;
 use super::read::{open_file, unreadable};
 use crate::error::UserError;
+use crate::hash::Sha256;
 use anyhow::{Context, Result};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::Dtype;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
@@ -179,6 +179,6 @@ impl TensorFile {
                 }
             }
         }
-        Ok(format!("{:x}", hash.finalize()))
+        Ok(hash.hex())
     }
 }

@@ -2,9 +2,9 @@
 
 use super::folder::CONFIG;
 use super::source::Source;
+use crate::hash::Sha256;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 /// Files beside config.json that decide which tokens a text becomes, where one ends, and what is made of the states; and the
 /// code that other programs run to load an output.
@@ -77,7 +77,7 @@ impl Identity {
         for FileHash { file, sha256 } in self.weights.iter().chain(&self.files) {
             all.update(format!("{file}\0{sha256}\0"));
         }
-        hex(all)
+        all.hex()
     }
 
     /// One hash for the weights.
@@ -141,10 +141,6 @@ fn is_read(name: &str) -> bool {
         None => READ.contains(&name) || SENTENCE_SETTINGS.contains(&name),
         Some((_, name)) => READ_OF_MODULES.contains(&name),
     }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

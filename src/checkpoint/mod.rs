@@ -28,9 +28,11 @@ mod read;
 mod sealed;
 mod side;
 mod source;
+mod tensor;
 mod writer;
 
 pub use atomic::{free_space, sync_folder, write_file, write_tensors};
+pub use convert::{decode, encode, is_float};
 pub use file::{TensorFile, TensorInfo};
 pub use folder::UNFINISHED_CONFIG;
 pub use identity::{FileHash, Identity, Kind, SENTENCE_SETTINGS, differences};
@@ -41,7 +43,5 @@ pub use safetensors::Dtype;
 pub use sealed::write_sealed;
 pub use section::{FORMAT, GUARD, MODEL_TYPE, Section, base_config, family_config, wrap as wrap_config};
 pub use source::{Source, WeightFile};
+pub use tensor::NamedTensor;
 pub use writer::{Compute, Entry, Origin, Written, write_checkpoint, write_computed};
-
-/// A tensor in memory: name, type, shape and little-endian bytes.
-pub type NamedTensor = (String, Dtype, Vec<usize>, Vec<u8>);

@@ -7,9 +7,9 @@
 use super::atomic::write_tensors;
 use super::file::TensorFile;
 use super::{Dtype, NamedTensor};
+use crate::hash::Sha256;
 use crate::user_bail;
 use anyhow::Result;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -25,11 +25,11 @@ const STRIDE: usize = 4 << 20;
 pub fn write_sealed(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut sealed = metadata.clone();
     let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by(|a, b| a.0.cmp(&b.0));
+    order.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hash = Hash::new(metadata);
-    for (name, dtype, shape, data) in order {
-        hash.tensor(name, *dtype, shape, data.len());
-        hash.0.update(data);
+    for tensor in order {
+        hash.tensor(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes.len());
+        hash.0.update(&tensor.bytes);
     }
     sealed.insert(SEAL.to_string(), hash.finish());
     write_tensors(path, tensors, &sealed)
@@ -91,7 +91,7 @@ impl Hash {
     }
 
     fn finish(self) -> String {
-        format!("{:x}", self.0.finalize())
+        self.0.hex()
     }
 }
 
@@ -105,7 +105,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("block.safetensors");
         let tensors =
-            [("b".to_string(), Dtype::F32, vec![2], vec![1; 8]), ("a".into(), Dtype::U8, vec![3], vec![1, 2, 3])];
+            [NamedTensor::new("b", Dtype::F32, [2], vec![1; 8]), NamedTensor::new("a", Dtype::U8, [3], vec![1, 2, 3])];
         let metadata = BTreeMap::from([("linears".to_string(), "[0.5]".to_string())]);
         write_sealed(&path, &tensors, &metadata).unwrap();
         let file = TensorFile::open_sealed(&path).unwrap();

@@ -9,9 +9,9 @@ use super::lfs::{LARGEST as LARGEST_POINTER, refuse_pointer};
 use super::read::{open_file, read_settings, unreadable};
 use super::source::{DEMO, Source};
 use super::sync_folder;
+use crate::hash::Sha256;
 use crate::user_bail;
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Read;
@@ -106,7 +106,7 @@ impl Source {
                 Ok(())
             })?,
         }
-        Ok(format!("{:x}", hash.finalize()))
+        Ok(hash.hex())
     }
 
     /// Copies a side file to `path`, in a stream, with its permissions.

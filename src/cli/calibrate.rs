@@ -2,7 +2,8 @@
 
 use super::page::print_result;
 use super::{Context, Outcome};
-use crate::calibrate::{self, Origin, States, StatsStore, collect};
+use crate::calibrate::{self, Origin, StatsStore, collect_and_advance};
+use crate::forward::{States, each_block};
 use crate::pipeline::{self, CalibrationWish};
 use crate::progress::Progress;
 use crate::recipe::BosRule;
@@ -83,15 +84,17 @@ impl Calibrate {
         let mut states = States::embed(&model, &text.windows.ids())?;
         let mut heldout = States::embed(&model, &text.heldout.ids())?;
         context.ui.stage("calibrating", model.blocks() as u64);
-        for index in 0..model.blocks() {
-            let block = model.block(index)?;
-            if !store.has(index) {
-                store.put(index, &collect(&block, &states, &heldout, &model.block_sites(index))?)?;
+        crate::memory::keep();
+        each_block(&model, |index, block| {
+            if store.has(index) {
+                states.advance(&block)?;
+                heldout.advance(&block)?;
+            } else {
+                let sites = model.block_sites(index);
+                store.put(index, &collect_and_advance(&block, &mut states, &mut heldout, &sites)?)?;
             }
-            states.advance(&block)?;
-            heldout.advance(&block)?;
-            context.ui.step(1)?;
-        }
+            context.ui.step(1)
+        })?;
         Ok(store)
     }
 }

@@ -40,7 +40,7 @@ impl Compress {
             None => options,
         };
         let recipe = options.resolve()?;
-        crate::machine::return_memory_early();
+        crate::memory::keep();
         if self.max_ppl.is_some() && recipe.ppl.is_empty() {
             user_bail!("--max-ppl needs a corpus, but --ppl is none"; "add --ppl sample");
         }

@@ -1,12 +1,12 @@
 //! Sequences of any length through an encoder, in batches padded to their longest.
 
 use super::modules::Modules;
-use crate::calibrate::BATCH_TOKENS;
+use crate::forward::{BATCH_TOKENS, States};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::{Padded, Sequence, Windows, batches};
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Tensor;
 
 /// Hidden states kept at once, in numbers (f32): 256 MiB.
@@ -39,31 +39,15 @@ pub(super) fn each_batch(
     let batches = batches(&lengths, BATCH_TOKENS);
     let per_group = (GROUP_ELEMENTS / (BATCH_TOKENS * model.hidden()).max(1)).max(1);
     for group in batches.chunks(per_group) {
-        let mut states: Vec<Tensor> =
-            group.iter().map(|batch| embed(model, sequences, batch)).collect::<Result<_>>()?;
-        let lengths: Vec<Vec<usize>> = group.iter().map(|batch| batch.iter().map(|&i| lengths[i]).collect()).collect();
-        for index in 0..model.blocks() {
-            let block = model.block(index)?;
-            for (states, lengths) in states.iter_mut().zip(&lengths) {
-                let next = block.forward_padded(states, Some(lengths), &mut ())?;
-                *states = next.context("a forward pass without a tap was stopped")?;
-                progress.step(lengths.len() as u64)?;
-            }
-        }
-        for ((indices, states), lengths) in group.iter().zip(&states).zip(&lengths) {
-            see(Batch { indices, states, lengths })?;
+        let pad = |batch: &Vec<usize>| Padded::new(&batch.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
+        let padded: Vec<Padded> = group.iter().map(pad).collect();
+        let mut states = States::embed_padded(model, &padded)?;
+        states.finish(model, group.iter().map(|batch| batch.len() as u64).sum(), progress)?;
+        for ((indices, states), padded) in group.iter().zip(states.batches()).zip(&padded) {
+            see(Batch { indices, states: &states?, lengths: &padded.lengths })?;
         }
     }
     Ok(())
-}
-
-fn embed(model: &Model, sequences: &[Sequence], batch: &[usize]) -> Result<Tensor> {
-    let padded = Padded::new(&batch.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
-    model.embed_typed(&slices(&padded.ids), Some(&slices(&padded.types)))
-}
-
-fn slices(rows: &[Vec<u32>]) -> Vec<&[u32]> {
-    rows.iter().map(Vec::as_slice).collect()
 }
 
 /// The embedding of every sequence.

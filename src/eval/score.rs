@@ -3,8 +3,8 @@
 //! Weights are read once per group of windows, so memory is one block plus the group's hidden states, whatever the
 //! model's depth. Log-sums over the vocabulary are taken in f64.
 
-use crate::calibrate::States;
 use crate::error::UserError;
+use crate::forward::States;
 use crate::model::simd::{divergence, log_sum_exp, max};
 use crate::model::{Head, Model, with_numbers};
 use crate::progress::Progress;
@@ -65,13 +65,10 @@ pub(super) fn score(
 fn final_states(model: &Model, rows: &[Window], progress: &dyn Progress) -> Result<Vec<Tensor>> {
     let ids: Vec<&[u32]> = rows.iter().map(|w| w.ids.as_slice()).collect();
     let mut states = States::embed(model, &ids)?;
-    for index in 0..model.blocks() {
-        let block = model.block(index)?;
-        states.advance(&block)?;
-        progress.step(rows.len() as u64)?;
-    }
+    states.finish(model, rows.len() as u64, progress)?;
     let mut out = Vec::with_capacity(rows.len());
     for batch in states.batches() {
+        let batch = batch?;
         for i in 0..batch.dim(0)? {
             out.push(batch.get(i)?);
         }

@@ -6,7 +6,7 @@
 
 use super::modules::cosine;
 use super::score::logits;
-use crate::calibrate::States;
+use crate::forward::{States, each_block};
 use crate::model::simd::{divergence, log_sum_exp};
 use crate::model::{Linear, LinearId, Model, Output, with_numbers};
 use crate::progress::Progress;
@@ -49,21 +49,20 @@ pub fn sensitivities(
         let mut original = States::embed(model, &ids)?;
         let mut changed: Vec<States> = Vec::with_capacity(group.len());
         let mut waiting = group.iter().peekable();
-        for index in 0..model.blocks() {
-            let mut block = model.block(index)?;
+        each_block(model, |index, mut block| {
             for states in &mut changed {
                 states.advance(&block)?;
             }
             while let Some(variant) = waiting.next_if(|v| v.id.block == index) {
                 let kept = block.swap_linear(variant.id.role, (variant.load)()?)?;
-                let mut states = original.clone();
+                let mut states = original.copy()?;
                 states.advance(&block)?;
                 block.swap_linear(variant.id.role, kept)?;
                 changed.push(states);
             }
             original.advance(&block)?;
-            progress.step(group.len() as u64)?;
-        }
+            progress.step(group.len() as u64)
+        })?;
         result.extend(match &head {
             Some(head) => compare(head, &original, &changed, model.vocab())?,
             None => changed.iter().map(|changed| turned(&original, changed)).collect::<Result<Vec<_>>>()?,
@@ -77,8 +76,8 @@ fn compare(head: &crate::model::Head, original: &States, changed: &[States], voc
     let mut sums = vec![0.0; changed.len()];
     let mut tokens = 0;
     let chunk = (LOGIT_ELEMENTS / vocab.max(1)).max(1);
-    for (i, batch) in original.batches().iter().enumerate() {
-        let rows = flat(batch)?;
+    for (i, batch) in original.batches().enumerate() {
+        let rows = flat(&batch?)?;
         let total = rows.dim(0)?;
         for start in (0..total).step_by(chunk) {
             let len = chunk.min(total - start);
@@ -86,7 +85,7 @@ fn compare(head: &crate::model::Head, original: &States, changed: &[States], voc
             let p_lse: Vec<f64> =
                 with_numbers(&p, |p| p.par_chunks_exact(vocab).with_min_len(ROWS).map(log_sum_exp).collect())?;
             for (sum, states) in sums.iter_mut().zip(changed) {
-                let q = logits(head, &flat(&states.batches()[i])?, start, len)?;
+                let q = logits(head, &flat(&states.batch(i)?)?, start, len)?;
                 let compare = |p: &[f32], q: &[f32]| -> Vec<f64> {
                     let rows = p.par_chunks_exact(vocab).zip(q.par_chunks_exact(vocab)).zip(&p_lse);
                     rows.with_min_len(ROWS).map(|((p, q), &lse)| divergence(p, lse, q, log_sum_exp(q))).collect()
@@ -103,8 +102,8 @@ fn compare(head: &crate::model::Head, original: &States, changed: &[States], voc
 /// Mean 1 − cosine per token.
 fn turned(original: &States, changed: &States) -> Result<f64> {
     let (mut sum, mut tokens) = (0.0, 0);
-    for (a, b) in original.batches().iter().zip(changed.batches()) {
-        let (a, b): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (flat(a)?.to_vec2()?, flat(b)?.to_vec2()?);
+    for (a, b) in original.batches().zip(changed.batches()) {
+        let (a, b): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (flat(&a?)?.to_vec2()?, flat(&b?)?.to_vec2()?);
         sum += a.iter().zip(&b).map(|(a, b)| 1.0 - cosine(a, b)).sum::<f64>();
         tokens += a.len();
     }

@@ -1,7 +1,6 @@
 //! The linears of an output: how they are stored, and what they become under another config.
 
-use super::round;
-use crate::checkpoint::{Dtype, Source};
+use crate::checkpoint::{Dtype, Source, encode};
 use crate::linalg::Mat;
 use crate::model::{Description, FfnPart, Linear, LinearSpec, Stored, load_bias};
 use crate::user_bail;
@@ -232,7 +231,7 @@ pub(super) fn bias(source: &Source, parts: &[&Pair], len: usize, dtype: Dtype) -
 
 /// Appends `values` in `dtype`; fails naming the tensor where one is too large for it.
 pub(super) fn rounded(values: &[f64], dtype: Dtype, out: &mut Vec<u8>, name: &str) -> Result<()> {
-    if let Err(value) = round::encode(values, dtype, out) {
+    if let Err(value) = encode(values, dtype, out) {
         user_bail!("{name} does not fit into {dtype}: it has the value {value}"; "use --dtype f32 or bf16, which reach further");
     }
     Ok(())

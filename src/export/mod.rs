@@ -8,7 +8,6 @@
 //! holds it, and as the wanted config describes it. No product is in memory longer than it takes to write it.
 
 mod remote_code;
-mod round;
 mod linears;
 mod plan;
 mod target;

@@ -1,8 +1,7 @@
 //! Which tensors an export has, and where each comes from.
 
 use super::linears::{self, Pair, bias_name, factors, own_bias, own_weight};
-use super::round;
-use crate::checkpoint::{Dtype, Entry, Origin, Source};
+use crate::checkpoint::{Dtype, Entry, Origin, Source, decode, is_float};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +118,7 @@ impl Plan {
 
     fn copy(&mut self, source: &Source, name: &str, dtype: Option<Dtype>) -> Result<()> {
         let info = source.info(name).context("a listed tensor is missing")?;
-        let dtype = dtype.filter(|_| round::is_float(info.dtype)).unwrap_or(info.dtype);
+        let dtype = dtype.filter(|_| is_float(info.dtype)).unwrap_or(info.dtype);
         let tensor = Planned { dtype, shape: info.shape.clone(), content: Content::Stored };
         self.tensors.insert(name.to_string(), tensor);
         Ok(())
@@ -175,7 +174,7 @@ fn common_type(source: &Source, names: &[String], made: &str) -> Result<Dtype> {
     let mut common = None;
     for name in names.iter().filter(|name| source.is_stored(name)) {
         let dtype = source.info(name).context("a listed tensor is missing")?.dtype;
-        if !round::is_float(dtype) {
+        if !is_float(dtype) {
             user_bail!(
                 "tensor {name} is stored as {dtype}, not as BF16, F16, F32 or F64";
                 "compress a checkpoint of one of these types"
@@ -203,7 +202,7 @@ fn convert(source: &Source, name: &str, dtype: Dtype, write: &mut dyn FnMut(&[u8
     let stored = source.info(name).context("a planned tensor is missing")?.dtype;
     for piece in source.bytes(name)?.chunks(PIECE) {
         let mut bytes = Vec::new();
-        linears::rounded(&round::decode(stored, piece), dtype, &mut bytes, name)?;
+        linears::rounded(&decode(stored, piece), dtype, &mut bytes, name)?;
         write(&bytes)?;
         source.release(name);
     }

@@ -7,6 +7,7 @@ use super::linears::{Held, held};
 use super::plan::Plan;
 use super::target::{self, Target};
 use crate::checkpoint::{Dtype, Origin, Section, Source, family_config, free_space, write_computed, write_file};
+use crate::hash::Sha256;
 use crate::job::{Copied, EXPORT_FINGERPRINT, EXPORT_MARK, Job};
 use crate::model::{Description, Model, verify};
 use crate::progress::Progress;
@@ -15,7 +16,6 @@ use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,7 @@ fn fingerprint(source: &Source, options: &ExportOptions) -> Result<String> {
     let (form, dtype, shard) = (options.form.name(), options.dtype, options.max_shard_bytes);
     hash.update(format!("{} {form} {dtype:?} {shard} {}", env!("CARGO_PKG_VERSION"), source.label()));
     hash.update(source.identity()?.fingerprint());
-    Ok(format!("{:x}", hash.finalize()))
+    Ok(hash.hex())
 }
 
 /// Fails when one of the two folders lies in the other.

@@ -1,13 +1,13 @@
 //! The files of one commit in the cache: blobs named by their hashes, links to them by path, locks, and what was fetched of a
 //! file so far.
 
+use crate::hash::Sha256;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
+use sha1::{Digest, Sha1};
 
 use super::options::SLICE;
 use super::tree::{Entry, Hash};
@@ -300,10 +300,9 @@ impl Hasher {
     }
 
     fn hex(&self) -> String {
-        let hex = |digest: &[u8]| digest.iter().map(|byte| format!("{byte:02x}")).collect();
         match self {
-            Self::Sha256(hasher) => hex(&hasher.clone().finalize()),
-            Self::Git(hasher) => hex(&hasher.clone().finalize()),
+            Self::Sha256(hasher) => hasher.hex(),
+            Self::Git(hasher) => format!("{:x}", hasher.clone().finalize()),
         }
     }
 }

@@ -3,10 +3,10 @@
 use super::output::{Belongings, COMPLETE};
 use super::{Job, MANIFEST, REPLACED, folder};
 use crate::checkpoint::{read_settings, sync_folder, write_file};
+use crate::hash::sha256;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -232,7 +232,7 @@ impl Manifest {
         }
         let bytes = read_settings(&path)?;
         let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.split_once('\n'));
-        let sound = text.filter(|(sum, json)| *sum == format!("{:x}", Sha256::digest(json)));
+        let sound = text.filter(|(sum, json)| *sum == sha256(json));
         let Some(manifest) = sound.and_then(|(_, json)| serde_json::from_str(json).ok()) else {
             user_bail!(
                 "{} is damaged: it lists what an unfinished run has moved into its output", path.display();
@@ -250,7 +250,7 @@ impl Manifest {
 
     fn write(&self, dir: &Path) -> Result<()> {
         let json = serde_json::to_string(self)?;
-        write_file(&dir.join(MANIFEST), format!("{:x}\n{json}", Sha256::digest(&json)).as_bytes())
+        write_file(&dir.join(MANIFEST), format!("{}\n{json}", sha256(&json)).as_bytes())
     }
 
     /// Removes from `output` what is a run's own.

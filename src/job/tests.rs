@@ -3,7 +3,7 @@
 use super::output::COMPLETE;
 use super::publish::{Moves, Rename};
 use super::*;
-use crate::checkpoint::{Dtype, write_sealed};
+use crate::checkpoint::{Dtype, NamedTensor, write_sealed};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
@@ -30,7 +30,7 @@ fn assembled(out: &Path, force: bool) -> Job {
 
 /// Finished work.
 fn write_work(dir: &Path) {
-    let tensor = ("a".to_string(), Dtype::U8, vec![1], vec![0]);
+    let tensor = NamedTensor::new("a", Dtype::U8, [1], vec![0]);
     write_sealed(&dir.join("block-00000.safetensors"), &[tensor], &BTreeMap::new()).unwrap();
 }
 
@@ -202,7 +202,7 @@ fn an_export_is_known_by_its_weights_once_it_is_complete() {
     for complete in COMPLETE {
         let place = tempfile::tempdir().unwrap();
         let marked = BTreeMap::from([(EXPORT_MARK.to_string(), "dense".to_string())]);
-        let tensor = ("a".to_string(), Dtype::U8, vec![1], vec![0]);
+        let tensor = NamedTensor::new("a", Dtype::U8, [1], vec![0]);
         for (file, marks, expected) in [
             ("model.safetensors", &marked, true),
             ("model-00001-of-00002.safetensors", &marked, true),

@@ -6,9 +6,8 @@
 //! θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε)
 //! ```
 
-use super::state::{decode, encode};
-use crate::checkpoint::{Dtype, NamedTensor, TensorFile};
-use anyhow::{Context, Result, ensure};
+use crate::checkpoint::{NamedTensor, TensorFile};
+use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 
 /// The constants of all groups.
@@ -108,9 +107,9 @@ impl AdamW {
     pub fn state(&self) -> Result<Vec<NamedTensor>> {
         let mut tensors = Vec::new();
         for slot in &self.slots {
-            tensors.push(encode(format!("m.{}", slot.name), &slot.m)?);
-            tensors.push(encode(format!("v.{}", slot.name), &slot.v)?);
-            tensors.push((format!("t.{}", slot.name), Dtype::U64, vec![1], slot.steps.to_le_bytes().to_vec()));
+            tensors.push(NamedTensor::of(format!("m.{}", slot.name), &slot.m)?);
+            tensors.push(NamedTensor::of(format!("v.{}", slot.name), &slot.v)?);
+            tensors.push(NamedTensor::count(format!("t.{}", slot.name), slot.steps));
         }
         Ok(tensors)
     }
@@ -118,11 +117,9 @@ impl AdamW {
     /// Takes back what [`AdamW::state`] gave, bit for bit.
     pub fn restore(&mut self, file: &TensorFile) -> Result<()> {
         for slot in &mut self.slots {
-            let (shape, device) = (slot.var.dims().to_vec(), slot.var.device().clone());
-            slot.m = decode(file, &format!("m.{}", slot.name), &shape, &device)?;
-            slot.v = decode(file, &format!("v.{}", slot.name), &shape, &device)?;
-            let steps = file.bytes(&format!("t.{}", slot.name))?;
-            slot.steps = u64::from_le_bytes(steps.try_into().context("a step count has 8 bytes")?);
+            let read = |part: &str| file.tensor(&format!("{part}.{}", slot.name), slot.var.dims(), slot.var.device());
+            (slot.m, slot.v) = (read("m")?, read("v")?);
+            slot.steps = file.count(&format!("t.{}", slot.name))?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::backward::{Gradients, Student, backward, forward};
 use super::batch::{Batch, Labelled};
 use super::ends;
 use super::loss::{Objective, Teacher, loss_alone, loss_gradient};
-use crate::calibrate::BATCH_TOKENS;
+use crate::forward::BATCH_TOKENS;
 use crate::model::{Block, Classifier, Head, Model, Output};
 use crate::text::{Windows, shuffle};
 use crate::user_bail;

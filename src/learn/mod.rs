@@ -17,7 +17,6 @@ mod schedule;
 mod spectra;
 mod spectral_job;
 mod spectrum;
-mod state;
 mod watch;
 
 pub use adamw::{AdamW, AdamWOptions, Group};

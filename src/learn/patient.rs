@@ -4,8 +4,7 @@ use super::adamw::{AdamW, AdamWOptions, Group};
 use super::backward::Student;
 use super::course::{Course, Taught, root_mean_square};
 use super::heal::{HealPoint, HealReport, Healing, finite};
-use super::state::{decode, encode};
-use crate::checkpoint::{TensorFile, write_sealed};
+use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
 use crate::model::{Block, Role};
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -165,8 +164,8 @@ impl<'a> Patient<'a> {
     ) -> Result<()> {
         let mut tensors = optimiser.state()?;
         for (trained, best) in self.trained.iter().zip(best) {
-            tensors.push(encode(format!("now.{}", trained.key()), &trained.var)?);
-            tensors.push(encode(format!("best.{}", trained.key()), best)?);
+            tensors.push(NamedTensor::of(format!("now.{}", trained.key()), &trained.var)?);
+            tensors.push(NamedTensor::of(format!("best.{}", trained.key()), best)?);
         }
         let facts = [("report", serde_json::to_string(report)?), ("seconds", seconds.to_string())];
         write_sealed(path, &tensors, &BTreeMap::from(facts.map(|(key, value)| (key.to_string(), value))))
@@ -181,7 +180,7 @@ impl<'a> Patient<'a> {
         let mut best = Vec::new();
         for trained in &self.trained {
             let read = |kind: &str| {
-                decode(&file, &format!("{kind}.{}", trained.key()), trained.var.dims(), trained.var.device())
+                file.tensor(&format!("{kind}.{}", trained.key()), trained.var.dims(), trained.var.device())
             };
             trained.var.set(&read("now")?)?;
             best.push(read("best")?);

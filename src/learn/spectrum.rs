@@ -5,7 +5,6 @@
 use super::adamw::{AdamW, AdamWOptions, Group};
 use super::backward::{Gradients, Student};
 use super::course::{Course, Lesson, root_mean_square};
-use super::state::{decode, encode};
 use crate::checkpoint::{NamedTensor, TensorFile};
 use crate::method::{Controlled, Phase, Spectral, SpectralSettings};
 use crate::model::{Block, Linear, LinearSpec, Role};
@@ -282,8 +281,8 @@ impl<'a> Spectrum<'a> {
     pub(super) fn state(&self, best: &[Tensor]) -> Result<Vec<NamedTensor>> {
         let mut tensors = Vec::new();
         for ((name, var, _), best) in self.trained().zip(best) {
-            tensors.push(encode(format!("now.{name}"), var)?);
-            tensors.push(encode(format!("best.{name}"), best)?);
+            tensors.push(NamedTensor::of(format!("now.{name}"), var)?);
+            tensors.push(NamedTensor::of(format!("best.{name}"), best)?);
         }
         Ok(tensors)
     }
@@ -292,7 +291,7 @@ impl<'a> Spectrum<'a> {
     pub(super) fn resume(&self, file: &TensorFile) -> Result<Vec<Tensor>> {
         let mut best = Vec::new();
         for (name, var, _) in self.trained() {
-            let read = |kind: &str| decode(file, &format!("{kind}.{name}"), var.dims(), var.device());
+            let read = |kind: &str| file.tensor(&format!("{kind}.{name}"), var.dims(), var.device());
             var.set(&read("now")?)?;
             best.push(read("best")?);
         }

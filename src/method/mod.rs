@@ -4,7 +4,7 @@
 //! components in the order in which they should be kept. It knows no model names and no files.
 
 mod awsvd;
-mod heldout;
+mod decomposition;
 mod lorap;
 mod output_pca;
 mod rom;
@@ -15,7 +15,7 @@ mod svd;
 mod whiten;
 
 pub use awsvd::input_scales;
-pub use heldout::{HeldoutCurve, heldout_curve};
+pub use decomposition::{Decomposition, HeldoutCurve, heldout_curve};
 pub use lorap::ffn_keep;
 pub use soft::soft_gate;
 pub use spectral::{
@@ -51,27 +51,6 @@ pub fn of_basis(basis: Basis) -> &'static dyn Method {
     match basis {
         Basis::Weight => &svd::PlainSvd,
         Basis::Whitened => &whiten::Whiten,
-    }
-}
-
-/// W ≈ B A, cut to any rank: the first r columns of `b` (m, k) and rows of `a` (k, n).
-#[derive(Debug, Clone)]
-pub struct Decomposition {
-    /// Output factor, (m, k).
-    pub b: Mat,
-    /// Input factor, (k, n).
-    pub a: Mat,
-    /// The method's own squared objective per component, non-increasing, length k. Dropping components r.. costs
-    /// exactly their sum.
-    pub energy: Vec<f64>,
-    /// Something the user should know: a fallback taken, damping applied. Shown in the report.
-    pub note: Option<String>,
-}
-
-impl Decomposition {
-    /// The objective after keeping `rank` components: the sum of the dropped energies.
-    pub fn loss(&self, rank: usize) -> f64 {
-        self.energy.iter().skip(rank).rev().sum()
     }
 }
 

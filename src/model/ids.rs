@@ -100,6 +100,15 @@ impl Role {
         }
     }
 
+    /// What it is called inside its layer: `q`, `down`.
+    pub fn short_name(self) -> &'static str {
+        let name = match self {
+            Role::Expert(_, part) => name_of(&PARTS, &part),
+            role => name_of(&ROLES, &role),
+        };
+        name.rsplit('.').next().unwrap_or(name)
+    }
+
     /// The role of another linear of the same feed-forward layer.
     pub fn sibling(self, part: FfnPart) -> Role {
         match (self.expert(), part) {

@@ -75,8 +75,7 @@ fn with(mut plan: Plan, extra: usize) -> Plan {
 }
 
 /// The plan of the rule that compares linears by weighted energy.
-pub fn by_energy(run: &Run, weights: &[f64]) -> Result<Plan> {
-    let energies = run.surveyed_energies()?;
+pub fn by_energy(run: &Run, energies: Vec<Vec<f64>>, weights: &[f64]) -> Result<Plan> {
     let items: Vec<Item> = run
         .model
         .linears()

@@ -30,8 +30,7 @@ impl FinishedBlock {
         let linears = reports_of(&file)?;
         let mut tensors = Vec::new();
         for name in file.names() {
-            let info = file.info(name).context("a listed tensor is missing")?;
-            tensors.push((name.to_string(), info.dtype, info.shape.clone(), file.bytes(name)?.to_vec()));
+            tensors.push(file.read(name)?);
         }
         Ok(Self { tensors, linears })
     }
@@ -44,7 +43,7 @@ impl FinishedBlock {
     /// Parts of a fused matrix stand on their own as soon as one of them is factorised.
     pub fn split_fused(&mut self, model: &Model, index: usize) -> Result<()> {
         let has = |tensors: &[NamedTensor], spec: &LinearSpec| {
-            tensors.iter().any(|t| t.0.strip_prefix(&spec.name).is_some_and(|rest| rest.starts_with('.')))
+            tensors.iter().any(|t| t.name.strip_prefix(&spec.name).is_some_and(|rest| rest.starts_with('.')))
         };
         let touched: Vec<&str> =
             model.block_linears(index).filter(|spec| has(&self.tensors, spec)).filter_map(LinearSpec::fused).collect();

@@ -69,9 +69,7 @@ impl Run<'_> {
                 seconds: recipe.max_seconds.map(|seconds| seconds - spent),
             },
         };
-        crate::machine::keep_memory();
         let healed = heal(&job, self.progress).context("healing")?;
-        crate::machine::return_memory_early();
         if let Some(why) = &healed.report.stopped {
             self.progress.note(&format!("healing ended after {} steps: {why}", healed.report.done));
         }
@@ -93,8 +91,8 @@ impl Run<'_> {
             let Some((a, b)) = healed.factors.get(&(index, spec.id.role)) else { continue };
             let trained = stored::factors(spec, &matrix(b)?, &matrix(a)?, a.dim(0)?, self.factor_dtype(spec)?)?;
             for tensor in trained {
-                let place = block.tensors.iter().position(|old| old.0 == tensor.0);
-                let place = place.with_context(|| format!("`{}` was not stored", tensor.0))?;
+                let place = block.tensors.iter().position(|old| old.name == tensor.name);
+                let place = place.with_context(|| format!("`{}` was not stored", tensor.name))?;
                 block.tensors[place] = tensor;
             }
         }
@@ -104,10 +102,6 @@ impl Run<'_> {
     fn spec(&self, index: usize, role: Role) -> Result<&LinearSpec> {
         let mut specs = self.model.block_linears(index);
         specs.find(|spec| spec.id.role == role).with_context(|| format!("block {index} has no {role}"))
-    }
-
-    pub(super) fn factor_dtype(&self, spec: &LinearSpec) -> Result<Dtype> {
-        stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)
     }
 }
 

@@ -14,8 +14,11 @@ mod original;
 mod stored;
 mod block;
 mod waves;
-mod survey;
-mod factorise;
+mod decompositions;
+mod decompose;
+mod cut;
+mod blocks;
+mod weights;
 mod labels;
 mod licence;
 mod learn;
@@ -34,13 +37,14 @@ pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TO
 use crate::calibrate::{Origin, StatsStore};
 use crate::checkpoint::{Identity, Section, Source};
 use crate::eval::Fidelity;
+use crate::hash::Sha256;
 use crate::hub::HubOptions;
 use crate::job::{Copied, Job};
 use crate::learn::SpectralReport;
 use crate::machine::StageClock;
-use crate::method::{self, Method, Needs};
-use crate::model::{Model, Output, Touched};
-use crate::plan::{AllocationRule, Plan};
+use crate::method::{self, Inputs, Method, Needs};
+use crate::model::{LinearSpec, Model, Output, Touched};
+use crate::plan::{AllocationRule, Choice, Plan, largest_saving_rank};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report::{BeforeAfter, Report, UnusedTensors};
@@ -48,7 +52,6 @@ use crate::text::Tokenizer;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::Device;
-use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// Windows of 128 tokens to judge a classifier by: 64 of them.
@@ -300,14 +303,15 @@ fn fingerprint(
         // and are what they are made from.
         hash.update(if of_another_text(stats, calibration) { stats.fingerprint()? } else { stats.origin.id()? });
     }
-    Ok(format!("{:x}", hash.finalize()))
+    Ok(hash.hex())
 }
 
 /// The fingerprint of an output with its evaluation, which the weights do not depend on.
 fn with_evaluation(fingerprint: &str, texts: &[EvalText]) -> String {
-    let mut hash = Sha256::new_with_prefix(fingerprint);
+    let mut hash = Sha256::new();
+    hash.update(fingerprint);
     texts.iter().for_each(|text| hash.update(&text.corpus.sha256));
-    format!("{:x}", hash.finalize())
+    hash.hex()
 }
 
 /// Statistics in `dir`, checked against this run, or a new folder to fill.
@@ -372,27 +376,43 @@ fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Re
 }
 
 impl Run<'_> {
-    /// Compresses every linear: learned, or planned and factorised.
+    /// Compresses every linear: decomposes, plans and cuts. A learned method trains in between, and what calibrates behind
+    /// compressed blocks does all three block by block.
     fn shrink(&self, clock: &mut StageClock) -> Result<Shrunk> {
+        let blocks = self.model.blocks() as u64;
         if let Some((learned, options)) = self.method.learned().zip(self.recipe.learn.as_ref()) {
             let (plan, report) = self.learn(learned, options, clock)?;
             return Ok(Shrunk { plan, weights: None, learning: Some(report) });
         }
-        let (plan, weights) = self.plan(clock)?;
-        self.factorise(&plan, clock)?;
-        Ok(Shrunk { plan, weights, learning: None })
-    }
-
-    /// Decides what becomes of each linear. Also returns the cross-linear weights, where they were used.
-    fn plan(&self, clock: &mut StageClock) -> Result<(Plan, Option<Vec<f64>>)> {
-        if self.recipe.allocation != AllocationRule::Global {
-            return Ok((allocate::by_shape(self.recipe, self.method, &self.model)?, None));
+        let by_shape = match self.recipe.allocation {
+            AllocationRule::Global => None,
+            _ => Some(allocate::by_shape(self.recipe, self.method, &self.model)?),
+        };
+        // Channels are chosen by statistics, which no decomposition has.
+        let narrows = |plan: &Plan| plan.choices.iter().any(|(_, choice)| matches!(choice, Choice::Width(_)));
+        if let Some(plan) = &by_shape
+            && (self.recipe.inputs != Inputs::Dense || narrows(plan))
+        {
+            clock.stage("compressing", blocks);
+            self.compress_blocks(plan)?;
+            return Ok(Shrunk { plan: plan.clone(), weights: None, learning: None });
         }
-        clock.stage("decomposing", self.model.blocks() as u64);
-        self.survey()?;
-        let weights = self.weights(clock)?;
-        let plan = allocate::by_energy(self, &weights)?;
-        Ok((plan, Some(weights)))
+        clock.stage("decomposing", blocks);
+        let stays =
+            |spec: &LinearSpec| by_shape.as_ref().is_some_and(|plan| plan.choice(spec.id) == Some(Choice::Dense));
+        let pays = |spec: &LinearSpec| (!stays(spec)).then(|| largest_saving_rank(spec.out, spec.input));
+        self.decompose(self.method, &pays)?;
+        let (plan, weights) = match by_shape {
+            Some(plan) => (plan, None),
+            None => {
+                let energies = self.energies()?;
+                let weights = self.weights(&energies, clock)?;
+                (allocate::by_energy(self, energies, &weights)?, Some(weights))
+            }
+        };
+        clock.stage("compressing", blocks);
+        self.cut_all(&plan)?;
+        Ok(Shrunk { plan, weights, learning: None })
     }
 
     /// The compressed model and the original on every corpus, by the same protocol.

@@ -7,10 +7,8 @@ use crate::checkpoint::{NamedTensor, Source};
 use crate::linalg::Mat;
 use crate::model::{FfnPart, Linear, LinearSpec, Model};
 use crate::recipe::StoredType;
-use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use half::{bf16, f16};
 use safetensors::Dtype;
 
 /// The type to store the factors of `spec` in.
@@ -52,8 +50,8 @@ pub fn bias(model: &Model, spec: &LinearSpec, deviation: &[f32], dtype: Dtype) -
         values.iter_mut().zip(bias.to_vec1::<f32>()?).for_each(|(value, bias)| *value += bias);
     }
     let name = format!("{}.bias", spec.name);
-    let (name, dtype, _, bytes) = encode(name, &Mat::from_f32_rows(1, values.len(), &values), dtype)?;
-    Ok((name, dtype, vec![values.len()], bytes))
+    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+    NamedTensor::rounded(name, dtype, [values.len()], &values)
 }
 
 /// A part of a fused matrix, on its own and unchanged: `<name>.weight` (out, in).
@@ -77,7 +75,7 @@ fn rows(source: &Source, spec: &LinearSpec, outputs: impl ExactSizeIterator<Item
             data.extend_from_slice(&bytes[row * spec.input * size..(row + 1) * spec.input * size]);
         }
     }
-    Ok((format!("{}.weight", spec.name), info.dtype, shape, data))
+    Ok(NamedTensor::new(format!("{}.weight", spec.name), info.dtype, shape, data))
 }
 
 /// The tensors of a feed-forward linear with only the `channels` kept, in the source's own type and layout. A part of a
@@ -92,8 +90,8 @@ pub fn pruned(source: &Source, spec: &LinearSpec, channels: &[usize]) -> Result<
     }];
     if spec.bias && outputs {
         let places: Vec<usize> = channels.iter().map(|&i| spec.row(i)).collect();
-        let (_, dtype, shape, data) = select(source, &spec.weight_name().replace(".weight", ".bias"), &places, 0)?;
-        tensors.push((format!("{}.bias", spec.name), dtype, shape, data));
+        let bias = select(source, &spec.weight_name().replace(".weight", ".bias"), &places, 0)?;
+        tensors.push(NamedTensor { name: format!("{}.bias", spec.name), ..bias });
     }
     Ok(tensors)
 }
@@ -112,7 +110,7 @@ fn select(source: &Source, name: &str, keep: &[usize], dim: usize) -> Result<Nam
         rows.flat_map(|row| keep.iter().flat_map(move |&j| &row[j * size..(j + 1) * size])).copied().collect()
     };
     shape[dim] = keep.len();
-    Ok((name.to_string(), info.dtype, shape, data))
+    Ok(NamedTensor::new(name, info.dtype, shape, data))
 }
 
 /// The linear that `tensors` hold for `spec`, in f32; `None` if they hold none. `bias` is the one it has so far.
@@ -122,7 +120,7 @@ pub fn linear(
     bias: Option<Tensor>,
     device: &Device,
 ) -> Result<Option<Linear>> {
-    let find = |name: String| tensors.iter().find(|t| t.0 == name).map(|t| decode(t, device)).transpose();
+    let find = |name: String| tensors.iter().find(|t| t.name == name).map(|t| t.tensor(device)).transpose();
     let bias = match find(format!("{}.bias", spec.name))? {
         // Channels were removed, or a deviation was added.
         Some(changed) => Some(changed),
@@ -140,38 +138,11 @@ pub fn linear(
     Ok(Some(Linear::Dense { weight, bias }))
 }
 
+/// A matrix in row-major order. What is not stored in f64 gets there by way of f32, in which decompositions wait to be cut.
 fn encode(name: String, matrix: &Mat, dtype: Dtype) -> Result<NamedTensor> {
-    let rows = matrix.to_f32_rows();
-    let (bytes, finite): (Vec<u8>, bool) = match dtype {
-        Dtype::F16 => {
-            let rows: Vec<f16> = rows.iter().map(|&x| f16::from_f32(x)).collect();
-            (rows.iter().flat_map(|x| x.to_le_bytes()).collect(), rows.iter().all(|x| x.is_finite()))
-        }
-        Dtype::BF16 => {
-            let rows: Vec<bf16> = rows.iter().map(|&x| bf16::from_f32(x)).collect();
-            (rows.iter().flat_map(|x| x.to_le_bytes()).collect(), rows.iter().all(|x| x.is_finite()))
-        }
-        Dtype::F32 => (rows.iter().flat_map(|x| x.to_le_bytes()).collect(), rows.iter().all(|x| x.is_finite())),
-        Dtype::F64 => (matrix.to_rows().iter().flat_map(|x| x.to_le_bytes()).collect(), matrix.is_finite()),
-        other => user_bail!("factors cannot be stored as {other:?}"; "use --dtype f32, f16 or bf16"),
+    let values = match dtype {
+        Dtype::F64 => matrix.to_rows(),
+        _ => matrix.to_f32_rows().into_iter().map(f64::from).collect(),
     };
-    if !finite {
-        let hint = match dtype {
-            Dtype::F16 => "use --dtype f32 or bf16, which reach further",
-            _ => "the weights or activations are too large for any type: is the checkpoint damaged?",
-        };
-        user_bail!("`{name}` does not fit into {dtype:?}: a value overflows"; "{hint}");
-    }
-    Ok((name, dtype, vec![matrix.rows(), matrix.cols()], bytes))
-}
-
-fn decode((name, dtype, shape, bytes): &NamedTensor, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> = match dtype {
-        Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-        other => anyhow::bail!("`{name}` has type {other:?}"),
-    };
-    Ok(Tensor::from_vec(values, shape.as_slice(), device)?)
+    NamedTensor::rounded(name, dtype, [matrix.rows(), matrix.cols()], &values)
 }

@@ -2,7 +2,7 @@
 
 use super::format::{percent, seconds, significant};
 use super::layout::columns;
-use super::{LinearReport, Report};
+use super::{Form, LinearReport, Report};
 use crate::visible::visible;
 
 /// Order of columns; roles not listed come after in the order in which they occur.
@@ -11,8 +11,7 @@ const ROLES: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 /// In front of the role of an expert's linear.
 const EXPERT: &str = "e.";
 
-/// Roles and rows that are shown at most: models have a dozen roles and some hundred blocks, but a report may list anything.
-const MOST_ROLES: usize = 64;
+/// Rows that are shown at most: models have some hundred blocks, but a report may list anything.
 const MOST_ROWS: usize = 1024;
 
 /// Blocks that were treated alike, and how.
@@ -42,14 +41,14 @@ impl Grid {
         let mut roles: Vec<String> = Vec::new();
         for linear in linears {
             let role = short_role(linear);
-            if !roles.contains(&role) && roles.len() < MOST_ROLES {
+            if !roles.contains(&role) {
                 roles.push(role);
             }
         }
         roles.sort_by_key(|role| role_order(role));
         let mut rows: Vec<(Run, Vec<String>)> = Vec::new();
         let mut shown = 0;
-        for linears in linears.chunk_by(|a, b| block(a) == block(b)) {
+        for linears in linears.chunk_by(|a, b| a.id.block == b.id.block) {
             let mut of_role = vec![Vec::new(); roles.len()];
             for linear in linears {
                 if let Some(at) = roles.iter().position(|role| *role == short_role(linear)) {
@@ -121,8 +120,8 @@ impl Grid {
 
 /// Consecutive blocks.
 struct Run {
-    first: String,
-    last: String,
+    first: usize,
+    last: usize,
     before: u64,
     after: u64,
     worst: Option<f64>,
@@ -130,10 +129,10 @@ struct Run {
 
 impl Run {
     fn new(linears: &[LinearReport]) -> Self {
-        let name = linears.first().map_or("?", block).to_string();
+        let block = linears.first().map_or(0, |linear| linear.id.block);
         Self {
-            first: name.clone(),
-            last: name,
+            first: block,
+            last: block,
             before: linears.iter().fold(0, |sum, linear| sum.saturating_add(linear.params_before)),
             after: linears.iter().fold(0, |sum, linear| sum.saturating_add(linear.params_after)),
             worst: linears.iter().filter_map(|linear| linear.heldout_error).reduce(f64::max),
@@ -148,19 +147,19 @@ impl Run {
     }
 
     fn row(self, cells: Vec<String>) -> Row {
-        let blocks = if self.first == self.last { self.first } else { format!("{}-{}", self.first, self.last) };
+        let blocks = match self.first == self.last {
+            true => self.first.to_string(),
+            false => format!("{}-{}", self.first, self.last),
+        };
         Row { blocks, cells, kept: self.after as f64 / self.before.max(1) as f64, worst: self.worst }
     }
 }
 
-fn block(linear: &LinearReport) -> &str {
-    linear.id.split_once('.').map_or(linear.id.as_str(), |(block, _)| block)
-}
-
 /// `q`, `down`; the experts of a block share `e.gate`, `e.up` and `e.down`.
 fn short_role(linear: &LinearReport) -> String {
-    let role = linear.id.rsplit_once('.').map_or(linear.id.as_str(), |(_, role)| role);
-    if linear.id.contains(".moe.") { format!("{EXPERT}{role}") } else { role.to_string() }
+    let role = linear.id.role;
+    let expert = if role.expert().is_some() { EXPERT } else { "" };
+    format!("{expert}{}", role.short_name())
 }
 
 /// The least and the most of several cells, which is the same for one.
@@ -187,7 +186,15 @@ fn cell(linear: &LinearReport) -> String {
             let kept = if shape[1] < linear.shape[1] { shape[1] } else { shape[0] };
             format!("w{kept}")
         }
-        (None, None) => linear.form.clone(),
+        (None, None) => name(linear.form).to_string(),
+    }
+}
+
+fn name(form: Form) -> &'static str {
+    match form {
+        Form::Dense => "dense",
+        Form::LowRank => "low-rank",
+        Form::Pruned => "pruned",
     }
 }
 
@@ -221,10 +228,10 @@ pub fn details(report: &Report) -> String {
         let stored = match (linear.rank, linear.pruned_shape) {
             (Some(rank), _) => format!("rank {rank}"),
             (None, Some([out, input])) => format!("{out}×{input}"),
-            (None, None) => visible(&linear.form),
+            (None, None) => name(linear.form).to_string(),
         };
         rows.push(vec![
-            visible(&linear.id),
+            linear.id.to_string(),
             format!("{}×{}", linear.shape[0], linear.shape[1]),
             stored,
             percent(linear.params_after as f64 / linear.params_before.max(1) as f64),

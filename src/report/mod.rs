@@ -21,7 +21,7 @@ pub use table::table;
 use crate::checkpoint::Kind;
 use crate::eval::{Evaluation, Fidelity};
 use crate::learn::{HealReport, SpectralReport};
-use crate::model::Output;
+use crate::model::{LinearId, Output};
 use serde::{Deserialize, Serialize};
 
 /// Version of `report.json`.
@@ -214,13 +214,13 @@ pub struct Sizes {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinearReport {
     /// `3.mlp.down`.
-    pub id: String,
+    pub id: LinearId,
     /// Name in the checkpoint, without `.weight`.
     pub name: String,
     /// (out, in) before.
     pub shape: [usize; 2],
-    /// `dense`, `low-rank` or `pruned`.
-    pub form: String,
+    /// How it is stored.
+    pub form: Form,
     /// Rank of the factors.
     pub rank: Option<usize>,
     /// (out, in) after pruning.
@@ -245,6 +245,18 @@ pub struct LinearReport {
     /// What a learned method made of its components.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<LearnedSpectrum>,
+}
+
+/// How a linear is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// As one matrix of its own shape.
+    Dense,
+    /// As two factors.
+    LowRank,
+    /// As one matrix with fewer inputs or outputs.
+    Pruned,
 }
 
 /// The components of one linear after learning, in the order of their size at the start. Four digits each.

@@ -1,11 +1,11 @@
 //! Corpora: texts that have a name.
 
+use crate::hash::Sha256;
 use std::borrow::Cow;
 use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::examples::{self, examples};
 use super::file::{self, Content};
@@ -67,8 +67,7 @@ impl Corpus {
             }
             hash.update(document);
         }
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { name: name.to_owned(), documents, sha256, origin })
+        Ok(Self { name: name.to_owned(), documents, sha256: hash.hex(), origin })
     }
 
     /// The documents joined by blank lines.

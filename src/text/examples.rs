@@ -11,11 +11,11 @@ use super::file::{self, Content};
 use super::names::named;
 use super::parquet::parquet_rows;
 use crate::error::UserError;
+use crate::hash::{self, Sha256};
 use crate::hub::{self, HubOptions};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -131,8 +131,7 @@ pub fn examples(spec: &str, split: Split, hub: &HubOptions) -> Result<Examples> 
 /// The examples of a file and its SHA-256. It is read once: it may be a pipe.
 fn read(task: Task, path: &Path, origin: &str) -> Result<(Vec<Example>, String)> {
     let bytes = file::bytes(path)?;
-    let mut hash = Sha256::new();
-    hash.update(&bytes);
+    let mut sha256 = hash::sha256(&bytes);
     let rows = match file::content(&path.display().to_string(), path, bytes)? {
         Content::Text(text) => lines(task, &text, origin)?,
         Content::Json(rows) => {
@@ -141,13 +140,14 @@ fn read(task: Task, path: &Path, origin: &str) -> Result<(Vec<Example>, String)>
         Content::Parquet => {
             let context = || format!("cannot read {}", path.display());
             let rows = parquet_rows(path)?;
-            hash.reset();
+            let mut hash = Sha256::new();
             io::copy(&mut File::open(path).with_context(context)?, &mut hash).with_context(context)?;
+            sha256 = hash.hex();
             let row = |(i, row): (usize, &Map<String, Value>)| from_fields(task, row, &format!("{origin}, row {i}"));
             rows.iter().enumerate().map(row).collect::<Result<_>>()?
         }
     };
-    Ok((rows, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((rows, sha256))
 }
 
 /// The examples of tab-separated text.

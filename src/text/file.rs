@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::checkpoint::refuse_pointer;
 use crate::error::UserError;
+use crate::memory;
 use crate::user_bail;
 
 /// How every parquet file begins.
@@ -140,12 +141,7 @@ fn refuse_devices(path: &Path, metadata: &Metadata) -> Result<()> {
 
 /// How many bytes of text are read at most: half of the memory that is free, as far as the system tells.
 pub(super) fn most() -> u64 {
-    let free = || {
-        let all = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = all.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    free().map_or(MOST, |kib| (kib * 512).min(MOST))
+    memory::available().map_or(MOST, |free| (free / 2).min(MOST))
 }
 
 /// Reads to the end, which must come within `most` bytes. `size` is how many are expected. What is not text is not read on

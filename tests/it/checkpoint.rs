@@ -4,7 +4,7 @@ use crate::data::data;
 use candle_core::{DType, Device};
 use half::{bf16, f16};
 use softlm::checkpoint::{
-    Dtype, Entry, Origin, Source, TensorFile, free_space, write_checkpoint, write_file, write_tensors,
+    Dtype, Entry, NamedTensor, Origin, Source, TensorFile, free_space, write_checkpoint, write_file, write_tensors,
 };
 use softlm::error::UserError;
 use softlm::model::verify;
@@ -260,18 +260,18 @@ fn tensors_of_mixed_widths_lie_aligned_and_come_from_block_files() {
     let block = blocks.path().join("block-00000.safetensors");
     let value = f16::from_f32(2.0).to_le_bytes();
     let tensors = [
-        ("a".to_string(), Dtype::F16, vec![3], [value, value, value].concat()),
-        ("b".into(), Dtype::F32, vec![1], 3f32.to_le_bytes().to_vec()),
-        ("c".into(), Dtype::U8, vec![1], vec![9]),
-        ("d".into(), Dtype::F64, vec![], 4f64.to_le_bytes().to_vec()),
-        ("e".into(), Dtype::F32, vec![0], vec![]),
+        NamedTensor::new("a", Dtype::F16, [3], [value, value, value].concat()),
+        NamedTensor::f32("b", [1], &[3.0]),
+        NamedTensor::new("c", Dtype::U8, [1], vec![9]),
+        NamedTensor::f64("d", [], &[4.0]),
+        NamedTensor::f32("e", [0], &[]),
     ];
     write_tensors(&block, &tensors, &BTreeMap::new()).unwrap();
-    let entry = |(name, dtype, shape, _): &(String, Dtype, Vec<usize>, Vec<u8>)| Entry {
-        name: format!("new.{name}"),
-        dtype: *dtype,
-        shape: shape.clone(),
-        from: Origin::File { path: block.clone(), name: name.clone() },
+    let entry = |tensor: &NamedTensor| Entry {
+        name: format!("new.{}", tensor.name),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        from: Origin::File { path: block.clone(), name: tensor.name.clone() },
     };
     let mut entries: Vec<Entry> = tensors.iter().map(entry).collect();
     let demo = Source::demo();
@@ -279,7 +279,7 @@ fn tensors_of_mixed_widths_lie_aligned_and_come_from_block_files() {
     write_config(dir.path(), demo.config());
     let bytes = fs::read(dir.path().join("model.safetensors")).unwrap();
     let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    for (name, dtype, shape, data) in &tensors {
+    for NamedTensor { name, dtype, shape, bytes: data } in &tensors {
         let view = read.tensor(&format!("new.{name}")).unwrap();
         assert_eq!((view.dtype(), view.shape(), view.data()), (*dtype, &shape[..], &data[..]));
         let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;

@@ -3,9 +3,10 @@
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
-use softlm::calibrate::{Origin, States, StatsStore, collect};
+use softlm::calibrate::{Origin, StatsStore, collect};
 use softlm::checkpoint::{FORMAT, GUARD, MODEL_TYPE, Section, Source, base_config, family_config};
 use softlm::export::StoredLinear;
+use softlm::forward::States;
 use softlm::machine::StageClock;
 use softlm::method::{METHODS, by_name};
 use softlm::model::{Block, FfnPart, Flow, Linear, Model, Output, Role, Site, Tap, verify};
@@ -110,7 +111,7 @@ fn every_method_works_on_every_family() {
             let table = softlm::report::table(&report, 120, false);
             assert_eq!(
                 table.contains("e.down"),
-                report.linears.iter().any(|l| l.id.contains(".moe.")),
+                report.linears.iter().any(|l| l.id.role.expert().is_some()),
                 "{case}: {table}"
             );
             let compressed = open(&output);
@@ -205,7 +206,7 @@ fn rows_at(block: &Block, states: &States, site: Site) -> Tensor {
         }
     }
     let mut at = At(site, Vec::new());
-    states.batches().iter().for_each(|batch| drop(block.forward(batch, &mut at).expect("a forward pass")));
+    states.show(block, &mut at).expect("a forward pass");
     Tensor::cat(&at.1, 0).expect("rows")
 }
 
@@ -215,7 +216,7 @@ fn check_linears(compressed: &Model, report: &Report, case: &str) {
     for index in 0..compressed.blocks() {
         let block = compressed.block(index).unwrap_or_else(|e| panic!("{case}: {e:#}"));
         for spec in compressed.block_linears(index) {
-            let said = report.linears.iter().find(|linear| linear.id == spec.id.to_string()).expect("reported");
+            let said = report.linears.iter().find(|linear| linear.id == spec.id).expect("reported");
             let [out, input] = said.pruned_shape.unwrap_or(said.shape);
             assert_eq!((spec.out, spec.input), (out, input), "{case}: {}", spec.id);
             let linear = block.linear(spec.id.role).expect("every linear is there");

@@ -5,8 +5,9 @@ use crate::data::data;
 use candle_core::{DType, Device};
 use safetensors::Dtype;
 use serde_json::Value;
-use softlm::calibrate::{SiteStats, States, collect};
+use softlm::calibrate::{SiteStats, collect};
 use softlm::checkpoint::{Source, TensorFile};
+use softlm::forward::States;
 use softlm::linalg::Mat;
 use softlm::machine::StageClock;
 use softlm::method;
@@ -14,7 +15,7 @@ use softlm::model::{Linear, LinearId, LinearSpec, Model, Role};
 use softlm::pipeline::{Calibration, EvalText, compress_windows};
 use softlm::plan::AllocationRule;
 use softlm::recipe::{Options, StoredType};
-use softlm::report::{CorpusInfo, LinearReport, Report};
+use softlm::report::{CorpusInfo, Form, LinearReport, Report};
 use softlm::text::{self, Sampling, Windows};
 use std::path::Path;
 use tempfile::TempDir;
@@ -215,7 +216,7 @@ impl<'a> Run<'a> {
         assert_eq!(self.report.linears.len(), shapes.len());
         let (mut probe, mut error) = (0f64, 0f64);
         for (linear, (id, shape)) in self.report.linears.iter().zip(shapes) {
-            assert_eq!((&linear.id, serde_json::json!(linear.shape)), (id, shape.clone()), "{label}");
+            assert_eq!((&linear.id.to_string(), serde_json::json!(linear.shape)), (id, shape.clone()), "{label}");
             match self.expected()["ranks"].get(id) {
                 Some(Value::Null) => self.check_dense(linear),
                 Some(rank) => {
@@ -248,10 +249,10 @@ impl<'a> Run<'a> {
 
     fn check_factors(&self, linear: &LinearReport, rank: usize) -> f64 {
         let case = format!("{}: {}", self.label(), linear.id);
-        assert_eq!((linear.form.as_str(), linear.rank), ("low-rank", Some(rank)), "{case}");
+        assert_eq!((linear.form, linear.rank), (Form::LowRank, Some(rank)), "{case}");
         let (b, a) = self.factors(linear, rank);
         let image = b.matmul(&a.matmul(&column(&wave(1.0, linear.shape[1]))));
-        let probe = off(image.col(0), &self.golden.vector(&self.key(&linear.id)));
+        let probe = off(image.col(0), &self.golden.vector(&self.key(&linear.id.to_string())));
         assert!(probe < PROBE, "{case}: W' z is off by {probe:.1e}");
         probe
     }
@@ -259,7 +260,7 @@ impl<'a> Run<'a> {
     /// The output error on the calibration tokens and what it says about the kept energy.
     fn check_error(&self, linear: &LinearReport) -> f64 {
         let case = format!("{}: {}", self.label(), linear.id);
-        let expected = number(&self.expected()["error"][&linear.id]);
+        let expected = number(&self.expected()["error"][linear.id.to_string()]);
         let measured = relative(linear.heldout_error.expect("measured"), expected);
         assert!(measured < ENERGY, "{case}: the output error is off by {measured:.1e}");
         if ["whiten", "rom"].contains(&self.method) {
@@ -274,7 +275,7 @@ impl<'a> Run<'a> {
 
     fn check_dense(&self, linear: &LinearReport) {
         let case = format!("{}: {}", self.label(), linear.id);
-        assert_eq!((linear.form.as_str(), linear.rank), ("dense", None), "{case}");
+        assert_eq!((linear.form, linear.rank), (Form::Dense, None), "{case}");
         let name = format!("{}.weight", linear.name);
         let bytes = |model: &Model| model.source().bytes(&name).expect("stored").to_vec();
         assert_eq!(bytes(&self.dense), bytes(&self.output), "{case}");
@@ -283,13 +284,12 @@ impl<'a> Run<'a> {
     /// The kept channels are the reference's, and their weights the original's.
     fn check_pruned(&self, linear: &LinearReport) {
         let case = format!("{}: {}", self.label(), linear.id);
-        let id: LinearId = linear.id.parse().expect("a linear");
-        let kept = self.expected()["kept_channels"][id.block.to_string()].as_array().expect("channels");
+        let kept = self.expected()["kept_channels"][linear.id.block.to_string()].as_array().expect("channels");
         let kept: Vec<usize> = kept.iter().map(|i| i.as_u64().expect("a channel") as usize).collect();
         let [out, input] = linear.shape;
-        let down = id.role == Role::Down;
+        let down = linear.id.role == Role::Down;
         let shape = if down { [out, kept.len()] } else { [kept.len(), input] };
-        assert_eq!((linear.form.as_str(), linear.pruned_shape), ("pruned", Some(shape)), "{case}");
+        assert_eq!((linear.form, linear.pruned_shape), (Form::Pruned, Some(shape)), "{case}");
         let name = format!("{}.weight", linear.name);
         let whole = self.rows(&self.dense, &name, out, input);
         let expected: Vec<f32> = if down {
@@ -314,7 +314,7 @@ impl<'a> Run<'a> {
             let stats = collect(&block, &states, &nothing, &[site]).expect("statistics");
             for spec in self.dense.block_linears(1).filter(|spec| spec.site == site) {
                 let case = format!("{}: {}", self.label(), spec.id);
-                let linear = self.report.linears.iter().find(|l| l.id == spec.id.to_string()).expect("reported");
+                let linear = self.report.linears.iter().find(|l| l.id == spec.id).expect("reported");
                 let expected = self.golden.vector(&self.key(&format!("{}.energy", spec.id)));
                 let w = dense_weight(&self.dense, spec);
                 let energy = rom.decompose(&w, Some(&stats[&site])).expect("a decomposition").energy;

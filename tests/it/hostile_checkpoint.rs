@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device};
 use half::f16;
-use softlm::checkpoint::{Dtype, Source, TensorFile, write_tensors};
+use softlm::checkpoint::{Dtype, NamedTensor, Source, TensorFile, write_tensors};
 use softlm::error::UserError;
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +36,7 @@ fn sharded(index: &str, shards: &[(&str, &str)]) -> TempDir {
     let dir = folder();
     fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
     for (file, tensor) in shards {
-        let tensors = [(tensor.to_string(), Dtype::F32, vec![1], vec![0; 4])];
+        let tensors = [NamedTensor::f32(*tensor, [1], &[0.0])];
         write_tensors(&dir.path().join(file), &tensors, &BTreeMap::new()).unwrap();
     }
     dir
@@ -246,7 +246,7 @@ fn a_tensor_in_two_shards() {
         r#"{"weight_map":{"a":"s1.safetensors","b":"s2.safetensors"}}"#,
         &[("s1.safetensors", "a"), ("s2.safetensors", "b")],
     );
-    let tensors = ["a", "b"].map(|name| (name.to_string(), Dtype::F32, vec![1], vec![0; 4]));
+    let tensors = ["a", "b"].map(|name| NamedTensor::f32(name, [1], &[0.0]));
     write_tensors(&dir.path().join("s2.safetensors"), &tensors, &BTreeMap::new()).unwrap();
     assert_refused(dir.path(), &["tensor a is stored twice", "s1.safetensors", "s2.safetensors"]);
 }
@@ -278,8 +278,8 @@ fn an_index_that_is_no_index() {
 fn values(values: [f32; 4]) -> (TempDir, Source) {
     let dir = folder();
     let data = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
-    let ints = ("ids".to_string(), Dtype::I64, vec![2], vec![0; 16]);
-    let tensors = [("w".to_string(), Dtype::F16, vec![2, 2], data), ints];
+    let ints = NamedTensor::new("ids", Dtype::I64, [2], vec![0; 16]);
+    let tensors = [NamedTensor::new("w", Dtype::F16, [2, 2], data), ints];
     write_tensors(&dir.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
     let source = Source::open(dir.path()).unwrap();
     (dir, source)

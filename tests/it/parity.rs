@@ -124,14 +124,13 @@ fn gpt2_may_lack_its_prefix() {
     let file = TensorFile::open(&folder.join("model.safetensors")).expect("a checkpoint");
     let mut tensors: Vec<NamedTensor> = Vec::new();
     for name in file.names() {
-        let info = file.info(name).expect("listed");
         let bare = name.strip_prefix("transformer.").expect("every tensor has the prefix");
-        let bytes = file.bytes(name).expect("bytes").to_vec();
-        tensors.push((bare.to_string(), info.dtype, info.shape.clone(), bytes));
+        tensors.push(NamedTensor { name: bare.to_string(), ..file.read(name).expect("listed") });
     }
     // Such files also store the causal mask.
     let mask: Vec<u8> = (0..64 * 64).map(|i| u8::from(i % 64 <= i / 64)).collect();
-    tensors.extend((0..2).map(|i| (format!("h.{i}.attn.bias"), Dtype::U8, vec![1, 1, 64, 64], mask.clone())));
+    tensors
+        .extend((0..2).map(|i| NamedTensor::new(format!("h.{i}.attn.bias"), Dtype::U8, [1, 1, 64, 64], mask.clone())));
     let scratch = tempfile::tempdir().expect("a scratch folder");
     write_tensors(&scratch.path().join("model.safetensors"), &tensors, &BTreeMap::new()).expect("written");
     fs::copy(folder.join("config.json"), scratch.path().join("config.json")).expect("copied");

@@ -177,7 +177,7 @@ pub fn change_weights(folder: &Path, change: impl Fn(&mut BTreeMap<String, (Dtyp
     let mut all = tensors(&path);
     change(&mut all);
     let all: Vec<NamedTensor> =
-        all.into_iter().map(|(name, (dtype, shape, data))| (name, dtype, shape, data)).collect();
+        all.into_iter().map(|(name, (dtype, shape, data))| NamedTensor::new(name, dtype, shape, data)).collect();
     write_tensors(&path, &all, &BTreeMap::from([("format".to_string(), "pt".to_string())])).expect("written");
 }
 

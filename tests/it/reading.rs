@@ -132,12 +132,14 @@ pub fn wrapped(case: &Value, rename: impl Fn(&str) -> String) -> (TempDir, PathB
     let place = tempfile::tempdir().expect("a scratch folder");
     let text = golden("models").join(case["text"].as_str().expect("a name")).join("model.safetensors");
     let stored = |name: &str| rename(case["names"][name].as_str().expect("a name"));
-    let mut all: Vec<NamedTensor> =
-        tensors(&text).into_iter().map(|(name, (dtype, shape, data))| (stored(&name), dtype, shape, data)).collect();
+    let mut all: Vec<NamedTensor> = tensors(&text)
+        .into_iter()
+        .map(|(name, (dtype, shape, data))| NamedTensor::new(stored(&name), dtype, shape, data))
+        .collect();
     for (name, shape) in case["others"].as_object().expect("names") {
         let shape: Vec<usize> = serde_json::from_value(shape.clone()).expect("a shape");
         let bytes = vec![7; 4 * shape.iter().product::<usize>()];
-        all.push((rename(name), Dtype::F32, shape, bytes));
+        all.push(NamedTensor::new(rename(name), Dtype::F32, shape, bytes));
     }
     write_tensors(&place.path().join("model.safetensors"), &all, &BTreeMap::new()).expect("written");
     fs::write(place.path().join("config.json"), case["config"].to_string()).expect("written");

@@ -4,7 +4,7 @@
 use crate::program::{Place, copy_folder};
 use candle_core::Device;
 use serde_json::{Value, json};
-use softlm::checkpoint::{Dtype, NamedTensor, Source, write_tensors};
+use softlm::checkpoint::{NamedTensor, Source, write_tensors};
 use softlm::error::UserError;
 use softlm::eval::Modules;
 use softlm::model::Model;
@@ -40,8 +40,8 @@ fn build(case: &Value, folder: &Path) {
         let tensor = |(name, values): (&String, &Value)| -> NamedTensor {
             let rows = values.as_array().expect("rows");
             let shape = rows[0].as_array().map_or(vec![rows.len()], |row| vec![rows.len(), row.len()]);
-            let bytes = numbers(values).iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
-            (name.clone(), Dtype::F32, shape, bytes)
+            let values: Vec<f32> = numbers(values).iter().map(|&x| x as f32).collect();
+            NamedTensor::f32(name.clone(), shape, &values)
         };
         let tensors: Vec<NamedTensor> = tensors.as_object().expect("tensors").iter().map(tensor).collect();
         write_tensors(&folder.join(format!("{place}_Dense/model.safetensors")), &tensors, &BTreeMap::new())

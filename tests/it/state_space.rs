@@ -8,7 +8,7 @@ use softlm::machine::StageClock;
 use softlm::model::{Model, Role};
 use softlm::pipeline::{Calibration, compress_windows};
 use softlm::recipe::Options;
-use softlm::report::Report;
+use softlm::report::{Form, Report};
 use softlm::text::Sampling;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ fn every_method_runs_through_the_program() {
                 "{out}: {}",
                 report.allocation.keep_reached
             );
-            let linears: Vec<&str> = report.linears.iter().map(|linear| linear.id.as_str()).collect();
+            let linears: Vec<String> = report.linears.iter().map(|linear| linear.id.to_string()).collect();
             assert_eq!(linears, ["0.ssm.in", "0.ssm.out", "1.ssm.in", "1.ssm.out"], "{out}");
 
             let after = report.evaluation[0].after.perplexity.ppl;
@@ -75,7 +75,7 @@ fn every_method_runs_through_the_program() {
                 report.notes.iter().filter(|note| note.contains("state-space blocks do not have")).collect();
             assert_eq!(pruned.len(), usize::from(method == "lorap"), "{out}: {:?}", report.notes);
             if method == "lorap" {
-                assert!(report.linears.iter().all(|linear| linear.form == "low-rank"), "{out}");
+                assert!(report.linears.iter().all(|linear| linear.form == Form::LowRank), "{out}");
             }
         }
     }
@@ -126,7 +126,7 @@ fn small_linears_are_compressed_on_request() {
 
     let report = compress(all, &place.path("out"));
     assert_eq!(report.linears.len(), 8);
-    assert!(report.linears.iter().all(|linear| linear.form == "low-rank"), "{:?}", report.linears);
+    assert!(report.linears.iter().all(|linear| linear.form == Form::LowRank), "{:?}", report.linears);
     let stored = tensors(&place.path("out/model.safetensors"));
     // (15, 48) saves below rank 11.4, (48, 3) below 2.8.
     let rank = |name: &str| stored[&format!("backbone.layers.0.mixer.{name}.factor_a.weight")].1[0];

@@ -53,7 +53,7 @@ fn forge(place: &Place, folder: &str, index: usize, change: impl Fn(&mut Tensors
     let mut all = tensors(&path);
     change(&mut all);
     let all: Vec<NamedTensor> =
-        all.into_iter().map(|(name, (dtype, shape, data))| (name, dtype, shape, data)).collect();
+        all.into_iter().map(|(name, (dtype, shape, data))| NamedTensor::new(name, dtype, shape, data)).collect();
     write_sealed(&path, &all, &metadata).expect("written");
     let seal = TensorFile::open(&path).expect("a file").metadata()["sha256"].clone();
     change_json(place, &format!("{folder}/stats.json"), |json| json["checksums"][index] = json!(seal));

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use serde_json::json;
-use softlm::checkpoint::{Dtype, Source, write_tensors};
+use softlm::checkpoint::{Dtype, NamedTensor, Source, write_tensors};
 use softlm::model::{Verification, verify};
 use std::collections::BTreeMap;
 use std::fs;
@@ -78,7 +78,7 @@ impl Model {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
         let tensor = |(name, (dtype, shape, data)): (&String, &(Dtype, Vec<usize>, Vec<u8>))| {
-            (name.clone(), *dtype, shape.clone(), data.clone())
+            NamedTensor::new(name, *dtype, shape.clone(), data.clone())
         };
         let tensors: Vec<_> = self.tensors.iter().map(tensor).collect();
         write_tensors(&dir.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
@@ -307,7 +307,7 @@ fn an_index_that_does_not_add_up() {
     let demo = Source::demo();
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config.json"), "{}").unwrap();
-    let norm = |name: &str| (name.to_string(), Dtype::F32, vec![1], vec![0; 4]);
+    let norm = |name: &str| NamedTensor::f32(name, [1], &[0.0]);
     write_tensors(&dir.path().join("s.safetensors"), &[norm("a"), norm("b")], &BTreeMap::new()).unwrap();
     let problems = |index: serde_json::Value| {
         fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();

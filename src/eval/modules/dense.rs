@@ -1,11 +1,11 @@
 //! A linear layer behind the pooling.
 
 use super::LIST;
-use crate::checkpoint::Source;
+use crate::checkpoint::{Source, decode, is_float};
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::cpu::erf::erf_f64;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
 /// act(W x + b), plus what was before if it says so.
@@ -163,14 +163,10 @@ fn numbers(tensors: &SafeTensors, file: &str, name: &str, shape: &[usize]) -> Re
             "the file belongs to another model than the config.json beside it"
         );
     }
-    let data = tensor.data();
-    let found: Vec<f64> = match tensor.dtype() {
-        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
-        Dtype::F32 => data.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
-        Dtype::F16 => data.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f64()).collect(),
-        Dtype::BF16 => data.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f64()).collect(),
-        other => user_bail!("tensor {name} of {file} is stored as {other}"; "convert it to F32"),
-    };
+    if !is_float(tensor.dtype()) {
+        user_bail!("tensor {name} of {file} is stored as {}", tensor.dtype(); "convert it to F32");
+    }
+    let found: Vec<f64> = decode(tensor.dtype(), tensor.data());
     if found.iter().any(|x| !x.is_finite()) {
         user_bail!("tensor {name} of {file} holds values that are not finite"; "get a sound copy of the file");
     }

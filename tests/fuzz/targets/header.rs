@@ -63,11 +63,7 @@ fn run(input: &[u8], place: &Place) -> bool {
     }
     assert_eq!(8 + json_of(input).len() + data, file.size());
     if input.len() <= WRITTEN {
-        let tensor = |name: &&str| -> NamedTensor {
-            let info = file.info(name).expect("listed");
-            (name.to_string(), info.dtype, info.shape.to_vec(), file.bytes(name).expect("there").to_vec())
-        };
-        let mut tensors: Vec<NamedTensor> = names.iter().map(tensor).collect();
+        let mut tensors: Vec<NamedTensor> = names.iter().map(|name| file.read(name).expect("listed")).collect();
         let again = place.path().join("again");
         write_tensors(&again, &tensors, file.metadata()).expect("written");
         same(&TensorFile::open(&again).expect("what was written is read"), &tensors, file.metadata());
@@ -82,9 +78,8 @@ fn run(input: &[u8], place: &Place) -> bool {
 fn same(file: &TensorFile, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) {
     assert_eq!(file.metadata(), metadata);
     assert_eq!(file.names().count(), tensors.len());
-    for (name, dtype, shape, data) in tensors {
-        let info = file.info(name).expect("written");
-        assert_eq!((info.dtype, &info.shape[..], file.bytes(name).expect("there")), (*dtype, &shape[..], &data[..]));
+    for tensor in tensors {
+        assert_eq!(file.read(&tensor.name).expect("written"), *tensor);
     }
 }
 

@@ -166,11 +166,7 @@ fn seal(dir: &Path) {
     for (index, name) in BLOCKS.iter().enumerate() {
         let block = dir.join(name);
         let Ok(file) = TensorFile::open(&block) else { continue };
-        let tensor = |name: &str| {
-            let info = file.info(name).expect("listed");
-            (name.to_string(), info.dtype, info.shape.to_vec(), file.bytes(name).expect("there").to_vec())
-        };
-        let tensors: Vec<_> = file.names().map(tensor).collect();
+        let tensors: Vec<_> = file.names().map(|name| file.read(name).expect("listed")).collect();
         let mut marks = file.metadata().clone();
         marks.remove("sha256");
         marks.extend([("statistics".to_string(), id.clone()), ("block".to_string(), index.to_string())]);

@@ -1,7 +1,32 @@
-//! Errors of a decomposition on inputs it was not made from.
+//! What every method makes of a weight, and its error on inputs it was not made from.
 
-use super::Decomposition;
 use crate::linalg::Mat;
+
+/// W ≈ B A, cut to any rank: the first r columns of `b` (m, k) and rows of `a` (k, n).
+#[derive(Debug, Clone)]
+pub struct Decomposition {
+    /// Output factor, (m, k).
+    pub b: Mat,
+    /// Input factor, (k, n).
+    pub a: Mat,
+    /// The method's own squared objective per component, non-increasing. Dropping components r.. costs exactly their sum.
+    /// It goes on where the factors were cut, so that its sum stays the whole.
+    pub energy: Vec<f64>,
+    /// Something the user should know: a fallback taken, damping applied. Shown in the report.
+    pub note: Option<String>,
+}
+
+impl Decomposition {
+    /// k, the number of components that are there.
+    pub fn rank(&self) -> usize {
+        self.a.rows()
+    }
+
+    /// The objective after keeping `rank` components: the sum of the dropped energies.
+    pub fn loss(&self, rank: usize) -> f64 {
+        self.energy.iter().skip(rank).rev().sum()
+    }
+}
 
 /// Squared output error on held-out inputs, in full.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,20 +53,24 @@ pub fn heldout_curve(w: &Mat, parts: &Decomposition, x: &[f32], max_rank: usize)
     let n = w.cols();
     let tokens = x.len() / n.max(1);
     let x = Mat::from_f32_rows(tokens, n, x);
-    let rank = max_rank.min(parts.energy.len());
+    let rank = max_rank.min(parts.rank());
     let (b, a) = (parts.b.col_range(0..rank), parts.a.row_range(0..rank));
     let y = w.nt_matmul(&x);
     let z = a.nt_matmul(&x);
     let p = b.tn_matmul(&y);
-    let (bb, zz) = (b.tn_matmul(&b), z.nt_matmul(&z));
+    let columns = b.transpose();
+    let (bb, zz) = (columns.nt_matmul_symmetric(&columns), z.nt_matmul_symmetric(&z));
+    let mut cross = vec![0.0; rank];
+    for t in 0..tokens {
+        cross.iter_mut().zip(p.col(t).iter().zip(z.col(t))).for_each(|(sum, (p, z))| *sum += p * z);
+    }
     let total = y.frobenius().powi(2);
     let mut error = Vec::with_capacity(rank + 1);
     error.push(total);
     let mut current = total;
     for r in 0..rank {
-        let cross: f64 = (0..tokens).map(|t| p.get(r, t) * z.get(r, t)).sum();
-        let inner: f64 = (0..r).map(|i| bb.get(i, r) * zz.get(i, r)).sum();
-        current += -2.0 * cross + 2.0 * inner + bb.get(r, r) * zz.get(r, r);
+        let inner: f64 = bb.col(r)[..r].iter().zip(zz.col(r)).map(|(b, z)| b * z).sum();
+        current += -2.0 * cross[r] + 2.0 * inner + bb.get(r, r) * zz.get(r, r);
         error.push(current.max(0.0));
     }
     HeldoutCurve { total, error }

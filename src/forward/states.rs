@@ -1,0 +1,202 @@
+//! The hidden states of some sequences in front of one block.
+
+use super::each_block;
+use crate::memory;
+use crate::model::{Block, Model, Tap, with_numbers};
+use crate::progress::Progress;
+use crate::text::Padded;
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Tokens that go through a block at once.
+pub const BATCH_TOKENS: usize = 2048;
+/// Share of the memory that is free which states may take: one part in so many.
+const SHARE: u64 = 4;
+
+/// Batches of (sequences, t, hidden), f32. Those that find no room in memory lie on the disk.
+pub struct States {
+    batches: Vec<Batch>,
+    /// Bytes of states that may lie in memory.
+    room: usize,
+    disk: Option<File>,
+}
+
+struct Batch {
+    place: Place,
+    /// Tokens of each sequence, where they do not fill the batch.
+    lengths: Option<Vec<usize>>,
+}
+
+enum Place {
+    Memory(Tensor),
+    Disk { offset: u64, shape: Vec<usize>, device: Device },
+}
+
+impl States {
+    /// Embeds windows, all of the same length. No windows give no states.
+    pub fn embed<W: AsRef<[u32]>>(model: &Model, windows: &[W]) -> Result<Self> {
+        let room = memory::available().map_or(usize::MAX, |free| (free / SHARE) as usize);
+        Self::embed_within(model, windows, room)
+    }
+
+    /// [`embed`](Self::embed) with so many bytes of states in memory.
+    pub fn embed_within<W: AsRef<[u32]>>(model: &Model, windows: &[W], room: usize) -> Result<Self> {
+        let length = windows.first().map_or(1, |w| w.as_ref().len()).max(1);
+        let mut states = Self { batches: Vec::new(), room, disk: None };
+        for rows in windows.chunks((BATCH_TOKENS / length).max(1)) {
+            let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
+            states.push(model.embed(&rows)?, None)?;
+        }
+        Ok(states)
+    }
+
+    /// Embeds sequences that are padded to one length in every batch.
+    pub fn embed_padded<'p>(model: &Model, batches: impl IntoIterator<Item = &'p Padded>) -> Result<Self> {
+        let mut states = Self { batches: Vec::new(), room: usize::MAX, disk: None };
+        for padded in batches {
+            let slices = |rows: &'p [Vec<u32>]| rows.iter().map(Vec::as_slice).collect::<Vec<_>>();
+            let x = model.embed_typed(&slices(&padded.ids), Some(&slices(&padded.types)))?;
+            states.push(x, Some(padded.lengths.clone()))?;
+        }
+        Ok(states)
+    }
+
+    fn push(&mut self, x: Tensor, lengths: Option<Vec<usize>>) -> Result<()> {
+        let bytes = 4 * x.elem_count();
+        let used: usize = self.batches.iter().map(Batch::bytes_in_memory).sum();
+        let place = if used + bytes <= self.room { Place::Memory(x) } else { self.spill(&x)? };
+        self.batches.push(Batch { place, lengths });
+        Ok(())
+    }
+
+    /// Writes a new batch behind those that are on the disk.
+    fn spill(&mut self, x: &Tensor) -> Result<Place> {
+        let file = match &self.disk {
+            Some(file) => file,
+            None => self.disk.insert(memory::scratch_file()?),
+        };
+        let offset = file.metadata()?.len();
+        write(file, offset, x)?;
+        Ok(Place::Disk { offset, shape: x.dims().to_vec(), device: x.device().clone() })
+    }
+
+    /// Number of batches.
+    pub fn len(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Whether there are no sequences.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// Batch `index`, (sequences, t, hidden).
+    pub fn batch(&self, index: usize) -> Result<Tensor> {
+        match &self.batches[index].place {
+            Place::Memory(x) => Ok(x.clone()),
+            Place::Disk { offset, shape, device } => {
+                read(self.disk.as_ref().context("spilled states without a file")?, *offset, shape, device)
+            }
+        }
+    }
+
+    /// The batches, in the order of their sequences.
+    pub fn batches(&self) -> impl Iterator<Item = Result<Tensor>> {
+        (0..self.len()).map(|index| self.batch(index))
+    }
+
+    /// The same states again, all in memory.
+    pub fn copy(&self) -> Result<Self> {
+        let copy = |index: usize| {
+            let place = Place::Memory(self.batch(index)?);
+            Ok(Batch { place, lengths: self.batches[index].lengths.clone() })
+        };
+        let batches = (0..self.len()).map(copy).collect::<Result<_>>()?;
+        Ok(Self { batches, room: self.room, disk: None })
+    }
+
+    /// Shows what enters the sites of `block` to `tap`, which may stop each pass.
+    pub fn show(&self, block: &Block, tap: &mut dyn Tap) -> Result<()> {
+        for (x, batch) in self.batches().zip(&self.batches) {
+            block.forward_padded(&x?, batch.lengths.as_deref(), tap)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the states through `block`.
+    pub fn advance(&mut self, block: &Block) -> Result<()> {
+        self.advance_showing(block, &mut ())
+    }
+
+    /// Takes the states through `block` and shows what enters its sites to `tap`, which must not stop a pass.
+    pub fn advance_showing(&mut self, block: &Block, tap: &mut dyn Tap) -> Result<()> {
+        for index in 0..self.len() {
+            let x = self.batch(index)?;
+            let batch = &mut self.batches[index];
+            let y = block.forward_padded(&x, batch.lengths.as_deref(), tap)?;
+            let y = y.context("a forward pass was stopped although its result is needed")?;
+            match &mut batch.place {
+                Place::Memory(x) => *x = y,
+                Place::Disk { offset, .. } => {
+                    write(self.disk.as_ref().context("spilled states without a file")?, *offset, &y)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the states through all blocks. Steps `progress` by `steps` once per block.
+    pub fn finish(&mut self, model: &Model, steps: u64, progress: &dyn Progress) -> Result<()> {
+        each_block(model, |_, block| {
+            self.advance(&block)?;
+            progress.step(steps)
+        })
+    }
+}
+
+impl Batch {
+    fn bytes_in_memory(&self) -> usize {
+        match &self.place {
+            Place::Memory(x) => 4 * x.elem_count(),
+            Place::Disk { .. } => 0,
+        }
+    }
+}
+
+fn write(file: &File, offset: u64, x: &Tensor) -> Result<()> {
+    let bytes: Vec<u8> = with_numbers(x, |numbers| numbers.iter().flat_map(|x| x.to_le_bytes()).collect())?;
+    file.write_all_at(&bytes, offset).context("writing hidden states to a temporary file (TMPDIR says where)")
+}
+
+fn read(file: &File, offset: u64, shape: &[usize], device: &Device) -> Result<Tensor> {
+    let mut bytes = vec![0; 4 * shape.iter().product::<usize>()];
+    file.read_exact_at(&mut bytes, offset).context("reading hidden states back from a temporary file")?;
+    let numbers: Vec<f32> = bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+    Ok(Tensor::from_vec(numbers, shape, device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Source;
+
+    #[test]
+    fn states_on_the_disk_are_those_in_memory() {
+        let model = Model::load(Source::demo(), &Device::Cpu).unwrap();
+        let windows: Vec<Vec<u32>> = (0..7).map(|w| (0..640).map(|i| (i * 7 + w) % 100).collect()).collect();
+        let final_states = |room| {
+            let mut states = States::embed_within(&model, &windows, room).unwrap();
+            let on_disk = states.disk.is_some();
+            states.finish(&model, 1, &()).unwrap();
+            let all: Vec<Vec<f32>> =
+                states.batches().map(|x| x.unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect();
+            (on_disk, all)
+        };
+        let (memory, part) = (final_states(usize::MAX), final_states(4 * 3 * 640 * model.hidden()));
+        assert_eq!((memory.0, part.0), (false, true));
+        assert_eq!(memory.1.len(), 3);
+        assert!(memory.1 == part.1 && memory.1 == final_states(0).1);
+    }
+}
