@@ -2,17 +2,22 @@
 
 use super::block::FinishedBlock;
 use super::licence::licence;
+use super::prepare::Provenance;
+use super::shrink::Shrunk;
 use super::sizes::checkpoint_sizes;
-use super::{Run, Shrunk, allocate, looks_at_text};
+use super::statistics::looks_at_text;
+use super::{Run, allocate};
 use crate::checkpoint::{
     Entry, FORMAT, Origin, Section, Source, TensorFile, UNFINISHED_CONFIG, free_space, sync_folder, write_checkpoint,
     write_file,
 };
 use crate::eval::Fidelity;
 use crate::export;
+use crate::job::Copied;
 use crate::learn::HealReport;
+use crate::method::Inputs;
 use crate::model::LinearSpec;
-use crate::plan::{AllocationRule, Choice, Plan};
+use crate::plan::{Choice, Plan};
 use crate::report::{self, AllocationInfo, BeforeAfter, Cost, ModelInfo, Report, Size, Sizes, UnusedTensors};
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -22,17 +27,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Fails early when the disk cannot hold the work folder and the output.
-pub fn check_space(run: &Run) -> Result<()> {
+pub fn check_space(run: &Run, copied: u64) -> Result<()> {
     let (_, model_bytes) = checkpoint_sizes(run.model.source());
     let linears: u64 = run.model.linears().iter().map(|spec| spec.params() as u64).sum();
-    let survey = if run.recipe.allocation == AllocationRule::Global { 4 * linears } else { 0 };
+    let decompositions = if run.recipe.inputs == Inputs::Dense { 4 * linears } else { 0 };
     // Healed blocks, and for every factor its value, the best one and two moments.
     let healing = if run.recipe.heal > 0 { model_bytes + 16 * linears } else { 0 };
     // All components take at most twice the linears in f32; what is trained has a value, the best one and two moments.
     let trains = run.method.learned().zip(run.recipe.learn.as_ref()).map(|(learned, l)| learned.trains(&l.settings));
     let learning = trains.map_or(0, |trains| if trains.basis { 40 * linears } else { 8 * linears });
     // Compressed blocks and final weights are each smaller than the original.
-    let needed = (2 * model_bytes + survey + learning + healing).saturating_add(run.copied.bytes);
+    let needed = (2 * model_bytes + decompositions + learning + healing).saturating_add(copied);
     let dir = run.job.dir().to_path_buf();
     let free = free_space(&dir)?;
     if free < needed {
@@ -46,7 +51,7 @@ pub fn check_space(run: &Run) -> Result<()> {
 
 /// Writes the weights and the configuration into a fresh folder and returns it. It is no model yet: [`documents`] makes it
 /// one, when all else is there.
-pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
+pub fn weights(run: &Run, copied: &Copied, plan: &Plan) -> Result<PathBuf> {
     let dir = run.job.assembly()?;
     let source = run.model.source();
     let mut entries = Vec::new();
@@ -80,7 +85,7 @@ pub fn weights(run: &Run, plan: &Plan) -> Result<PathBuf> {
         let from = Origin::Source(name.to_string());
         entries.push(Entry { name: written.to_string(), dtype: info.dtype, shape: info.shape.clone(), from });
     }
-    let metadata = BTreeMap::from([("softlm_format".to_string(), FORMAT.to_string()), run.copied.mark()]);
+    let metadata = BTreeMap::from([("softlm_format".to_string(), FORMAT.to_string()), copied.mark()]);
     write_checkpoint(&dir, &entries, source, run.recipe.max_shard_bytes, &metadata, &mut |_| {})?;
     let config = export::output_config(&run.model, &entries, &widths(run, plan), section(run, plan));
     let config = serde_json::to_string_pretty(&config)?;
@@ -112,6 +117,7 @@ fn section(run: &Run, plan: &Plan) -> Section {
 /// Gathers the report.
 pub fn report(
     run: &Run,
+    provenance: Provenance,
     shrunk: Shrunk,
     healing: Option<HealReport>,
     output: &Source,
@@ -139,13 +145,13 @@ pub fn report(
             encoder: run.model.is_encoder().then(|| run.model.output()),
             revision: source.revision().map(str::to_string),
             kind: Some(source.kind()),
-            identity: run.identity.clone(),
+            identity: provenance.identity,
             licence: licence(source)?,
             sentence_transformers: source.side_file("modules.json")?.is_some(),
             unused_tensors: UnusedTensors::of(&run.model),
         },
         output: Some(output.identity()?),
-        fingerprint: Some(run.fingerprint.clone()),
+        fingerprint: Some(provenance.fingerprint),
         calibration: looks_at_text(run.recipe, run.method).then(|| run.calibration.report(run.recipe)),
         labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
         allocation: AllocationInfo {
@@ -167,7 +173,7 @@ pub fn report(
         machine: crate::machine::describe(&device_name(run.model.device())),
         cost,
         recipe: serde_json::to_value(run.recipe.to_options())?,
-        notes: notes(run),
+        notes: notes(run, provenance.remarks),
     })
 }
 
@@ -216,8 +222,7 @@ fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
     })
 }
 
-fn notes(run: &Run) -> Vec<String> {
-    let mut notes = run.remarks.clone();
+fn notes(run: &Run, mut notes: Vec<String>) -> Vec<String> {
     let calibration = &run.calibration;
     if let (Some(dir), Some(store)) = (&run.recipe.stats, &run.stats) {
         let texts = store.origin.texts.join("; ");
@@ -250,8 +255,8 @@ fn notes(run: &Run) -> Vec<String> {
 }
 
 /// Copies the source's other files and adds the loading code.
-pub fn side_files(run: &Run, dir: &Path) -> Result<()> {
-    run.copied.copy(run.model.source(), dir)?;
+pub fn side_files(run: &Run, copied: &Copied, dir: &Path) -> Result<()> {
+    copied.copy(run.model.source(), dir)?;
     let (name, code) = export::LOADING_CODE;
     write_file(&dir.join(name), code.as_bytes())
 }

@@ -1,6 +1,6 @@
 //! Labelled examples to train on.
 
-use super::encoders::usual_length;
+use super::quality::usual_length;
 use crate::eval::Classes;
 use crate::hub::HubOptions;
 use crate::learn::Labelled;

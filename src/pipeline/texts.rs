@@ -198,7 +198,7 @@ pub fn evaluation(
         (false, false) => USUAL_WINDOW,
     };
     // Embeddings are compared where no token is predicted.
-    let modules = if masked { Modules::default() } else { super::encoders::modules(model)? };
+    let modules = if masked { Modules::default() } else { super::quality::modules(model)? };
     let read = |spec: &String| -> Result<EvalText> {
         let corpus = text::load(spec, Split::Evaluation, hub)?;
         let most = protocol.max_windows.or(masked.then_some(MASKED.1));

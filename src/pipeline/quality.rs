@@ -1,11 +1,14 @@
-//! Encoders: which measure fits a model, and what its folder says about how its states are used.
+//! How good a model is: which measure fits it, and what its folder says about how its states are used.
 
+use super::ResultNotMeasured;
 use super::texts::EvalText;
 use crate::checkpoint::{SENTENCE_SETTINGS, Source};
 use crate::eval::{Evaluation, Fidelity, GlueProtocol, GlueResult, Modules, evaluate, evaluate_masked, fidelity, glue};
 use crate::hub::HubOptions;
+use crate::machine::StageClock;
 use crate::model::{Model, Output};
 use crate::progress::Progress;
+use crate::report::BeforeAfter;
 use crate::text::{self, Split};
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -45,6 +48,27 @@ pub fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &
             "compare its embeddings with --against MODEL, or measure a task with --glue"
         ),
     }
+}
+
+/// A compressed model and its original on every corpus, by the same protocol.
+pub(super) fn before_and_after(
+    original: &Model,
+    compressed: &Model,
+    texts: &[EvalText],
+    clock: &mut StageClock,
+    progress: &dyn Progress,
+) -> Result<(Vec<BeforeAfter>, Vec<Fidelity>)> {
+    clock.stage("evaluating", texts.iter().map(|text| steps(compressed, Some(original), text)).sum());
+    let (mut pairs, mut fidelities) = (Vec::new(), Vec::new());
+    for text in texts {
+        match measure(compressed, Some(original), text, progress).context(ResultNotMeasured)? {
+            Quality::Likelihood(after, before) => {
+                pairs.push(BeforeAfter { before: before.context("the original was not measured")?, after });
+            }
+            Quality::Embeddings(fidelity) => fidelities.push(fidelity),
+        }
+    }
+    Ok((pairs, fidelities))
 }
 
 /// Steps of progress that [`measure`] takes.

@@ -1,0 +1,52 @@
+//! What decides an output: an interrupted run is continued, and a finished output left alone, when it is the same.
+
+use super::statistics::of_another_text;
+use super::texts::{Calibration, EvalText};
+use crate::calibrate::StatsStore;
+use crate::checkpoint::{Identity, Source};
+use crate::hash::Sha256;
+use crate::recipe::Recipe;
+use crate::report::Report;
+use anyhow::Result;
+use std::path::Path;
+
+/// What has to be equal for two runs to produce the same weights: everything that is read.
+pub(super) fn fingerprint(
+    recipe: &Recipe,
+    identity: &Identity,
+    calibration: &Calibration,
+    stats: Option<&StatsStore>,
+) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(serde_json::to_string(recipe)?);
+    hash.update(identity.fingerprint());
+    for corpus in &calibration.corpora {
+        hash.update(&corpus.sha256);
+    }
+    if let Some(labels) = &calibration.labels {
+        hash.update(&labels.info.sha256);
+    }
+    if let Some(stats) = stats {
+        // Those of another text are read alone, and told by their content. Those of this text may be filled by this very run,
+        // and are what they are made from.
+        hash.update(if of_another_text(stats, calibration) { stats.fingerprint()? } else { stats.origin.id()? });
+    }
+    Ok(hash.hex())
+}
+
+/// The fingerprint of an output with its evaluation, which the weights do not depend on.
+pub(super) fn with_evaluation(fingerprint: &str, texts: &[EvalText]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(fingerprint);
+    texts.iter().for_each(|text| hash.update(&text.corpus.sha256));
+    hash.hex()
+}
+
+/// The report of a finished output with this fingerprint, if `output` is one and as it was written.
+pub(super) fn finished(output: &Path, fingerprint: &str) -> Option<Report> {
+    let source = Source::open(output).ok()?;
+    let report: Report = serde_json::from_slice(&source.side_file("report.json").ok()??).ok()?;
+    let same = report.fingerprint.as_deref() == Some(fingerprint);
+    (same && source.identity().ok() == report.output).then_some(report)
+}

@@ -1,0 +1,102 @@
+//! All that can be known, and refused, before any weight moves.
+
+use super::fingerprint::{fingerprint, finished, with_evaluation};
+use super::statistics::{open_stats, shows_text};
+use super::texts::{Calibration, EvalText};
+use super::{Run, allocate, assemble, check_numbers};
+use crate::checkpoint::Identity;
+use crate::job::{Copied, Job};
+use crate::method;
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::report::Report;
+use crate::user_bail;
+use anyhow::Result;
+use std::path::Path;
+
+/// Where a run comes from: what its report says beside what was done.
+pub struct Provenance {
+    /// Hashes of the model's files, as they were when the run began.
+    pub identity: Identity,
+    /// The files of the model that travel into the output.
+    pub copied: Copied,
+    /// Of everything that decides the output and its report.
+    pub fingerprint: String,
+    /// What a user should know of the model, and what makes the calibration doubtful.
+    pub remarks: Vec<String>,
+}
+
+/// What there is to do.
+pub enum Prepared<'a> {
+    /// Nothing: the same command has made the output already.
+    Finished(Box<Report>),
+    /// Everything, or what an interrupted run has left.
+    Run(Box<Run<'a>>, Provenance),
+}
+
+/// Checks model, text, budget, space and output, and opens the work folder.
+pub fn prepare<'a>(
+    recipe: &'a Recipe,
+    force: bool,
+    model: Model,
+    calibration: Calibration,
+    eval_texts: &[EvalText],
+    progress: &'a dyn Progress,
+) -> Result<Prepared<'a>> {
+    let method = method::by_name(&recipe.method)?;
+    // Shapes alone show whether the budget can be met.
+    allocate::by_shape(recipe, method, &model)?;
+    let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
+    let copied = Copied::of(model.source())?;
+    let identity = model.source().identity()?;
+    let stats =
+        recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe, progress)).transpose()?;
+    stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
+    let weights_fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref())?;
+    let fingerprint = with_evaluation(&weights_fingerprint, eval_texts);
+    if !force && let Some(report) = finished(&recipe.output, &fingerprint) {
+        Job::clean_up(&recipe.output, &weights_fingerprint)?;
+        progress.note(&format!(
+            "{} was already made by the same command: nothing was done (--force makes it again)",
+            recipe.output.display()
+        ));
+        return Ok(Prepared::Finished(Box::new(report)));
+    }
+    copied.announce_code(model.source(), progress);
+    if shows_text(recipe, method, &calibration, stats.as_ref()) {
+        let doubts = calibration.doubts(&model, recipe.calib_windows);
+        doubts.iter().for_each(|doubt| progress.warn(doubt));
+        remarks.extend(doubts);
+    }
+    if force {
+        spare_inputs(recipe, &model, &calibration)?;
+    }
+    let job = Job::open(&recipe.output, &weights_fingerprint, force)?;
+    let run = Run { recipe, method, model, calibration, stats, job, progress };
+    assemble::check_space(&run, copied.bytes)?;
+    run.check_healing()?;
+    if run.job.resumed() {
+        progress.note("continuing an interrupted run");
+        if !run.job.damaged().is_empty() {
+            progress.note(&format!("damaged work is done again: {}", run.job.damaged().join(", ")));
+        }
+    }
+    Ok(Prepared::Run(Box::new(run), Provenance { identity, copied, fingerprint, remarks }))
+}
+
+/// Replacing an output must not delete what the run reads.
+fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Result<()> {
+    let Ok(output) = recipe.output.canonicalize() else { return Ok(()) };
+    let texts = calibration.corpora.iter().map(|corpus| Path::new(&corpus.origin));
+    let labels = calibration.labels.iter().map(|labels| Path::new(&labels.info.origin));
+    for input in model.source().dir().into_iter().chain(recipe.stats.as_deref()).chain(texts).chain(labels) {
+        if input.canonicalize().is_ok_and(|path| path.starts_with(&output)) {
+            user_bail!(
+                "output {} holds {}, which this run reads: --force would delete it", recipe.output.display(), input.display();
+                "choose another -o"
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! The three steps of every method: decompose, plan, cut.
+
+use super::{Run, allocate};
+use crate::learn::SpectralReport;
+use crate::machine::StageClock;
+use crate::method::Inputs;
+use crate::model::LinearSpec;
+use crate::plan::{AllocationRule, Choice, Plan, largest_saving_rank};
+use anyhow::Result;
+
+/// What became of the linears, and how that was decided.
+pub(crate) struct Shrunk {
+    pub plan: Plan,
+    /// Cross-linear weights, where they were used.
+    pub weights: Option<Vec<f64>>,
+    /// What learning did, for a method that learns.
+    pub learning: Option<SpectralReport>,
+}
+
+impl Run<'_> {
+    /// Compresses every linear: decomposes, plans and cuts. A learned method trains in between, and what calibrates behind
+    /// compressed blocks does all three block by block.
+    pub(super) fn shrink(&self, clock: &mut StageClock) -> Result<Shrunk> {
+        let blocks = self.model.blocks() as u64;
+        if let Some((learned, options)) = self.method.learned().zip(self.recipe.learn.as_ref()) {
+            let (plan, report) = self.learn(learned, options, clock)?;
+            return Ok(Shrunk { plan, weights: None, learning: Some(report) });
+        }
+        let by_shape = match self.recipe.allocation {
+            AllocationRule::Global => None,
+            _ => Some(allocate::by_shape(self.recipe, self.method, &self.model)?),
+        };
+        // Channels are chosen by statistics, which no decomposition has.
+        let narrows = |plan: &Plan| plan.choices.iter().any(|(_, choice)| matches!(choice, Choice::Width(_)));
+        if let Some(plan) = &by_shape
+            && (self.recipe.inputs != Inputs::Dense || narrows(plan))
+        {
+            clock.stage("compressing", blocks);
+            self.compress_blocks(plan)?;
+            return Ok(Shrunk { plan: plan.clone(), weights: None, learning: None });
+        }
+        clock.stage("decomposing", blocks);
+        let stays =
+            |spec: &LinearSpec| by_shape.as_ref().is_some_and(|plan| plan.choice(spec.id) == Some(Choice::Dense));
+        let pays = |spec: &LinearSpec| (!stays(spec)).then(|| largest_saving_rank(spec.out, spec.input));
+        self.decompose(self.method, &pays)?;
+        let (plan, weights) = match by_shape {
+            Some(plan) => (plan, None),
+            None => {
+                let energies = self.energies()?;
+                let weights = self.weights(&energies, clock)?;
+                (allocate::by_energy(self, energies, &weights)?, Some(weights))
+            }
+        };
+        clock.stage("compressing", blocks);
+        self.cut_all(&plan)?;
+        Ok(Shrunk { plan, weights, learning: None })
+    }
+}
