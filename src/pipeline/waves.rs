@@ -4,6 +4,8 @@ use crate::linalg::on_one_thread;
 use crate::model::LinearSpec;
 use anyhow::Result;
 use rayon::prelude::*;
+use std::cmp::Reverse;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Memory that the decompositions of one wave may take together, by the estimate of [`bytes`]. A linear that needs more
 /// has a wave to itself.
@@ -26,11 +28,33 @@ pub fn in_waves<T: Sync, R: Send>(
             // Threads without a linear of their own help with the products of the others.
             results.extend(wave.par_iter().map(&work).collect::<Result<Vec<_>>>()?);
         } else {
-            let one = |item| on_one_thread(|| work(item));
-            results.extend(wave.par_iter().map(one).collect::<Result<Vec<_>>>()?);
+            results.extend(largest_first(wave, |item| bytes(spec(item)), |item| on_one_thread(|| work(item)))?);
         }
     }
     Ok(results)
+}
+
+/// `work` for every item on a thread of its own, the large ones first so that no thread is left with one at the end.
+fn largest_first<T: Sync, R: Send>(
+    items: &[T],
+    size: impl Fn(&T) -> usize,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|&i| Reverse(size(&items[i])));
+    let next = AtomicUsize::new(0);
+    let worker = |_| {
+        let mut done = Vec::new();
+        while let Some(&i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push((i, work(&items[i])?));
+        }
+        Ok(done)
+    };
+    let threads = rayon::current_num_threads().min(items.len());
+    let done = (0..threads).into_par_iter().with_max_len(1).map(worker).collect::<Result<Vec<_>>>()?;
+    let mut done: Vec<(usize, R)> = done.into_iter().flatten().collect();
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
 /// Lengths of the waves.

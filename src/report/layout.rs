@@ -1,17 +1,15 @@
 //! Text in columns: widths, alignment, wrapping, emphasis.
 
+use std::borrow::Cow;
+use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Columns that are left for the text beside a wide label.
+const NARROWEST: usize = 16;
+
 /// Columns a text takes on a terminal. East Asian wide characters and pictographs take two.
 pub fn width(text: &str) -> usize {
-    text.chars().map(char_width).sum()
-}
-
-fn char_width(c: char) -> usize {
-    match u32::from(c) {
-        0x0300..=0x036F | 0x200B..=0x200F | 0xFE00..=0xFE0F => 0,
-        0x1100..=0x115F | 0x2E80..=0xA4CF | 0xAC00..=0xD7A3 | 0xF900..=0xFAFF | 0xFE30..=0xFE6F | 0xFF00..=0xFF60 => 2,
-        0x1F300..=0x1FAFF | 0x20000..=0x3FFFD => 2,
-        _ => 1,
-    }
+    text.width()
 }
 
 /// `text` in at most `limit` columns: the middle gives way to `…`, since names differ at both ends.
@@ -24,7 +22,7 @@ pub fn fit(text: &str, limit: usize) -> String {
         let mut used = 0;
         chars
             .take_while(|&c| {
-                used += char_width(c);
+                used += c.width().unwrap_or(0);
                 used <= room
             })
             .collect::<Vec<char>>()
@@ -37,62 +35,18 @@ pub fn fit(text: &str, limit: usize) -> String {
 /// Lines of at most `limit` columns, the first after `first`, the others indented to the same column. Words longer
 /// than a line are cut.
 pub fn wrap(first: &str, text: &str, limit: usize) -> Vec<String> {
-    let indent = width(first);
-    let room = limit.saturating_sub(indent).max(16);
-    let mut lines = vec![first.to_string()];
-    let mut used = 0;
-    for word in text.split_whitespace() {
-        let mut rest = word;
-        while !rest.is_empty() {
-            let space = usize::from(used > 0);
-            if let Some(width) = width_within(rest, room.saturating_sub(used + space)) {
-                push(&mut lines, space, rest);
-                used += space + width;
-                break;
-            }
-            if used > 0 {
-                lines.push(" ".repeat(indent));
-                used = 0;
-                continue;
-            }
-            let cut = cut_at(rest, room);
-            push(&mut lines, 0, &rest[..cut]);
-            rest = &rest[cut..];
-            used = room;
-        }
+    let indent = " ".repeat(width(first));
+    let options = Options::new(limit.max(indent.len() + NARROWEST))
+        .initial_indent(first)
+        .subsequent_indent(&indent)
+        .wrap_algorithm(WrapAlgorithm::FirstFit)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if words.is_empty() {
+        return vec![first.to_string()];
     }
-    lines
-}
-
-fn push(lines: &mut [String], space: usize, word: &str) {
-    if let Some(line) = lines.last_mut() {
-        line.push_str(&" ".repeat(space));
-        line.push_str(word);
-    }
-}
-
-/// The width of a text, unless it is more than `room`: a long one is looked at no further.
-fn width_within(text: &str, room: usize) -> Option<usize> {
-    let mut used = 0;
-    for c in text.chars() {
-        used += char_width(c);
-        if used > room {
-            return None;
-        }
-    }
-    Some(used)
-}
-
-/// Byte index of the first character that no longer fits into `room` columns; at least one character fits.
-fn cut_at(text: &str, room: usize) -> usize {
-    let mut used = 0;
-    for (at, c) in text.char_indices() {
-        used += char_width(c);
-        if used > room && at > 0 {
-            return at;
-        }
-    }
-    text.len()
+    textwrap::wrap(&words.join(" "), options).into_iter().map(Cow::into_owned).collect()
 }
 
 /// Columns are no wider: a cell that is pushes what stands behind it aside, in its own row alone.

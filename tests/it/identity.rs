@@ -237,7 +237,7 @@ fn a_run_goes_on_with_the_statistics_it_began_with() {
     place.run(&format!("calibrate demo {text} -o stats")).fine();
     let line = format!("compress demo --method soco --steps 20 --batch 2 --ppl none {text} --stats stats -o out");
     let mut child = place.command(&line).spawn().expect("the program starts");
-    place.wait_for("out.softlm-work/basis-00000.safetensors");
+    place.wait_for("out.softlm-work/decompositions-00000.safetensors");
     child.kill().expect("killed");
     child.wait().expect("a child");
     fs::remove_dir_all(place.path("stats")).expect("removed");

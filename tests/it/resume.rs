@@ -209,16 +209,21 @@ fn a_damaged_work_file_is_made_again() {
     let line = "compress demo --method whiten --keep 0.6 --calib-windows 8 --window 256 --ppl none";
     place.run(&format!("{line} -o undisturbed")).fine();
     let line = format!("{line} -o out");
-    let survey = "out.softlm-work/survey-00000.safetensors";
+    let decompositions = "out.softlm-work/decompositions-00000.safetensors";
     for (round, length) in [0, 5, 1000, 20_000].into_iter().enumerate() {
         let mut child = place.command(&line).spawn().expect("the program starts");
-        place.wait_for(survey);
+        place.wait_for(decompositions);
         child.kill().expect("killed");
         child.wait().expect("a child");
-        fs::OpenOptions::new().write(true).open(place.path(survey)).expect("a file").set_len(length).expect("cut");
+        fs::OpenOptions::new()
+            .write(true)
+            .open(place.path(decompositions))
+            .expect("a file")
+            .set_len(length)
+            .expect("cut");
         let said = place.run(&line).fine();
         assert!(
-            said.stderr.contains("damaged work is done again: survey-00000.safetensors"),
+            said.stderr.contains("damaged work is done again: decompositions-00000.safetensors"),
             "{round}: {}",
             said.stderr
         );

@@ -257,7 +257,7 @@ fn work_goes_on_with_the_statistics_it_began_with() {
     let place = collected();
     let line = format!("compress demo --method soco --steps 400 --ppl none {TEXT} --seed 1 --stats stats -o out");
     let mut child = place.command(&line).spawn().expect("the program starts");
-    place.wait_for("out.softlm-work/basis-00000.safetensors");
+    place.wait_for("out.softlm-work/decompositions-00000.safetensors");
     child.kill().expect("killed");
     child.wait().expect("a child");
     // Of the same text, but with other numbers.
