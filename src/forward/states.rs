@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn states_on_the_disk_are_those_in_memory() {
         let model = Model::load(Source::demo(), &Device::Cpu).unwrap();
-        let windows: Vec<Vec<u32>> = (0..7).map(|w| (0..640).map(|i| (i * 7 + w) % 100).collect()).collect();
+        let windows: Vec<Vec<u32>> = (0..10).map(|w| (0..500).map(|i| (i * 7 + w) % 100).collect()).collect();
         let final_states = |room| {
             let mut states = States::embed_within(&model, &windows, room).unwrap();
             let on_disk = states.disk.is_some();
@@ -194,7 +194,7 @@ mod tests {
                 states.batches().map(|x| x.unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect();
             (on_disk, all)
         };
-        let (memory, part) = (final_states(usize::MAX), final_states(4 * 3 * 640 * model.hidden()));
+        let (memory, part) = (final_states(usize::MAX), final_states(4 * 4 * 500 * model.hidden()));
         assert_eq!((memory.0, part.0), (false, true));
         assert_eq!(memory.1.len(), 3);
         assert!(memory.1 == part.1 && memory.1 == final_states(0).1);
