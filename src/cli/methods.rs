@@ -16,8 +16,7 @@ impl Methods {
     pub fn run(self) -> Result<Outcome> {
         match self.name {
             Some(name) => {
-                let card = method::by_name(&name)?.card();
-                print_result(&format!("{}\n## Citation\n\n{}\n", card.doc, card.citation))?;
+                print_result(&method::page(method::by_name(&name)?))?;
             }
             None => {
                 let rows = method::METHODS.iter().map(|m| {

@@ -18,11 +18,13 @@ mod values;
 mod verify;
 
 use crate::hub::HubOptions;
+use crate::method::{flag, variable};
 use crate::progress::Progress;
+use crate::recipe::SIZES;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use errors::{EXIT_CHECK, EXIT_OK, exit_code};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,13 +33,6 @@ use values::switch;
 
 /// No machine has more cores; the system may refuse more threads.
 const MAX_THREADS: usize = 1024;
-/// The ways to ask for a size, as flag and variable.
-const SIZES: [(&str, &str); 4] = [
-    ("--keep", "SOFTLM_KEEP"),
-    ("--target-params", "SOFTLM_TARGET_PARAMS"),
-    ("--target-bytes", "SOFTLM_TARGET_BYTES"),
-    ("--block-keep", "SOFTLM_BLOCK_KEEP"),
-];
 
 /// Makes language models smaller by low-rank methods, and proves how good they still are.
 #[derive(Parser)]
@@ -62,25 +57,34 @@ Exit codes: 0 fine, 1 a requested check failed, 2 error, 130 interrupted (run ag
 #[derive(Args)]
 struct Global {
     /// Worker threads; the result is the same for any number [default: all cores]
-    #[arg(long, global = true, env = "SOFTLM_THREADS", help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_THREADS", hide_env = true, help_heading = "Global")]
     threads: Option<usize>,
     /// Where to compute: cpu, cuda or cuda:N
-    #[arg(long, global = true, env = "SOFTLM_DEVICE", default_value = "cpu", help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_DEVICE", hide_env = true, default_value = "cpu", help_heading = "Global")]
     device: String,
     /// Use nothing from the network that is not already in the cache
-    #[arg(long, global = true, env = "SOFTLM_OFFLINE", value_parser = switch(), help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_OFFLINE", hide_env = true, value_parser = switch(), help_heading = "Global")]
     offline: bool,
     /// Branch, tag or commit of a model on the hub
-    #[arg(long, global = true, env = "SOFTLM_REVISION", help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_REVISION", hide_env = true, help_heading = "Global")]
     revision: Option<String>,
-    /// How progress is shown on stderr
-    #[arg(long, global = true, env = "SOFTLM_PROGRESS", default_value = "auto", help_heading = "Global")]
+    /// How progress is shown on stderr: auto, bar, plain, json, none
+    #[arg(
+        long,
+        global = true,
+        env = "SOFTLM_PROGRESS",
+        hide_env = true,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "MODE",
+        help_heading = "Global"
+    )]
     progress: ProgressMode,
     /// No progress and no notes
-    #[arg(short, long, global = true, env = "SOFTLM_QUIET", value_parser = switch(), help_heading = "Global")]
+    #[arg(short, long, global = true, env = "SOFTLM_QUIET", hide_env = true, value_parser = switch(), help_heading = "Global")]
     quiet: bool,
     /// More detail
-    #[arg(short, long, global = true, env = "SOFTLM_VERBOSE", value_parser = switch(), help_heading = "Global")]
+    #[arg(short, long, global = true, env = "SOFTLM_VERBOSE", hide_env = true, value_parser = switch(), help_heading = "Global")]
     verbose: bool,
 }
 
@@ -122,7 +126,7 @@ enum Outcome {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     settle_environment();
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let threads = set_threads(cli.global.threads);
     let ui = Arc::new(Ui::new(UiOptions {
         progress: cli.global.progress,
@@ -162,14 +166,22 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     }
 }
 
+/// The command line. `-h` leaves out what is rarely needed, `--help` shows it in the same short form.
+fn command() -> clap::Command {
+    let short = std::env::args_os().any(|arg| arg == "-h");
+    Cli::command().mut_subcommand("compress", |compress| {
+        compress.mut_args(|arg| if short { arg } else { arg.hide_short_help(false) })
+    })
+}
+
 /// Makes the environment mean what people expect: an empty variable is one that is not set, and a size asked for by
 /// flag silences the sizes of the environment, which are other ways to ask.
 fn settle_environment() {
     let asks_for = |flag: &str| std::env::args_os().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
-    let by_flag = SIZES.iter().any(|(flag, _)| asks_for(flag));
+    let by_flag = SIZES.iter().any(|key| asks_for(&flag(key)));
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SOFTLM_"));
     let dropped =
-        ours.filter(|(name, value)| value.is_empty() || by_flag && SIZES.iter().any(|(_, size)| name == size));
+        ours.filter(|(name, value)| value.is_empty() || by_flag && SIZES.iter().any(|key| *name == *variable(key)));
     for (name, _) in dropped.collect::<Vec<_>>() {
         // SAFETY: nothing else runs yet: this is the first thing the process does.
         unsafe { std::env::remove_var(name) };

@@ -236,14 +236,7 @@ impl<'a> Training<'a> {
 
     fn phase(&self, step: usize) -> Phase {
         let at = step as f64 / self.report.steps.max(1) as f64;
-        let options = &self.job.options;
-        if !self.job.method.refines() || at < options.explore {
-            Phase::Explore
-        } else if at < options.explore + options.refine {
-            Phase::Refine
-        } else {
-            Phase::Sparsify
-        }
+        self.job.method.phase_at(&[self.job.options.explore, self.job.options.refine], at)
     }
 
     /// What learning rates are multiplied with. The last phase on a final cut is a run of its own.

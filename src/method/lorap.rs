@@ -1,5 +1,6 @@
 //! LoRAP: low-rank attention, pruned feed-forward layers.
 
+use super::option::{DefaultValue, Domain, MethodOption};
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, awsvd, required};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
@@ -36,7 +37,7 @@ Li, Tang and Zhang, *LoRAP: Transformer Sub-Layers Deserve Differentiated Struct
 Models*, ICML 2024, arXiv 2404.09695.
 
 Attention matrices are close to low rank, feed-forward matrices are not. So q, k, v, o are factorised by activation-
-weighted SVD (`softlm methods awsvd`), with ρ = 3 times as many parameters left in v, o as in q, k:
+weighted SVD (`softlm methods awsvd`), with ρ times as many parameters left in v, o as in q, k:
 
     k_att = keep h / 2        q, k: 2 k_att / (1 + ρ)        v, o: 2 ρ k_att / (1 + ρ), dense from h / 2 on
 
@@ -69,6 +70,15 @@ Departures:
 - No LoRA recovery.
 ";
 
+/// ρ: parameters kept in v and o per parameter kept in q and k.
+pub static RHO: MethodOption = MethodOption::new(
+    "rho",
+    Domain::POSITIVE,
+    DefaultValue::Fixed("3"),
+    "parameters kept in v and o per parameter kept in q and k",
+)
+.symbol("ρ");
+
 /// Weighted SVD for what is factorised. Which channels the feed-forward layer keeps is [`ffn_keep`]'s.
 pub struct Lorap;
 
@@ -87,6 +97,11 @@ impl Method for Lorap {
 
     fn allocation(&self) -> AllocationRule {
         AllocationRule::Lorap
+    }
+
+    fn options(&self) -> &'static [&'static MethodOption] {
+        static OPTIONS: &[&MethodOption] = &[&RHO];
+        OPTIONS
     }
 
     fn prunes_channels(&self) -> bool {

@@ -6,7 +6,9 @@
 mod awsvd;
 mod decomposition;
 mod lorap;
+mod option;
 mod output_pca;
+mod page;
 mod rom;
 mod soco;
 mod soft;
@@ -16,11 +18,15 @@ mod whiten;
 
 pub use awsvd::input_scales;
 pub use decomposition::{Decomposition, HeldoutCurve, heldout_curve};
-pub use lorap::ffn_keep;
+pub use lorap::{RHO, ffn_keep};
+pub use option::{
+    DefaultValue, Domain, MethodOption, OptionValues, RunFacts, all_options, flag, value_of, variable, words,
+};
+pub use page::page;
 pub use soft::soft_gate;
 pub use spectral::{
-    Basis, Controlled, LastPhase, Pace, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Unit, Worth,
-    ratios,
+    Basis, Controlled, LastPhase, Pace, Phase, PhaseSpec, Pressure, ScoreMap, Share, Spectral, SpectralSettings,
+    Trains, Unit, Worth, ratios,
 };
 
 use crate::calibrate::SiteStats;
@@ -86,7 +92,7 @@ pub struct MethodCard {
     pub paper: &'static str,
     /// How the paper is cited: a BibTeX entry.
     pub citation: &'static str,
-    /// The method's own documentation, Markdown.
+    /// Equations, symbols and departures from the paper, Markdown. [`page`] adds what follows from declarations.
     pub doc: &'static str,
 }
 
@@ -101,6 +107,10 @@ pub trait Method: Sync {
     /// How the method shares a budget out unless told otherwise.
     fn allocation(&self) -> AllocationRule {
         AllocationRule::Even
+    }
+    /// The options that the method has beside those of every run, each after those that its default depends on.
+    fn options(&self) -> &'static [&'static MethodOption] {
+        &[]
     }
     /// Whether feed-forward layers lose channels instead of rank.
     fn prunes_channels(&self) -> bool {

@@ -1,6 +1,10 @@
 //! SoCo: importance scores learned on the singular spectrum.
 
-use super::spectral::{Controlled, LastPhase, Phase, Pressure, ScoreMap, Spectral, SpectralSettings, Trains, Worth};
+use super::option::{DefaultValue, Domain, MethodOption, words};
+use super::spectral::{
+    BASIS, BATCH, Controlled, LastPhase, Phase, PhaseSpec, Pressure, STEPS, ScoreMap, Share, Spectral,
+    SpectralSettings, TOKENS, Trains, UNIT, Worth, learned,
+};
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
@@ -41,42 +45,114 @@ const DOC: &str = r"
 | S, s | importance scores, 1 at the start; above 1 they amplify | (k) |
 | θ | what is trained in their place, 0 at the start | (k) |
 | d | output deviation, trained, 0 at the start; stored as a bias and counted in the budget | (m) |
-| z, τ | what counts as kept; τ = 0.5 | (k) |
+| z, τ | what counts as kept, and above which score | (k) |
 
-One continuous run in three phases:
-
-| phase | gates | loss |
-|---|---|---|
-| exploration | s | KL(original ‖ compressed) + l1 · max(0, ratio − keep) |
-| refinement | s | the same; below the budget the second term is off and what was dropped too early comes back |
-| sparsification | s ∘ z, gradients pass z as if it were s | the same + l2 · mean of s over the components with s ≤ τ |
-| the same with `--last-phase cut` | s of the final cut, 1 and d = 0 at its start; 0 elsewhere | KL(original ‖ compressed) |
-
-Then the components that are worth most per parameter are kept, over all linears, as many as the budget pays for and
-whatever their place in the spectrum; their scores and Σ are folded into two factors. A linear for which that is better,
-or whose rank reaches m n / (m + n), is put together again and stored dense.
+After three phases of one continuous run the components that are worth most per parameter are kept, over all linears, as
+many as the budget pays for and whatever their place in the spectrum; their scores and Σ are folded into two factors. A
+linear for which that is better, or whose rank reaches m n / (m + n), is put together again and stored dense.
 
 The published parts are the form of W', the scores above 1, the deviation, the three phases and the roles of the losses.
 Formulas and constants are our reading. In particular:
 - The ratio's gradient counts m + n for every component (as if z were s), also where the dense form bounds the ratio:
   otherwise a matrix above break-even would feel no pressure.
-- `--last-phase cut` takes from the first two phases what is worth keeping and nothing else: scores on their way down are
+- In refinement the second term of the loss is off below the budget, and what was dropped too early comes back.
+- `last_phase = cut` takes from the first two phases what is worth keeping and nothing else: scores on their way down are
   no gates to cut with. Now and then the model is cut by what its components are worth, the survivors with scores of 1, and
   judged on held-out windows. The last phase makes the best of these cuts final and amplifies its survivors to make up for
-  what is gone. `--last-phase sparsity` is that of the table.
+  what is gone. `last_phase = sparsity` is the published one: gradients pass z as if it were s.
 - l1 is three times what the budget costs a model that is not trained: held-out loss per share of the linears' parameters
-  given up, when all are cut alike (`--pressure` sets l1 itself). A component whose loss costs more than its parameters
+  given up, when all are cut alike (`pressure` sets l1 itself). A component whose loss costs more than its parameters
   times l1 stays, a weaker one goes.
-- `--basis whitened` takes the components of the outputs on the calibration text in place of the weight's own; see the
-  recipe in configs/ for what each achieves.
-- `--worth energy`: what a component is worth in the end is its size after scoring, (s σ)², with σ in a unit that makes
-  linears comparable (`softlm methods soft`); `--worth score` is the score alone.
+- The `basis` may be that of the outputs; see the recipe in configs/ for what each achieves.
+- With `worth = energy` a component is worth (s σ)² in the end, with σ in a `unit` that makes linears comparable.
 - The paper trains scores and d only. `--heal STEPS` trains the factors themselves in a last part of the run, which
   is more than the paper does.
 ";
 
 /// l1 in units of what the budget costs: enough for the size to get to it.
 const PRICES: f64 = 3.0;
+
+// Scores must not jump in the last phase, which is what a short run is good for: the rate does not grow as that of `soft`.
+static LR: MethodOption = learned("lr", Domain::POSITIVE, DefaultValue::Fixed("0.1"), "learning rate of θ");
+static PRESSURE: MethodOption =
+    learned("pressure", Domain::POSITIVE, DefaultValue::Absent("3 × what the budget costs"), "pressure on the size")
+        .symbol("l1");
+// What served best on small models (README, "How good").
+static EXPLORE: MethodOption = learned(
+    "explore",
+    Domain::NOT_NEGATIVE,
+    DefaultValue::Fixed("0.25"),
+    "share of the steps in which the size falls to the budget",
+);
+static REFINE: MethodOption = learned(
+    "refine",
+    Domain::NOT_NEGATIVE,
+    DefaultValue::Fixed("0.25"),
+    "share of the steps in which the size oscillates around the budget",
+);
+static SCORE_MAP: MethodOption =
+    learned("score_map", Domain::OneOf(words::<ScoreMap>), DefaultValue::Fixed("sigmoid"), "score s of θ").symbol("s");
+static CUT: MethodOption =
+    learned("cut", Domain::BELOW_ONE, DefaultValue::Fixed("0.3"), "score above which a component counts as kept")
+        .symbol("τ");
+static WORTH: MethodOption = learned(
+    "worth",
+    Domain::OneOf(words::<Worth>),
+    DefaultValue::Fixed("energy"),
+    "what decides which components stay",
+);
+static LAST_PHASE: MethodOption =
+    learned("last_phase", Domain::OneOf(words::<LastPhase>), DefaultValue::Fixed("cut"), "what the last phase trains");
+static SPARSITY: MethodOption = learned(
+    "sparsity",
+    Domain::NOT_NEGATIVE,
+    DefaultValue::Fixed("0.1"),
+    "weight of the sparsity term of `last_phase = sparsity`",
+)
+.symbol("l2");
+static DEVIATION: MethodOption =
+    learned("deviation", Domain::Switch, DefaultValue::Fixed("true"), "train d, an output deviation per linear")
+        .symbol("d");
+static DEVIATION_LR: MethodOption =
+    learned("deviation_lr", Domain::POSITIVE, DefaultValue::Fixed("0.001"), "learning rate of d");
+static OPTIONS: &[&MethodOption] = &[
+    &BATCH,
+    &TOKENS,
+    &STEPS,
+    &LR,
+    &BASIS,
+    &UNIT,
+    &PRESSURE,
+    &EXPLORE,
+    &REFINE,
+    &SCORE_MAP,
+    &CUT,
+    &WORTH,
+    &LAST_PHASE,
+    &SPARSITY,
+    &DEVIATION,
+    &DEVIATION_LR,
+];
+
+const LOSS: &str = "KL(original ‖ compressed) + l1 · max(0, ratio − keep)";
+static PHASES: &[PhaseSpec] = &[
+    PhaseSpec { name: "exploration", phase: Phase::Explore, share: Share::Of(&EXPLORE), gates: "s", loss: LOSS },
+    PhaseSpec { name: "refinement", phase: Phase::Refine, share: Share::Of(&REFINE), gates: "s", loss: LOSS },
+    PhaseSpec {
+        name: "last_phase = cut",
+        phase: Phase::Sparsify,
+        share: Share::Rest,
+        gates: "s of the final cut, from s = 1 and d = 0; 0 elsewhere",
+        loss: "KL(original ‖ compressed)",
+    },
+    PhaseSpec {
+        name: "last_phase = sparsity",
+        phase: Phase::Sparsify,
+        share: Share::Rest,
+        gates: "s ∘ z",
+        loss: "that of refinement + l2 · mean of s over s ≤ τ",
+    },
+];
 
 /// Learned importance scores.
 pub struct Soco;
@@ -96,6 +172,10 @@ impl Method for Soco {
 
     fn allocation(&self) -> AllocationRule {
         AllocationRule::Learned
+    }
+
+    fn options(&self) -> &'static [&'static MethodOption] {
+        OPTIONS
     }
 
     fn learned(&self) -> Option<&'static dyn Spectral> {
@@ -144,12 +224,8 @@ impl Spectral for Soco {
         Trains { basis: false, spectrum: false, deviation: settings.deviation }
     }
 
-    fn refines(&self) -> bool {
-        true
-    }
-
-    fn heals(&self) -> bool {
-        false
+    fn phases(&self) -> &'static [PhaseSpec] {
+        PHASES
     }
 
     fn ends_on_a_cut(&self, settings: &SpectralSettings) -> bool {

@@ -1,12 +1,17 @@
 //! SoftLMs: ranks learned by a trainable soft threshold on each spectrum.
 
-use super::spectral::{Controlled, Pace, Phase, Pressure, Spectral, SpectralSettings, Trains};
+use super::option::{DefaultValue, Domain, MethodOption, OptionValues, RunFacts, words};
+use super::spectral::{
+    BASIS, BATCH, Controlled, Pace, Phase, PhaseSpec, Pressure, STEPS, Share, Spectral, SpectralSettings, TOKENS,
+    Trains, UNIT, learned,
+};
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
 use crate::plan::AllocationRule;
 use anyhow::Result;
 use candle_core::Tensor;
+use toml::Value;
 
 static CARD: MethodCard = MethodCard {
     name: "soft",
@@ -34,37 +39,92 @@ Mechanism*, arXiv 2411.10543.
     W = U Σ Vᵀ        W' = U diag(T(σ; α)) Vᵀ
     T(σ; α) = σ tanh(s (σ − α))  for σ > α,   0 otherwise
     dT/dσ = t + s σ (1 − t²)        dT/dα = − s σ (1 − t²)        t = tanh(s (σ − α))
-    loss = KL(original ‖ compressed) + λ Σ_l exp(−α_l)
 
 | symbol | meaning | shape |
 |---|---|---|
 | W | weight of the linear, y = W x | (m, n) |
 | U, Σ, V | its components, trained | (m, k), (k), (n, k), k = min(m, n) |
 | α | threshold of the linear, trained, 0 at the start | (1) |
-| s | sharpness, 50: values within about 3/s above α are damped | |
+| s | sharpness: values within about 3/s above α are damped | |
 | λ | pressure on the thresholds | |
 
-1. U, σ, V and α are trained. The second term raises the thresholds, the first holds them back where components matter.
-2. When the budget is met the thresholds are frozen, what lies below them is dropped, T(σ; α) is folded into the factors.
-   A linear whose rank reaches m n / (m + n) is put together again and stored dense.
-3. The factors are trained on by the first term alone (`--heal`, by default as many steps as before).
+U, σ, V and α are trained: the second term of the loss raises the thresholds, the first holds them back where components
+matter. When the budget is met the thresholds are frozen, what lies below them is dropped, T(σ; α) is folded into the
+factors. A linear whose rank reaches m n / (m + n) is put together again and stored dense. Then the factors are trained on.
 
 What is published of the method is its structure; the function T and its constants are those of a later paper by the
 same first author. Departures and readings, all of them ours:
 - The first term is the task's loss, as in the paper, where `--task` names labelled examples: cross-entropy of the class, or
   the squared error of a score. Otherwise it is KL to the original's predictions, of tokens or of classes; for an encoder
   without a head 1 − cosine to its states.
-- T is scale-dependent and spectra of different linears are not comparable, so σ is measured in a unit (`--unit`): the
-  one by which its square, per parameter, tells what cutting it costs (`sensitivity`), the linear's median (`median`), or
-  none (`raw`). A step of training changes σ relative to its size.
-- `--basis whitened` takes the components of the outputs on the calibration text in place of the weight's own; see the
-  recipe in configs/ for what each achieves.
-- `--pace even` weights each linear's term by its size and steers λ so that the size falls evenly; `--pace constant` is
-  the constant λ.
+- T is scale-dependent and spectra of different linears are not comparable, so σ is measured in a `unit`.
+  A step of training changes σ relative to its size.
+- The `basis` may be that of the outputs; see the recipe in configs/ for what each achieves.
+- With `pace = even` each linear's term is weighted by its size.
 - At the freeze all thresholds are scaled by one common factor so that the budget is met exactly: a component is worth
   (σ / α)² (m + n), and the allocation is that of `whiten`, with dense as an option. A component that comes back by this
   gets the gate of the shifted threshold.
 ";
+
+static LR: MethodOption = learned(
+    "lr",
+    Domain::POSITIVE,
+    DefaultValue::Derived { says: "4 / steps, from 0.06 to 0.4", value: usual_rate },
+    "learning rate of the thresholds",
+);
+static PRESSURE: MethodOption =
+    learned("pressure", Domain::POSITIVE, DefaultValue::Fixed("0.1"), "pressure on the thresholds, or where it starts")
+        .symbol("λ");
+static PACE: MethodOption =
+    learned("pace", Domain::OneOf(words::<Pace>), DefaultValue::Fixed("even"), "how the pressure changes");
+static EXPLORE: MethodOption = learned(
+    "explore",
+    Domain::NOT_NEGATIVE,
+    DefaultValue::Fixed("1"),
+    "share of the steps in which the size falls to the budget",
+);
+static SHARPNESS: MethodOption =
+    learned("sharpness", Domain::POSITIVE, DefaultValue::Fixed("50"), "sharpness of the threshold").symbol("s");
+static TRAIN_BASIS: MethodOption = learned(
+    "train_basis",
+    Domain::Switch,
+    DefaultValue::Fixed("true"),
+    "train U, σ and V beside the thresholds, as the paper does",
+);
+static BASIS_LR: MethodOption = learned(
+    "basis_lr",
+    Domain::POSITIVE,
+    DefaultValue::OrWithTask("0.01", "0.0003"),
+    "learning rate of U, σ and V, relative to their size",
+);
+static OPTIONS: &[&MethodOption] =
+    &[&BATCH, &TOKENS, &STEPS, &LR, &BASIS, &UNIT, &PRESSURE, &PACE, &EXPLORE, &SHARPNESS, &TRAIN_BASIS, &BASIS_LR];
+
+const LOSS: &str = "KL(original ‖ compressed) + λ Σ_l exp(−α_l)";
+static PHASES: &[PhaseSpec] = &[
+    PhaseSpec {
+        name: "thresholds rise",
+        phase: Phase::Explore,
+        share: Share::Of(&EXPLORE),
+        gates: "T(σ; α) / σ",
+        loss: LOSS,
+    },
+    PhaseSpec {
+        name: "the size stays", phase: Phase::Explore, share: Share::Rest, gates: "T(σ; α) / σ", loss: LOSS
+    },
+    PhaseSpec {
+        name: "factors alone",
+        phase: Phase::Explore,
+        share: Share::Heal,
+        gates: "folded in",
+        loss: "KL(original ‖ compressed)",
+    },
+];
+
+/// Thresholds have some way to go, at most one rate per step, before they cut anything: a short run needs longer steps.
+fn usual_rate(before: &OptionValues, _: &RunFacts) -> Result<Value> {
+    Ok(Value::Float((4.0 / before.get::<f64>(&STEPS)?).clamp(0.06, 0.4)))
+}
 
 /// Trainable soft thresholds.
 pub struct Soft;
@@ -86,6 +146,10 @@ impl Method for Soft {
         AllocationRule::Learned
     }
 
+    fn options(&self) -> &'static [&'static MethodOption] {
+        OPTIONS
+    }
+
     fn learned(&self) -> Option<&'static dyn Spectral> {
         Some(&Soft)
     }
@@ -100,8 +164,6 @@ pub fn soft_gate(sigma: f64, alpha: f64, sharpness: f64) -> f64 {
     if sigma > alpha { (sharpness * (sigma - alpha)).tanh() } else { 0.0 }
 }
 
-/// λ, or where it starts.
-const PRESSURE: f64 = 0.1;
 /// Thresholds below this are as good as none.
 const SMALLEST: f64 = 1e-3;
 
@@ -114,12 +176,8 @@ impl Spectral for Soft {
         Trains { basis: settings.train_basis, spectrum: settings.train_basis, deviation: false }
     }
 
-    fn refines(&self) -> bool {
-        false
-    }
-
-    fn heals(&self) -> bool {
-        true
+    fn phases(&self) -> &'static [PhaseSpec] {
+        PHASES
     }
 
     fn ends_on_a_cut(&self, _: &SpectralSettings) -> bool {
@@ -131,7 +189,7 @@ impl Spectral for Soft {
     }
 
     fn usual_pressure(&self, _: &dyn Fn() -> Result<f64>) -> Result<f64> {
-        Ok(PRESSURE)
+        PRESSURE.fixed()
     }
 
     fn start(&self, _: usize) -> Vec<f32> {

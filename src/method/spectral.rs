@@ -13,45 +13,101 @@
 //! A method is its gate, the pressure that it puts on its controls until the budget is met, and the score by which
 //! components are kept in the end. How gradients reach these is not its business.
 
+use super::option::{DefaultValue, Domain, MethodOption, OptionValues, RunFacts, words};
+use crate::user_bail;
 use anyhow::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
+use toml::Value;
+
+/// Table of a recipe that the options of learned methods stand in.
+const TABLE: &str = "learn";
+
+/// An option of a learned method.
+pub(super) const fn learned(
+    key: &'static str,
+    domain: Domain,
+    default: DefaultValue,
+    help: &'static str,
+) -> MethodOption {
+    MethodOption::new(key, domain, default, help).in_table(TABLE)
+}
+
+pub(super) static BATCH: MethodOption = learned(
+    "batch",
+    Domain::Count,
+    DefaultValue::OrWithTask("8", "32"),
+    "calibration windows, or examples of `--task`, per step",
+);
+pub(super) static TOKENS: MethodOption = learned(
+    "tokens",
+    Domain::Count,
+    DefaultValue::Absent("none"),
+    "instead of steps: as many as take this many tokens (needs `--window`)",
+)
+.instead_of("steps");
+pub(super) static STEPS: MethodOption = learned(
+    "steps",
+    Domain::Count,
+    DefaultValue::Derived { says: "300", value: steps },
+    "steps in which the method learns what to keep",
+);
+pub(super) static BASIS: MethodOption =
+    learned("basis", Domain::OneOf(words::<Basis>), DefaultValue::Fixed("whitened"), "components to choose from");
+pub(super) static UNIT: MethodOption =
+    learned("unit", Domain::OneOf(words::<Unit>), DefaultValue::Fixed("sensitivity"), "unit of the components' sizes");
+
+fn steps(before: &OptionValues, run: &RunFacts) -> Result<Value> {
+    let Ok(tokens) = before.get::<usize>(&TOKENS) else { return Ok(Value::Integer(300)) };
+    if run.labelled {
+        user_bail!("tokens = {tokens} counts tokens of text, but --task has examples"; "give steps");
+    }
+    let Some(window) = run.window else {
+        user_bail!("tokens = {tokens} needs --window"; "say how long a window is, or give steps")
+    };
+    let step = before.get::<usize>(&BATCH)? * window;
+    Ok(Value::Integer((tokens / step.max(1)).max(1) as i64))
+}
 
 /// Which decomposition of W the components come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
     /// The SVD of the weight itself, as both papers have it.
+    #[default]
     Weight,
     /// The principal components of the outputs on the calibration text (`softlm methods whiten`).
     Whitened,
 }
 
 /// How hard the pressure of `soft` is at each step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Pace {
     /// Constant, until the budget is met.
+    #[default]
     Constant,
     /// Raised and lowered step by step, so that the size falls evenly to the budget and then stays around it.
     Even,
 }
 
 /// What the last phase of `soco` works on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LastPhase {
     /// The final cut: its scores and deviations begin anew and are trained to make up for what is gone.
+    #[default]
     Cut,
     /// Everything: a sparsity term drives out what is going to be dropped, as published.
     Sparsity,
 }
 
 /// The unit in which the sizes σ of a linear's components are measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// None: as the decomposition gives them.
+    #[default]
     Raw,
     /// The median of the linear's own components.
     Median,
@@ -62,20 +118,22 @@ pub enum Unit {
 }
 
 /// What a component of SoCo is worth in the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Worth {
     /// Its score alone.
+    #[default]
     Score,
     /// Its size after scoring.
     Energy,
 }
 
 /// How a free number θ becomes a score of SoCo. All are 1 at θ = 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ScoreMap {
     /// 2 sigmoid(θ), in (0, 2).
+    #[default]
     Sigmoid,
     /// 1 + tanh(θ), in (0, 2).
     Tanh,
@@ -83,8 +141,10 @@ pub enum ScoreMap {
     Exp,
 }
 
-/// The constants of the learned methods: table `[learn]` of a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// The constants of the learned methods, from the values of their options by key. Those that a method does not declare are
+/// of no meaning to it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SpectralSettings {
     /// Where the components come from.
     pub basis: Basis,
@@ -124,6 +184,30 @@ pub enum Phase {
     Sparsify,
 }
 
+/// One phase of a method's run.
+pub struct PhaseSpec {
+    /// Name in the paper, or what happens.
+    pub name: &'static str,
+    /// What the gates do in it.
+    pub phase: Phase,
+    /// How long it takes.
+    pub share: Share,
+    /// The gates, as a formula.
+    pub gates: &'static str,
+    /// What is minimised, as a formula.
+    pub loss: &'static str,
+}
+
+/// How long a phase takes.
+pub enum Share {
+    /// The fraction of the steps that this option gives.
+    Of(&'static MethodOption),
+    /// What the phases before leave of the steps.
+    Rest,
+    /// The steps of `--heal`.
+    Heal,
+}
+
 /// What is trained beside the controls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trains {
@@ -160,11 +244,32 @@ pub trait Spectral: Sync {
     /// What is trained beside the controls.
     fn trains(&self, settings: &SpectralSettings) -> Trains;
 
+    /// The phases of a run, in order.
+    fn phases(&self) -> &'static [PhaseSpec];
+
+    /// The phase when the fraction `done` of the steps, in [0, 1], is behind. `shares` are those of the phases that have an
+    /// option for it, in order.
+    fn phase_at(&self, shares: &[f64], done: f64) -> Phase {
+        let (mut end, mut shares) = (0.0, shares.iter());
+        let ends = self.phases().iter().filter(|spec| !matches!(spec.share, Share::Heal)).map(|spec| {
+            match spec.share {
+                Share::Of(_) => end += shares.next().copied().unwrap_or(0.0),
+                _ => end = f64::INFINITY,
+            }
+            (spec.phase, end)
+        });
+        ends.into_iter().find(|(_, end)| done < *end).map_or(Phase::Explore, |(phase, _)| phase)
+    }
+
     /// Whether the phases [`Phase::Refine`] and [`Phase::Sparsify`] exist.
-    fn refines(&self) -> bool;
+    fn refines(&self) -> bool {
+        self.phases().iter().any(|spec| spec.phase != Phase::Explore)
+    }
 
     /// Whether the factors are trained on after the cut, as part of the method.
-    fn heals(&self) -> bool;
+    fn heals(&self) -> bool {
+        self.phases().iter().any(|spec| matches!(spec.share, Share::Heal))
+    }
 
     /// Whether the phase [`Phase::Sparsify`] trains the components of a final cut, beginning anew with them, and no others.
     fn ends_on_a_cut(&self, settings: &SpectralSettings) -> bool;

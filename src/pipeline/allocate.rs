@@ -1,7 +1,7 @@
 //! From the recipe's budget and rule to a plan.
 
 use super::Run;
-use crate::method::Method;
+use crate::method::{Method, RHO};
 use crate::model::Model;
 use crate::plan::{self, AllocationRule, GlobalOptions, Item, LorapOptions, Plan, Target};
 use crate::recipe::{Budget, Recipe};
@@ -137,7 +137,8 @@ pub fn keep_fraction(recipe: &Recipe, model: &Model) -> Result<f64> {
 }
 
 fn lorap(recipe: &Recipe, items: &[Item], target: Target, exact: bool) -> Result<Plan> {
-    let options = LorapOptions { rho: recipe.rho, exact, multiple_of: recipe.multiple_of, ..LorapOptions::default() };
+    let rho = recipe.options.get(&RHO)?;
+    let options = LorapOptions { rho, exact, multiple_of: recipe.multiple_of, ..LorapOptions::default() };
     plan::lorap(items, target, options)
 }
 

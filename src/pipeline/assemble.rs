@@ -172,7 +172,7 @@ pub fn report(
         fidelity,
         machine: crate::machine::describe(&device_name(run.model.device())),
         cost,
-        recipe: serde_json::to_value(run.recipe.to_options())?,
+        recipe: run.recipe.to_json()?,
         notes: notes(run, provenance.remarks),
     })
 }
@@ -267,7 +267,7 @@ pub fn documents(run: &Run, dir: &Path, report: &Report) -> Result<()> {
     let write = |name: &str, content: &[u8]| write_file(&dir.join(name), content);
     write("report.json", (serde_json::to_string_pretty(report)? + "\n").as_bytes())?;
     write("README.md", report::card(report).as_bytes())?;
-    write("softlm.toml", toml::to_string_pretty(&run.recipe.to_options())?.as_bytes())?;
+    write("softlm.toml", run.recipe.to_toml()?.as_bytes())?;
     fs::rename(dir.join(UNFINISHED_CONFIG), dir.join("config.json")).context("naming config.json")?;
     sync_folder(dir)
 }

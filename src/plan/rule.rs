@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum AllocationRule {
-    /// The same fraction everywhere; what rounding leaves over is handed out.
+    /// The same fraction of every linear, rounded down; what the rounding leaves over is handed out rank by rank.
     Even,
-    /// floor(keep·m·n/(m+n)) for every linear, exactly as the papers do; may end a little below the budget.
+    /// The same as `even`, but what the rounding leaves over is not spent: floor(keep·m·n/(m+n)), as in the papers.
     Uniform,
     /// Across linears by weighted energy, keeping some dense.
     Global,
-    /// As with `global`, by what a learned method found every component to be worth.
+    /// Across linears as `global`, by what a learned method found every component to be worth.
     Learned,
     /// Only the last blocks (`--last-blocks`), as in LLM-ROM.
     LastBlocks,

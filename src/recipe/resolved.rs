@@ -1,10 +1,9 @@
 //! Options with every default filled in and checked against each other.
 
-use super::learn::usual_batch;
 use super::size::{default_output, parse_bytes};
-use super::{BosRule, Budget, Learn, LearnOptions, Options, SamplingRule, StoredType, WeightRule};
+use super::{BosRule, Budget, Learn, Options, SamplingRule, StoredType, WeightRule};
 use crate::learn::Objective;
-use crate::method::{Inputs, by_name};
+use crate::method::{Inputs, OptionValues, RunFacts, by_name};
 use crate::plan::AllocationRule;
 use crate::text::Sampling;
 use crate::user_bail;
@@ -14,12 +13,14 @@ use std::path::PathBuf;
 
 impl Options {
     /// Fills in the defaults and checks what can be checked without the model.
-    pub fn resolve(self) -> Result<Recipe> {
-        let Some(model) = self.model else { user_bail!("no model given"; "softlm compress demo --method rom -o out") };
-        let Some(method) = self.method else {
+    pub fn resolve(mut self) -> Result<Recipe> {
+        let Some(model) = self.model.clone() else {
+            user_bail!("no model given"; "softlm compress demo --method rom -o out")
+        };
+        let Some(method) = &self.method else {
             user_bail!("no method given"; "add --method, one of: {}", crate::method::names())
         };
-        let method = crate::method::by_name(&method)?;
+        let method = by_name(method)?;
         if self.block_keep.is_some() && self.last_blocks.is_none() {
             user_bail!("--block-keep needs --last-blocks N"; "it is the fraction kept inside the last N blocks");
         }
@@ -37,11 +38,14 @@ impl Options {
         if keep == 1.0 && self.keep.is_some() && self.last_blocks.is_none() {
             user_bail!("--keep 1 leaves nothing to compress"; "choose a fraction below 1, for example 0.8")
         }
-        let budget = match (self.target_params, self.target_bytes) {
+        let budget = match (self.target_params, &self.target_bytes) {
             (Some(params), _) => Budget::ModelParams(params),
-            (None, Some(text)) => Budget::ModelBytes(parse_bytes("--target-bytes", &text)?),
+            (None, Some(text)) => Budget::ModelBytes(parse_bytes("--target-bytes", text)?),
             (None, None) => Budget::Keep(keep),
         };
+        if self.target_params.is_none() && self.target_bytes.is_none() && self.block_keep.is_none() {
+            self.keep = Some(keep);
+        }
         let allocation = match (self.allocation, self.last_blocks) {
             (None, Some(_)) => AllocationRule::LastBlocks,
             (Some(rule), Some(_)) if rule != AllocationRule::LastBlocks => {
@@ -79,7 +83,9 @@ impl Options {
             user_bail!("{name} learns where the budget goes"; "leave --allocation out, or force ranks with even or uniform")
         }
         let max_seconds = self.learn.seconds()?;
-        let learn = self.learn.resolve(method, self.window, self.task.is_some())?;
+        let run = RunFacts { labelled: self.task.is_some(), window: self.window };
+        let options = self.method_options.resolve(method, &run)?;
+        let learn = Learn::new(method, &options)?;
         if learn.is_some() && self.inputs.is_some_and(|inputs| inputs != Inputs::Dense) {
             user_bail!("learned methods start from the original model"; "leave --inputs out");
         }
@@ -100,46 +106,53 @@ impl Options {
         if heal == 0 && (self.heal_lr.is_some() || self.heal_batch.is_some()) {
             user_bail!("--heal-lr and --heal-batch need --heal STEPS"; "for example --heal 200");
         }
-        let heal_lr = self.heal_lr.unwrap_or(if self.task.is_some() { 0.0002 } else { 0.02 });
+        let labelled = self.task.is_some();
+        let heal_lr = self.heal_lr.unwrap_or(if labelled { 0.0002 } else { 0.02 });
         if !(heal_lr > 0.0 && heal_lr.is_finite()) {
             user_bail!("--heal-lr {heal_lr} is not a positive number"; "0.02 moves an entry by about 2 % per step");
         }
-        let output = self.output.unwrap_or_else(|| default_output(&model, method.card().name, &budget));
-        let ppl = self.ppl.unwrap_or_else(|| vec!["sample".into()]);
+        let usual_batch = if labelled { 32 } else { 8 };
+        let heal_batch = self.heal_batch.unwrap_or(learn.as_ref().map_or(usual_batch, |learn| learn.batch));
+        if heal > 0 {
+            (self.heal_lr, self.heal_batch) = (Some(heal_lr), Some(heal_batch));
+        }
+        let name = method.card().name.to_string();
+        let calib = self.calib.get_or_insert_with(|| vec![self.task.clone().unwrap_or_else(|| "sample".into())]);
+        let ppl = self.ppl.get_or_insert_with(|| vec!["sample".into()]);
+        let max_shard_bytes = parse_bytes("--max-shard-size", self.max_shard_size.get_or_insert("5GB".into()))?;
         Ok(Recipe {
+            output: self.output.get_or_insert_with(|| default_output(&model, &name, &budget)).clone(),
             model,
-            method: method.card().name.to_string(),
-            output,
+            method: name,
             budget,
-            allocation,
-            weight: self.weight.unwrap_or(WeightRule::Kl),
-            multiple_of: self.multiple_of.unwrap_or(1),
+            allocation: *self.allocation.insert(allocation),
+            weight: *self.weight.get_or_insert(WeightRule::Kl),
+            multiple_of: *self.multiple_of.get_or_insert(1),
             last_blocks: self.last_blocks,
             block_keep: self.block_keep,
-            small_linears: self.small_linears.unwrap_or(false),
-            rho: self.rho.unwrap_or(3.0),
-            calib: self.calib.unwrap_or_else(|| vec![self.task.clone().unwrap_or_else(|| "sample".into())]),
-            calib_windows: self.calib_windows.unwrap_or(128),
+            small_linears: *self.small_linears.get_or_insert(false),
+            calib: calib.clone(),
+            calib_windows: *self.calib_windows.get_or_insert(128),
             window: self.window,
-            sampling: self.sampling.unwrap_or(SamplingRule::Random),
-            seed: self.seed.unwrap_or(0),
-            bos: self.bos.unwrap_or_default(),
-            inputs: self.inputs.unwrap_or(method.inputs()),
-            stats: self.stats,
-            heal,
+            sampling: *self.sampling.get_or_insert(SamplingRule::Random),
+            seed: *self.seed.get_or_insert(0),
+            bos: *self.bos.get_or_insert_default(),
+            inputs: *self.inputs.get_or_insert(method.inputs()),
+            stats: self.stats.clone(),
+            heal: *self.heal.insert(heal),
             heal_lr,
-            heal_batch: self
-                .heal_batch
-                .unwrap_or(learn.as_ref().map_or(usual_batch(self.task.is_some()), |learn| learn.batch)),
-            task: self.task,
+            heal_batch,
+            task: self.task.clone(),
             max_seconds,
             objective,
             learn,
-            dtype: self.dtype.unwrap_or(StoredType::Auto),
-            max_shard_bytes: parse_bytes("--max-shard-size", self.max_shard_size.as_deref().unwrap_or("5GB"))?,
-            ppl: if ppl == ["none"] { Vec::new() } else { ppl },
+            dtype: *self.dtype.get_or_insert(StoredType::Auto),
+            max_shard_bytes,
+            ppl: if *ppl == ["none"] { Vec::new() } else { ppl.clone() },
             eval_window: self.eval_window,
             max_windows: self.max_windows,
+            options: options.clone(),
+            written: Options { method_options: options, ..self },
         })
     }
 }
@@ -157,7 +170,6 @@ pub struct Recipe {
     pub last_blocks: Option<usize>,
     pub block_keep: Option<f64>,
     pub small_linears: bool,
-    pub rho: f64,
     pub calib: Vec<String>,
     pub calib_windows: usize,
     pub window: Option<usize>,
@@ -178,58 +190,22 @@ pub struct Recipe {
     pub ppl: Vec<String>,
     pub eval_window: Option<usize>,
     pub max_windows: Option<usize>,
+    /// All options of the method.
+    pub options: OptionValues,
+    /// The same as options, every default filled in: writing these to a file and reading them back gives the same recipe.
+    #[serde(skip)]
+    pub written: Options,
 }
 
 impl Recipe {
-    /// The recipe as options: writing these to a file and reading them back gives the same recipe.
-    pub fn to_options(&self) -> Options {
-        let (keep, target_params, target_bytes) = match self.budget {
-            // A share of the last blocks is a size of its own.
-            Budget::Keep(keep) => (self.block_keep.is_none().then_some(keep), None, None),
-            Budget::ModelParams(params) => (None, Some(params), None),
-            Budget::ModelBytes(bytes) => (None, None, Some(bytes.to_string())),
-        };
-        let learned = by_name(&self.method).ok().and_then(|method| method.learned());
-        let soco = learned.is_some_and(|learned| learned.refines());
-        let ppl = if self.ppl.is_empty() { vec!["none".to_string()] } else { self.ppl.clone() };
-        Options {
-            model: Some(self.model.clone()),
-            method: Some(self.method.clone()),
-            output: Some(self.output.clone()),
-            keep,
-            target_params,
-            target_bytes,
-            allocation: Some(self.allocation),
-            weight: Some(self.weight),
-            multiple_of: Some(self.multiple_of),
-            last_blocks: self.last_blocks,
-            block_keep: self.block_keep,
-            small_linears: self.small_linears.then_some(true),
-            rho: Some(self.rho),
-            calib: Some(self.calib.clone()),
-            calib_windows: Some(self.calib_windows),
-            window: self.window,
-            sampling: Some(self.sampling),
-            seed: Some(self.seed),
-            bos: Some(self.bos),
-            inputs: Some(self.inputs),
-            stats: self.stats.clone(),
-            heal: Some(self.heal),
-            heal_lr: (self.heal > 0).then_some(self.heal_lr),
-            heal_batch: (self.heal > 0).then_some(self.heal_batch),
-            task: self.task.clone(),
-            learn: LearnOptions {
-                max_time: self.max_seconds.map(|seconds| format!("{seconds}s")),
-                likelihood: (self.objective.likelihood > 0.0).then_some(self.objective.likelihood),
-                temperature: (self.objective.temperature != 1.0).then_some(self.objective.temperature),
-                ..self.learn.as_ref().map(|learn| learn.to_options(soco)).unwrap_or_default()
-            },
-            dtype: Some(self.dtype),
-            max_shard_size: Some(self.max_shard_bytes.to_string()),
-            ppl: Some(ppl),
-            eval_window: self.eval_window,
-            max_windows: self.max_windows,
-        }
+    /// The keys and values of a recipe file that gives this recipe again; `null` for what is not set.
+    pub fn to_json(&self) -> Result<serde_json::Value> {
+        self.written.to_json(by_name(&self.method)?)
+    }
+
+    /// That file.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(&without_nulls(self.to_json()?))?)
     }
 
     /// Which windows the calibration takes.
@@ -239,4 +215,11 @@ impl Recipe {
             SamplingRule::Random => Sampling::Random { seed: self.seed },
         }
     }
+}
+
+/// TOML has no `null`.
+fn without_nulls(value: serde_json::Value) -> serde_json::Value {
+    let serde_json::Value::Object(map) = value else { return value };
+    let set = map.into_iter().filter(|(_, value)| !value.is_null());
+    set.map(|(key, value)| (key, without_nulls(value))).collect()
 }

@@ -8,11 +8,11 @@ use softlm::calibrate::{StatsStore, collect};
 use softlm::forward::States;
 use softlm::hub::HubOptions;
 use softlm::machine::StageClock;
-use softlm::method::{Basis, Unit};
+use softlm::method::OptionValues;
 use softlm::model::Site;
 use softlm::pipeline::{self, Calibration, CalibrationWish, EvalText, compress_windows};
 use softlm::plan::AllocationRule;
-use softlm::recipe::{BosRule, LearnOptions, Options};
+use softlm::recipe::{BosRule, Options};
 use softlm::report::Report;
 use softlm::text::{Sampling, Windows, cut, split_heldout};
 use std::fs;
@@ -158,11 +158,10 @@ fn options(folder: &Path, text: &Path, method: &str, output: PathBuf) -> Options
         max_windows: Some(3),
         heal: Some(if soft { 2 } else { 0 }),
         // With this basis nothing but the training looks at text.
-        learn: LearnOptions {
-            steps: soft.then_some(4),
-            basis: soft.then_some(Basis::Weight),
-            unit: soft.then_some(Unit::Raw),
-            ..LearnOptions::default()
+        method_options: if soft {
+            OptionValues::default().with("steps", 4).with("basis", "weight").with("unit", "raw")
+        } else {
+            OptionValues::default()
         },
         ..Options::default()
     }

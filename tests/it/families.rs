@@ -8,11 +8,11 @@ use softlm::checkpoint::{FORMAT, GUARD, MODEL_TYPE, Section, Source, base_config
 use softlm::export::StoredLinear;
 use softlm::forward::States;
 use softlm::machine::StageClock;
-use softlm::method::{METHODS, by_name};
+use softlm::method::{METHODS, OptionValues, by_name};
 use softlm::model::{Block, FfnPart, Flow, Linear, Model, Output, Role, Site, Tap, verify};
 use softlm::pipeline::{Calibration, EvalText, compress_windows};
 use softlm::plan::largest_saving_rank;
-use softlm::recipe::{LearnOptions, Options};
+use softlm::recipe::Options;
 use softlm::report::{CorpusInfo, Report};
 use softlm::text::{Sampling, Windows, cut, split_heldout};
 use std::collections::BTreeMap;
@@ -63,10 +63,11 @@ pub fn compress_so(folder: &Path, method: &str, output: &Path, deviation: Option
         calib_windows: Some(32),
         window: Some(WINDOW),
         heal: Some(0),
-        learn: if by_name(method).is_ok_and(|method| method.learned().is_some()) {
-            LearnOptions { steps: Some(4), batch: Some(1), deviation, ..LearnOptions::default() }
+        method_options: if by_name(method).is_ok_and(|method| method.learned().is_some()) {
+            let values = OptionValues::default().with("steps", 4).with("batch", 1);
+            deviation.map_or(values.clone(), |deviation| values.with("deviation", deviation))
         } else {
-            LearnOptions::default()
+            OptionValues::default()
         },
         ..Options::default()
     };

@@ -10,12 +10,14 @@ use softlm::learn::{
     learn_spectra,
 };
 use softlm::linalg::Mat;
-use softlm::method::{Basis, LastPhase, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis};
+use softlm::method::{
+    Basis, LastPhase, OptionValues, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis,
+};
 use softlm::model::Model;
 use softlm::pipeline;
 use softlm::plan::{AllocationRule, GlobalOptions, Item, Target, global};
 use softlm::progress::{Interrupted, Progress};
-use softlm::recipe::{LearnOptions, Options, StoredType};
+use softlm::recipe::{Options, StoredType};
 use softlm::report::Report;
 use softlm::text::{Window, Windows};
 use std::path::{Path, PathBuf};
@@ -189,7 +191,7 @@ fn options(method: &str, output: PathBuf) -> Options {
         eval_window: Some(64),
         max_windows: Some(16),
         heal: Some(0),
-        learn: LearnOptions { steps: Some(20), batch: Some(2), ..LearnOptions::default() },
+        method_options: OptionValues::default().with("steps", 20).with("batch", 2),
         ..Options::default()
     }
 }
@@ -257,12 +259,12 @@ fn learning_beats_not_learning_and_what_it_promises_is_what_is_stored() {
     let folder = tempfile::tempdir().unwrap();
     for method in ["soft", "soco"] {
         let name = |what: &str| folder.path().join(format!("{method}-{what}"));
-        let with = |what: &str, steps: usize| {
+        let with = |what: &str, steps: i64| {
             let mut options = options(method, name(what));
             options.dtype = Some(StoredType::F32);
             options.heal = Some(1);
             options.heal_batch = Some(1);
-            options.learn.steps = Some(steps);
+            options.method_options.set("steps", steps);
             options
         };
         let (short, long) = (run(with("short", 1), &()).unwrap(), run(with("long", 60), &()).unwrap());
@@ -298,7 +300,8 @@ fn forced_ranks_are_possible_and_worse() {
     let folder = tempfile::tempdir().unwrap();
     let kl = |rule: Option<AllocationRule>| {
         let mut options = options("soft", folder.path().join(format!("{rule:?}")));
-        (options.allocation, options.learn.steps) = (rule, Some(40));
+        options.allocation = rule;
+        options.method_options.set("steps", 40);
         let report = run(options, &()).unwrap();
         report.evaluation[0].after.divergence.as_ref().unwrap().kl
     };
@@ -311,8 +314,8 @@ fn soco_cuts_with_scores_of_one_and_ends_better_than_it_cut() {
     let folder = tempfile::tempdir().unwrap();
     let with = |name: &str, refine: f64| {
         let mut options = options("soco", folder.path().join(name));
-        (options.learn.steps, options.learn.lr) = (Some(40), Some(0.2));
-        (options.learn.explore, options.learn.refine) = (Some(0.25), Some(refine));
+        let values = options.method_options.with("steps", 40).with("lr", 0.2);
+        options.method_options = values.with("explore", 0.25).with("refine", refine);
         // Healing measures what is stored before it does anything.
         (options.heal, options.dtype) = (Some(1), Some(StoredType::F32));
         run(options, &()).unwrap()
@@ -339,14 +342,15 @@ fn soco_cuts_with_scores_of_one_and_ends_better_than_it_cut() {
 fn the_pressure_of_soco_is_what_the_budget_costs() {
     let folder = tempfile::tempdir().unwrap();
     let mut soco = options("soco", folder.path().join("soco"));
-    (soco.learn.steps, soco.learn.deviation) = (Some(1), Some(false));
+    soco.method_options = soco.method_options.with("steps", 1).with("deviation", false);
     let mut even = options("whiten", folder.path().join("even"));
     (even.allocation, even.heal, even.dtype) = (Some(AllocationRule::Even), Some(1), Some(StoredType::F32));
-    even.learn = LearnOptions::default();
+    even.method_options = OptionValues::default();
     let pressure = |options: &Options| run(options.clone(), &()).unwrap().learning.unwrap().curve[0].pressure;
     let (found, cost) = (pressure(&soco), run(even, &()).unwrap().healing.unwrap().loss_before);
     assert!((found / (3.0 * cost / 0.5) - 1.0).abs() < 1e-3, "{found} {cost}");
-    (soco.learn.pressure, soco.output) = (Some(7.5), Some(folder.path().join("given")));
+    soco.method_options.set("pressure", 7.5);
+    soco.output = Some(folder.path().join("given"));
     assert_eq!(pressure(&soco), 7.5);
 }
 
@@ -354,7 +358,7 @@ fn the_pressure_of_soco_is_what_the_budget_costs() {
 fn a_training_that_explodes_gives_the_best_state_before() {
     let folder = tempfile::tempdir().unwrap();
     let mut wild = options("soft", folder.path().join("wild"));
-    wild.learn.basis_lr = Some(1e30);
+    wild.method_options.set("basis_lr", 1e30);
     let report = run(wild, &()).unwrap();
     let learning = report.learning.unwrap();
     assert!(learning.stopped.is_some_and(|why| why.contains("loss was")));
@@ -366,7 +370,8 @@ fn a_training_that_explodes_gives_the_best_state_before() {
 fn time_is_limited() {
     let folder = tempfile::tempdir().unwrap();
     let mut long = options("soco", folder.path().join("out"));
-    long.learn = LearnOptions { steps: Some(1_000_000), max_time: Some("3s".into()), batch: Some(2), ..long.learn };
+    long.method_options.set("steps", 1_000_000);
+    long.learn.max_time = Some("3s".into());
     let report = run(long, &()).unwrap();
     let learning = report.learning.unwrap();
     assert!(learning.steps < 1_000_000 && learning.done >= 1, "{} of {}", learning.done, learning.steps);
@@ -380,28 +385,35 @@ fn mistakes_are_refused_with_a_reason() {
         change(&mut options);
         format!("{:#}", options.resolve().expect_err("a mistake"))
     };
-    assert!(refused(&|o| o.method = Some("svd".into())).contains("--steps belongs to the learned methods"));
-    assert!(refused(&|o| o.learn.steps = Some(0)).contains("--steps is 0"));
-    assert!(refused(&|o| o.learn.pace = Some(Pace::Even)).contains("--pace belongs to --method soft"));
-    let of_the_other = |o: &mut Options| (o.method, o.learn.score_map) = (Some("soft".into()), Some(ScoreMap::Exp));
-    assert!(refused(&of_the_other).contains("--score-map belongs to --method soco"));
-    assert!(refused(&|o| o.learn.lr = Some(-1.0)).contains("--lr -1"));
-    assert!(refused(&|o| o.learn.cut = Some(1.5)).contains("--cut 1.5"));
-    assert!(refused(&|o| o.learn.explore = Some(0.9)).contains("--explore 0.9"));
+    let set = |key: &str, value: toml::Value| refused(&|o| drop(o.method_options.set(key, value.clone())));
+    assert!(
+        refused(&|o| o.method = Some("svd".into())).contains("is an option of soft and soco, but the method is svd")
+    );
+    assert!(set("steps", 0.into()).contains("steps = 0"));
+    assert!(set("pace", "even".into()).contains("pace is an option of soft, but the method is soco"));
+    let of_the_other = |o: &mut Options| {
+        o.method = Some("soft".into());
+        o.method_options.set("score_map", "exp");
+    };
+    assert!(refused(&of_the_other).contains("score_map is an option of soco, but the method is soft"));
+    assert!(set("lr", (-1).into()).contains("lr = -1"));
+    assert!(set("cut", 1.5.into()).contains("cut = 1.5"));
+    assert!(set("explore", 0.9.into()).contains("explore = 0.9 and refine = 0.25"));
     assert!(refused(&|o| o.learn.max_time = Some("soon".into())).contains("--max-time soon"));
     assert!(
-        refused(&|o| (o.learn.steps, o.learn.tokens, o.window) = (None, Some(5000), None))
-            .contains("--tokens 5000 needs --window")
+        refused(&|o| (o.method_options, o.window) = (OptionValues::default().with("tokens", 5000), None))
+            .contains("tokens = 5000 needs --window")
     );
     assert!(refused(&|o| o.allocation = Some(AllocationRule::Global)).contains("learns where the budget goes"));
     let learned = &|o: &mut Options| {
         (o.method, o.allocation) = (Some("rom".into()), Some(AllocationRule::Learned));
-        o.learn = LearnOptions::default();
+        o.method_options = OptionValues::default();
     };
     assert!(refused(learned).contains("--allocation learned"));
     let idle = &|o: &mut Options| {
         o.method = Some("rom".into());
-        o.learn = LearnOptions { max_time: Some("5m".into()), ..LearnOptions::default() };
+        o.method_options = OptionValues::default();
+        o.learn.max_time = Some("5m".into());
     };
     assert!(refused(idle).contains("nothing is trained"));
 }
@@ -410,9 +422,10 @@ fn mistakes_are_refused_with_a_reason() {
 #[test]
 fn a_short_run_of_soft_gets_to_its_budget() {
     let folder = tempfile::tempdir().unwrap();
-    let with = |steps, lr| {
+    let with = |steps: i64, lr: Option<f64>| {
         let mut options = options("soft", folder.path().join("out"));
-        (options.learn.steps, options.learn.lr) = (Some(steps), lr);
+        options.method_options.set("steps", steps);
+        lr.map(|lr| options.method_options.set("lr", lr));
         options
     };
     let rate = |steps, lr| with(steps, lr).resolve().unwrap().learn.unwrap().lr;
@@ -426,9 +439,9 @@ fn a_short_run_of_soft_gets_to_its_budget() {
 fn tokens_become_steps() {
     let mut options = options("soft", PathBuf::from("out"));
     options.heal = None;
-    options.learn = LearnOptions { tokens: Some(64_000), batch: Some(5), ..LearnOptions::default() };
+    options.method_options = OptionValues::default().with("tokens", 64_000).with("batch", 5);
     let recipe = options.resolve().unwrap();
     assert_eq!((recipe.learn.as_ref().unwrap().steps, recipe.heal, recipe.heal_batch), (200, 200, 5));
-    let again = recipe.to_options().resolve().unwrap();
+    let again = recipe.written.clone().resolve().unwrap();
     assert_eq!(recipe, again);
 }

@@ -3,8 +3,9 @@
 use super::golden;
 use candle_core::Device;
 use softlm::hub::HubOptions;
+use softlm::method::OptionValues;
 use softlm::pipeline;
-use softlm::recipe::{LearnOptions, Options};
+use softlm::recipe::Options;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -36,7 +37,11 @@ fn made((model, method, steps): (&str, &str, usize)) -> Output {
         eval_window: Some(16),
         max_windows: Some(2),
         heal: (steps > 0).then_some(steps),
-        learn: LearnOptions { steps: (steps > 0).then_some(steps), ..LearnOptions::default() },
+        method_options: if steps > 0 {
+            OptionValues::default().with("steps", steps as i64)
+        } else {
+            OptionValues::default()
+        },
         ..Options::default()
     };
     let recipe = options.resolve().expect("a recipe");
