@@ -284,7 +284,10 @@ impl OptionValues {
             if let Some(other) = other {
                 user_bail!("{} and {other} are both set", option.key; "one is another way to give the other");
             }
-            let value = given.map_or_else(|| option.default.value(&all, run), |value| Ok(Some(value)))?;
+            let value = match given {
+                Some(value) => Some(value),
+                None => option.default.value(&all, run)?.map(|value| option.read(&value)).transpose()?,
+            };
             value.map(|value| all.set(option.key, value));
         }
         // What they stand for has its value now.
