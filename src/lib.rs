@@ -13,6 +13,7 @@ pub mod hub;
 pub mod linalg;
 pub mod checkpoint;
 pub mod model;
+pub mod backward;
 pub mod text;
 pub mod forward;
 pub mod calibrate;

@@ -69,6 +69,11 @@ impl AdamW {
         Ok(Self { options, slots })
     }
 
+    /// What is stepped, by name, in the order of the groups.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.slots.iter().map(|slot| (slot.name.as_str(), &slot.var))
+    }
+
     /// One step. `gradients` are in the order of the groups' parameters; one that is absent leaves its parameter and
     /// its state alone. `factor` multiplies every learning rate.
     pub fn step(&mut self, gradients: &[Option<Tensor>], factor: f64) -> Result<()> {

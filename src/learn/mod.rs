@@ -1,31 +1,30 @@
-//! Learning: gradients through the whole model in the memory of one block, an optimiser whose state survives a kill, and
-//! distillation to the original model or the loss of a labelled task.
+//! Learning: a student distilled from the original model or taught by the labels of a task.
 //!
-//! [`loss_gradient`] turns final hidden states into a loss and the gradient on them, [`forward`] and [`backward`] take
-//! both through the blocks of a [`Student`], [`AdamW`] steps. [`heal`] is the whole road for factors that a closed form
-//! has made, [`learn_spectra`] that of the methods which learn what to keep.
+//! [`Distillation`] says what the student is shown and compared with. One loop, in `trainer.rs`, serves both kinds of
+//! training: [`heal`] trains the factors that a closed form has made, [`learn_spectra`] is that of the methods which learn
+//! what to keep. [`AdamW`] steps; its state survives a kill.
 
 mod adamw;
-mod backward;
-mod batch;
-mod course;
-mod ends;
+mod deadline;
+mod distillation;
 mod heal;
-mod loss;
-mod patient;
 mod schedule;
-mod spectra;
-mod spectral_job;
-mod spectrum;
-mod watch;
+mod spectral;
+mod trainer;
 
 pub use adamw::{AdamW, AdamWOptions, Group};
-pub use backward::{Forward, Gradients, Student, backward, forward};
-pub use batch::Labelled;
-pub use course::{Aim, Lesson, Material};
-pub use heal::{HealOptions, HealPoint, HealReport, Healed, Healing, heal};
-pub use loss::{Objective, Teacher, loss_alone, loss_gradient};
+pub use distillation::{Aim, Dataset, Distillation, Labelled};
+pub use heal::{HealJob, HealOptions, HealReport, Healed, heal};
 pub use schedule::{Decay, Schedule};
-pub use spectra::learn_spectra;
-pub use spectral_job::{Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralPoint, SpectralReport};
-pub use spectrum::{Components, SpectralRates};
+pub use spectral::{
+    Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralPoint, SpectralRates, SpectralReport, learn_spectra,
+};
+pub use trainer::LossPoint;
+
+use anyhow::Result;
+use candle_core::Tensor;
+
+/// √ mean x² of a parameter: what its learning rate is relative to.
+fn root_mean_square(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
+}

@@ -27,6 +27,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// A warm-up over a twentieth of the steps, then half a cosine down to `floor`.
+    pub fn cosine(steps: usize, floor: f64) -> Self {
+        Self { steps, warm_up: steps / 20, decay: Decay::Cosine, floor }
+    }
+
     /// What the learning rate is multiplied with at `step`, counted from 0. Above 0 at every step before the last one's
     /// end; the floor from `steps` on.
     pub fn factor(&self, step: usize) -> f64 {

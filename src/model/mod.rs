@@ -29,7 +29,7 @@ mod tensors;
 mod family;
 mod quantised;
 
-pub use block::{Block, Flow, Memory, Tap};
+pub use block::{Block, Flow, Memory, OutputGradients, Tap};
 pub use decoder::Decoder;
 pub use description::Description;
 pub use family::{BIAS_KEYS, known_families};

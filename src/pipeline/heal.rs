@@ -3,7 +3,7 @@
 use super::block::FinishedBlock;
 use super::{Run, stored};
 use crate::checkpoint::Dtype;
-use crate::learn::{HealOptions, HealReport, Healed, Healing, Lesson, Material, heal};
+use crate::learn::{Dataset, Distillation, HealJob, HealOptions, HealReport, Healed, heal};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::model::{Block, LinearSpec, Role};
@@ -13,7 +13,10 @@ use candle_core::{DType, Tensor};
 use std::path::PathBuf;
 
 /// Models whose linears take no more bytes than this in f32 are kept in memory while they heal.
-const BLOCKS_IN_MEMORY: usize = 4 << 30;
+const BLOCK_MEMORY: usize = 4 << 30;
+/// Final states of the original are kept while a model trains, as long as they take no more bytes than this.
+const TEACHER_MEMORY: usize = 1 << 30;
+
 impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
@@ -24,21 +27,22 @@ impl Run<'_> {
                 "give more --calib text, or a smaller --window"
             );
         }
-        if trains { self.lesson(1).check() } else { Ok(()) }
+        if trains { self.distillation(1).check() } else { Ok(()) }
     }
 
     /// The original and the text to train on.
-    pub(super) fn lesson(&self, batch: usize) -> Lesson<'_> {
-        Lesson {
+    pub(super) fn distillation(&self, batch: usize) -> Distillation<'_> {
+        Distillation {
             model: &self.model,
-            material: match &self.calibration.labels {
-                Some(labels) => Material::Labelled { train: &labels.train, heldout: &labels.heldout },
-                None => Material::Text { train: &self.calibration.windows, heldout: &self.calibration.heldout },
+            dataset: match &self.calibration.labels {
+                Some(labels) => Dataset::Labelled { train: &labels.train, heldout: &labels.heldout },
+                None => Dataset::Text { train: &self.calibration.windows, heldout: &self.calibration.heldout },
             },
             objective: self.recipe.objective,
             batch,
             seed: self.recipe.seed,
-            memory: BLOCKS_IN_MEMORY,
+            block_memory: BLOCK_MEMORY,
+            teacher_memory: TEACHER_MEMORY,
         }
     }
 
@@ -58,8 +62,8 @@ impl Run<'_> {
             _ => Ok(DType::F32),
         };
         let state = self.job.healing_file();
-        let job = Healing {
-            lesson: self.lesson(recipe.heal_batch),
+        let job = HealJob {
+            distillation: self.distillation(recipe.heal_batch),
             install: &install,
             stored: &stored,
             state: &state,

@@ -10,9 +10,8 @@ use crate::calibrate::BlockStats;
 use crate::checkpoint::NamedTensor;
 use crate::forward::each_block;
 use crate::learn::{
-    Components, Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralRates, SpectralReport, learn_spectra,
+    Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralRates, SpectralReport, learn_spectra,
 };
-use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::method::{Decomposition, Needs, Spectral, Unit, heldout_curve, of_basis};
 use crate::model::{Block, LinearSpec};
@@ -20,7 +19,6 @@ use crate::plan::{AllocationRule, Choice, Plan};
 use crate::recipe::{Learn, Recipe};
 use crate::report::{LearnedSpectrum, LinearReport};
 use anyhow::{Context, Result};
-use candle_core::Tensor;
 
 impl Run<'_> {
     /// Learns what to keep and stores the finished blocks.
@@ -37,14 +35,14 @@ impl Run<'_> {
         clock.stage("learning", options.steps as u64);
         let state = self.job.learning_file();
         let job = SpectralJob {
-            lesson: self.lesson(options.batch),
+            distillation: self.distillation(options.batch),
             method: learned,
             settings: &options.settings,
-            basis: &|index| {
-                let file = Decompositions::open(&self.job.decompositions_file(index))?;
-                let linears = self.model.linears().iter().zip(&units).filter(|(spec, _)| spec.id.block == index);
-                linears.map(|(spec, unit)| self.components(file.linear(spec, usize::MAX)?.parts, *unit)).collect()
+            basis: &|spec| {
+                let file = Decompositions::open(&self.job.decompositions_file(spec.id.block))?;
+                Ok(file.linear(spec, usize::MAX)?.parts)
             },
+            units: &units,
             plan: &|worth| allocate::by_worth(self.recipe, self.method, &self.model, worth),
             even: &|| {
                 let even = Recipe { allocation: AllocationRule::Even, ..self.recipe.clone() };
@@ -67,12 +65,6 @@ impl Run<'_> {
         clock.stage("folding", self.model.blocks() as u64);
         self.fold(&result)?;
         Ok((result.plan, result.report))
-    }
-
-    fn components(&self, parts: Decomposition, unit: f64) -> Result<Components> {
-        let tensor = |m: &Mat| Tensor::from_vec(m.to_f32_rows(), (m.rows(), m.cols()), self.model.device());
-        let sigma = parts.energy.iter().map(|energy| energy.sqrt() / unit).collect();
-        Ok(Components { b: tensor(&parts.b)?, a: tensor(&parts.a)?, sigma })
     }
 
     /// What the sizes of each linear's components are divided by, in model order.

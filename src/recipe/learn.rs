@@ -1,7 +1,7 @@
 //! What trainings are told: table `[learn]` of a recipe. What learned methods have beside it is declared in their files.
 
 use super::size::parse_seconds;
-use crate::learn::Objective;
+use crate::backward::Objective;
 use crate::method::{Method, OptionValues, Share, SpectralSettings};
 use crate::user_bail;
 use anyhow::{Context, Result};

@@ -2,7 +2,7 @@
 
 use super::size::{default_output, parse_bytes};
 use super::{BosRule, Budget, Learn, Options, SamplingRule, StoredType, WeightRule};
-use crate::learn::Objective;
+use crate::backward::Objective;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
 use crate::plan::AllocationRule;
 use crate::text::Sampling;

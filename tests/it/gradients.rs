@@ -4,9 +4,10 @@
 use crate::laws::Noise;
 use candle_core::{Device, Tensor, Var};
 use serde_json::Value;
+use softlm::backward::*;
 use softlm::checkpoint::{Source, TensorFile, write_tensors};
-use softlm::learn::*;
-use softlm::model::{Block, Head, Linear, Model};
+use softlm::learn::{AdamW, AdamWOptions, Group};
+use softlm::model::{Block, Flow, Head, Linear, Model, Role, Site, Tap};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -79,11 +80,13 @@ impl<'a> Everything<'a> {
 
     /// The mean loss from `x` on, with the gradient on the final states.
     fn loss(&self, x: &Tensor, teacher: &Tensor, rows: &[&[u32]]) -> (f64, Forward, Tensor) {
-        let pass = forward(self, x, None).unwrap();
+        let segment = Segment { blocks: 0..self.blocks(), input: x, lengths: None };
+        let pass = forward(self, segment).unwrap();
         let targets: usize = rows.iter().map(|row| row.len() - 1).sum();
         let teacher = Teacher { head: &self.head, states: teacher };
         let scale = 1.0 / targets as f64;
-        let (sum, gradient) = loss_gradient(&self.head, &pass.output, Some(teacher), rows, &OBJECTIVE, scale).unwrap();
+        let (sum, gradient) =
+            token_loss_gradient(&self.head, &pass.output, Some(teacher), rows, &OBJECTIVE, scale).unwrap();
         (sum * scale, pass, gradient)
     }
 }
@@ -102,7 +105,7 @@ fn factorised(model: &Model, index: usize) -> Block<'_> {
     block
 }
 
-impl Student for Everything<'_> {
+impl BlockStack for Everything<'_> {
     fn blocks(&self) -> usize {
         self.model.blocks()
     }
@@ -156,7 +159,7 @@ fn gradients(
 ) -> (f64, Vec<Option<Tensor>>, Tensor) {
     let (loss, pass, gradient) = student.loss(x, teacher, rows);
     let mut sums = Gradients::new(student);
-    let input = backward(student, pass, gradient, &mut sums).unwrap();
+    let input = backward(student, pass, gradient, None, &mut sums).unwrap();
     (loss, sums.all(), input)
 }
 
@@ -267,6 +270,140 @@ fn recomputed_blocks_give_the_gradients_of_the_whole_graph() {
     });
 }
 
+/// Σ g xᵀ over the tokens that a linear saw, with x its input and g the gradient on its output.
+struct Products {
+    model: Model,
+    /// The blocks, in the order in which they were seen.
+    entered: Vec<usize>,
+    inputs: BTreeMap<Site, Tensor>,
+    found: BTreeMap<(usize, Role), Tensor>,
+}
+
+impl Products {
+    fn new(name: &str) -> Self {
+        let model = open(name).with_small_linears();
+        Self { model, entered: Vec::new(), inputs: BTreeMap::new(), found: BTreeMap::new() }
+    }
+}
+
+fn by_rows(x: &Tensor) -> Tensor {
+    x.detach().reshape(((), *x.dims().last().unwrap())).unwrap()
+}
+
+impl Tap for Products {
+    fn see(&mut self, site: Site, x: &Tensor) -> anyhow::Result<Flow> {
+        assert!(self.inputs.insert(site, by_rows(x)).is_none(), "{site} twice in one pass");
+        Ok(Flow::Continue)
+    }
+}
+
+impl GradientTap for Products {
+    fn enter(&mut self, index: usize) -> anyhow::Result<()> {
+        self.entered.push(index);
+        self.inputs.clear();
+        Ok(())
+    }
+
+    fn see_gradient(&mut self, role: Role, gradient: &Tensor) -> anyhow::Result<()> {
+        let index = *self.entered.last().expect("a block was entered");
+        let spec = self.model.block_linears(index).find(|spec| spec.id.role == role).expect("a linear");
+        let product = by_rows(gradient).t()?.matmul(&self.inputs[&spec.site])?;
+        assert_eq!(product.dims(), [spec.out, spec.input], "{role}");
+        assert!(self.found.insert((index, role), product).is_none(), "{role} twice");
+        Ok(())
+    }
+}
+
+/// Inputs and output gradients make the gradients of weights: of a dense one W that of their products G, of two factors
+/// Bᵀ G and G Aᵀ. Seeing them changes no gradient.
+#[test]
+fn a_tap_sees_what_the_gradients_of_weights_are_made_of() {
+    each(|name, student, rows, teacher, x| {
+        let (_, plain, _) = gradients(student, x, teacher, rows);
+        let (_, pass, gradient) = student.loss(x, teacher, rows);
+        let (mut tap, mut sums) = (Products::new(name), Gradients::new(student));
+        backward(student, pass, gradient, Some(&mut tap), &mut sums).unwrap();
+        let all = sums.all();
+        for (plain, seen) in plain.iter().zip(&all) {
+            assert_eq!(plain.as_ref().map(values), seen.as_ref().map(values), "{name}");
+        }
+        assert!(tap.entered.iter().copied().eq((0..student.blocks()).rev()), "{name}: {:?}", tap.entered);
+        assert_eq!(tap.found.len(), tap.model.linears().len(), "{name}");
+        let names = student.vars.iter().enumerate().flat_map(|(i, vars)| vars.iter().map(move |(n, var)| (i, n, var)));
+        let of_weights: BTreeMap<_, _> = names.zip(all).map(|((i, n, var), g)| ((i, n.clone()), (var, g))).collect();
+        for ((index, role), product) in &tap.found {
+            let of = |part: &str| of_weights.get(&(*index, format!("{role}.{part}")));
+            let check = |what: &str, expected: &Tensor, found: Tensor| {
+                let off = distance(&found, expected);
+                assert!(norm(&values(expected)) > 0.0 && off < 1e-5, "{name} {index}.{role}.{what}: {off:e}");
+            };
+            match (of("weight"), of("factor_a"), of("factor_b")) {
+                (Some((_, g)), None, None) => check("weight", g.as_ref().unwrap(), product.clone()),
+                (None, Some((a, on_a)), Some((b, on_b))) => {
+                    let (a, b) = (a.as_detached_tensor(), b.as_detached_tensor());
+                    check("factor_a", on_a.as_ref().unwrap(), b.t().unwrap().matmul(product).unwrap());
+                    check("factor_b", on_b.as_ref().unwrap(), product.matmul(&a.t().unwrap()).unwrap());
+                }
+                _ => panic!("{name}: {role} has no weights"),
+            }
+        }
+    });
+}
+
+/// Any blocks, any loss of what leaves them: here the squared distance to other states, against the graph of the whole.
+#[test]
+fn a_range_of_blocks_has_gradients_of_its_own() {
+    each(|name, student, _, teacher, x| {
+        let range = student.blocks() - 1..student.blocks();
+        let segment = || Segment { blocks: range.clone(), input: x, lengths: None };
+        let end = |y: &Tensor| squared_distance_gradient(y, teacher, 0.5);
+        let mut sums = Gradients::new(student);
+        let loss = loss_and_gradients(student, segment(), &end, None, &mut sums).unwrap();
+        let pass = forward(student, segment()).unwrap();
+        let (_, gradient) = end(&pass.output).unwrap();
+        let input = backward(student, pass, gradient, None, &mut Gradients::new(student)).unwrap();
+        let x = Var::from_tensor(x).unwrap();
+        let y = student.block(range.start).unwrap().forward(&x, &mut ()).unwrap().unwrap();
+        let whole = (y - teacher).unwrap().sqr().unwrap().sum_all().unwrap();
+        let graph = (&whole * 0.5).unwrap().backward().unwrap();
+        let expected = f64::from(whole.to_scalar::<f32>().unwrap());
+        assert!(expected > 0.1 && (loss / expected - 1.0).abs() < 1e-5, "{name}: {loss} for {expected}");
+        assert!(distance(&input, graph.get(&x).unwrap()) < 1e-5, "{name}");
+        let mut all = sums.all().into_iter();
+        for (index, vars) in student.vars.iter().enumerate() {
+            for ((what, var), found) in vars.iter().zip(&mut all) {
+                match found {
+                    Some(found) if !unseen(name, what) => {
+                        let off = distance(&found, graph.get(var).unwrap());
+                        assert!(range.contains(&index) && off < 1e-5, "{name} {index}.{what}: {off:e}");
+                    }
+                    found => assert!(unseen(name, what) || !range.contains(&index), "{name} {index}.{what}: {found:?}"),
+                }
+            }
+        }
+        // A model of which nothing is trained shows a tap the same blocks, and no others.
+        let mut tap = Products::new(name);
+        let mut nothing = Gradients::new(student.model);
+        loss_and_gradients(student.model, segment(), &end, Some(&mut tap), &mut nothing).unwrap();
+        assert_eq!(tap.entered, range.clone().collect::<Vec<_>>(), "{name}");
+        assert_eq!(tap.found.len(), tap.model.block_linears(range.start).count(), "{name}");
+        assert!(nothing.all().is_empty());
+    });
+}
+
+/// ‖y − y'‖² is not finite: there is nothing to take back.
+#[test]
+fn a_loss_that_is_not_finite_has_no_gradients() {
+    let model = open("llama-tiny-bias");
+    let student = Everything::new(&model);
+    let x = model.embed(&[&[1u32, 2, 3, 4]]).unwrap();
+    let mut sums = Gradients::new(&student);
+    let segment = Segment { blocks: 0..model.blocks(), input: &x, lengths: None };
+    let end = |y: &Tensor| squared_distance_gradient(y, &(y * f64::INFINITY)?, 1.0);
+    assert!(!loss_and_gradients(&student, segment, &end, None, &mut sums).unwrap().is_finite());
+    assert!(sums.all().iter().all(Option::is_none));
+}
+
 #[test]
 fn batches_add_up() {
     each(|name, student, rows, teacher, x| {
@@ -275,7 +412,7 @@ fn batches_add_up() {
         for (i, row) in rows.iter().enumerate() {
             let part = |t: &Tensor| t.narrow(0, i, 1).unwrap();
             let (_, pass, gradient) = student.loss(&part(x), &part(teacher), &[*row]);
-            backward(student, pass, (gradient * 0.5).unwrap(), &mut sums).unwrap();
+            backward(student, pass, (gradient * 0.5).unwrap(), None, &mut sums).unwrap();
         }
         let norm_before = sums.norm().unwrap();
         let limit = 0.5 * norm_before;

@@ -2,9 +2,10 @@
 //! and a training that goes wrong costs nothing.
 
 use candle_core::{DType, Device, Tensor};
+use softlm::backward::Objective;
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
-use softlm::learn::{Aim, HealOptions, Healed, Healing, Lesson, Material, Objective, heal};
+use softlm::learn::{Aim, Dataset, Distillation, HealJob, HealOptions, Healed, heal};
 use softlm::model::{Block, Linear, Model, Role};
 use softlm::pipeline;
 use softlm::progress::{Interrupted, Progress};
@@ -189,14 +190,15 @@ fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: 
     let windows = cut(&tokens, 12, 12, None).unwrap();
     let (train, heldout) = split_heldout(&windows, 16, 4, Sampling::First);
     let work = tempfile::tempdir().unwrap();
-    let job = Healing {
-        lesson: Lesson {
+    let job = HealJob {
+        distillation: Distillation {
             model: &model,
-            material: Material::Text { train: &train, heldout: &heldout },
+            dataset: Dataset::Text { train: &train, heldout: &heldout },
             objective: Objective::DISTIL,
             batch: 5,
             seed: 1,
-            memory,
+            block_memory: memory,
+            teacher_memory: memory,
         },
         install,
         stored: &|_, _| Ok(DType::F32),

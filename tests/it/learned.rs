@@ -1,19 +1,19 @@
 //! The learned methods: their training against PyTorch's (`tests/golden/learned.json`), what they promise about budgets,
 //! interruptions, mistakes, and that learning is worth it.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde_json::Value;
+use softlm::backward::Objective;
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
 use softlm::learn::{
-    Components, Learned, Lesson, Material, Objective, SpectralJob, SpectralOptions, SpectralPoint, SpectralRates,
-    learn_spectra,
+    Dataset, Distillation, Learned, SpectralJob, SpectralOptions, SpectralPoint, SpectralRates, learn_spectra,
 };
 use softlm::linalg::Mat;
 use softlm::method::{
     Basis, LastPhase, OptionValues, Pace, Phase, ScoreMap, SpectralSettings, Unit, Worth, by_name, of_basis,
 };
-use softlm::model::Model;
+use softlm::model::{LinearSpec, Model};
 use softlm::pipeline;
 use softlm::plan::{AllocationRule, GlobalOptions, Item, Target, global};
 use softlm::progress::{Interrupted, Progress};
@@ -30,10 +30,6 @@ fn tiny() -> Model {
     Model::load(Source::open(&folder).unwrap(), &Device::Cpu).unwrap()
 }
 
-fn tensor(m: &Mat) -> Tensor {
-    Tensor::from_vec(m.to_f32_rows(), (m.rows(), m.cols()), &Device::Cpu).unwrap()
-}
-
 /// The ids of `logits.py`.
 fn windows(model: &Model, length: usize) -> Windows {
     let id = |row: usize, i: usize| ((7 + 31 * i + 17 * row * i) % model.vocab()) as u32;
@@ -45,18 +41,21 @@ fn windows(model: &Model, length: usize) -> Windows {
 fn train(method: &str, lr: f64, pressure: f64, memory: usize) -> Learned {
     let model = tiny();
     let windows = windows(&model, 48);
-    let material = Material::Text { train: &windows, heldout: &windows };
-    train_on(
-        Lesson { model: &model, material, objective: Objective::DISTIL, batch: 2, seed: 0, memory },
-        method,
-        lr,
-        pressure,
-    )
+    let distillation = Distillation {
+        model: &model,
+        dataset: Dataset::Text { train: &windows, heldout: &windows },
+        objective: Objective::DISTIL,
+        batch: 2,
+        seed: 0,
+        block_memory: memory,
+        teacher_memory: memory,
+    };
+    train_on(distillation, method, lr, pressure)
 }
 
 /// Trains the controls of every linear alone, on the components of its weight.
-pub fn train_on(lesson: Lesson, method: &str, lr: f64, pressure: f64) -> Learned {
-    let model = lesson.model;
+pub fn train_on(distillation: Distillation, method: &str, lr: f64, pressure: f64) -> Learned {
+    let model = distillation.model;
     let settings = SpectralSettings {
         basis: Basis::Weight,
         unit: Unit::Raw,
@@ -71,17 +70,13 @@ pub fn train_on(lesson: Lesson, method: &str, lr: f64, pressure: f64) -> Learned
         sparsity: 0.2,
         deviation: false,
     };
-    let basis = |index: usize| {
-        let block = model.block(index)?;
-        let parts = model.block_linears(index).map(|spec| {
-            let weight = block.linear(spec.id.role).and_then(|linear| linear.dense_weight()).expect("dense");
-            let w = Mat::from_f32_rows(spec.out, spec.input, &weight.flatten_all()?.to_vec1::<f32>()?);
-            let parts = of_basis(Basis::Weight).decompose(&w, None)?;
-            let sigma = parts.energy.iter().map(|energy| energy.sqrt()).collect();
-            Ok(Components { b: tensor(&parts.b), a: tensor(&parts.a), sigma })
-        });
-        parts.collect()
+    let basis = |spec: &LinearSpec| {
+        let block = model.block(spec.id.block)?;
+        let weight = block.linear(spec.id.role).and_then(|linear| linear.dense_weight()).expect("dense");
+        let w = Mat::from_f32_rows(spec.out, spec.input, &weight.flatten_all()?.to_vec1::<f32>()?);
+        of_basis(Basis::Weight).decompose(&w, None)
     };
+    let units = vec![1.0; model.linears().len()];
     let plan = |worth: &[Vec<f64>]| {
         let item = |(spec, worth): (_, &Vec<f64>)| {
             let mut energy = worth.clone();
@@ -93,10 +88,11 @@ pub fn train_on(lesson: Lesson, method: &str, lr: f64, pressure: f64) -> Learned
     };
     let work = tempfile::tempdir().unwrap();
     let job = SpectralJob {
-        lesson,
+        distillation,
         method: by_name(method).unwrap().learned().unwrap(),
         settings: &settings,
         basis: &basis,
+        units: &units,
         plan: &plan,
         even: &|| unreachable!("the pressure is given"),
         keep: 0.3,

@@ -3,8 +3,9 @@
 use crate::learned::train_on;
 use candle_core::Device;
 use serde_json::Value;
+use softlm::backward::Objective;
 use softlm::checkpoint::Source;
-use softlm::learn::{Aim, Labelled, Lesson, Material, Objective};
+use softlm::learn::{Aim, Dataset, Distillation, HealJob, HealOptions, Labelled, heal};
 use softlm::model::Model;
 use softlm::text::{Sequence, Window, Windows};
 use std::path::{Path, PathBuf};
@@ -38,21 +39,29 @@ fn windows() -> Windows {
 fn training_encoders_is_that_of_pytorch() {
     let expected = json("tasks.json");
     let windows = windows();
-    let text = Material::Text { train: &windows, heldout: &windows };
+    let text = Dataset::Text { train: &windows, heldout: &windows };
     let (labels, scores) = (labelled(&[2.0, 0.0, 1.0, 1.0]), labelled(&[0.3, 2.0, -1.0, 4.0]));
     let (labels, scores) =
-        [&labels, &scores].map(|examples| Material::Labelled { train: examples, heldout: examples }).into();
-    for (case, folder, material, aim) in [
+        [&labels, &scores].map(|examples| Dataset::Labelled { train: examples, heldout: examples }).into();
+    for (case, folder, dataset, aim) in [
         ("labels", "bert-tiny-classes", labels, Aim::CrossEntropy),
         ("scores", "bert-tiny-score", scores, Aim::SquaredError),
         ("classes", "bert-tiny-classes", text, Aim::Kl),
         ("states", "bert-tiny-bare", text, Aim::Cosine),
     ] {
         let model = Model::load(Source::open(&golden().join("encoders").join(folder)).unwrap(), &Device::Cpu).unwrap();
-        let batch = if matches!(material, Material::Text { .. }) { 2 } else { 4 };
+        let batch = if matches!(dataset, Dataset::Text { .. }) { 2 } else { 4 };
         for memory in [usize::MAX, 0] {
-            let lesson = Lesson { model: &model, material, objective: Objective::DISTIL, batch, seed: 0, memory };
-            let learned = train_on(lesson, "soft", 0.15, 0.1);
+            let distillation = Distillation {
+                model: &model,
+                dataset,
+                objective: Objective::DISTIL,
+                batch,
+                seed: 0,
+                block_memory: memory,
+                teacher_memory: memory,
+            };
+            let learned = train_on(distillation, "soft", 0.15, 0.1);
             assert_eq!(learned.report.aim, aim, "{case}");
             let losses = expected[case]["loss"].as_array().unwrap();
             assert_eq!(learned.report.curve.len(), losses.len() + 1, "{case}");
@@ -75,16 +84,23 @@ fn training_encoders_is_that_of_pytorch() {
 fn labels_need_a_classifier() {
     let model = Model::load(Source::demo(), &Device::Cpu).unwrap();
     let examples = labelled(&[1.0]);
-    let material = Material::Labelled { train: &examples, heldout: &examples };
-    let lesson = Lesson { model: &model, material, objective: Objective::DISTIL, batch: 1, seed: 0, memory: 0 };
+    let distillation = Distillation {
+        model: &model,
+        dataset: Dataset::Labelled { train: &examples, heldout: &examples },
+        objective: Objective::DISTIL,
+        batch: 1,
+        seed: 0,
+        block_memory: 0,
+        teacher_memory: 0,
+    };
     let state = tempfile::tempdir().unwrap();
-    let job = softlm::learn::Healing {
-        lesson,
+    let job = HealJob {
+        distillation,
         install: &|_, _| Ok(()),
         stored: &|_, _| Ok(candle_core::DType::F32),
         state: &state.path().join("state"),
-        options: softlm::learn::HealOptions { steps: 1, lr: 0.01, seconds: None },
+        options: HealOptions { steps: 1, lr: 0.01, seconds: None },
     };
-    let error = softlm::learn::heal(&job, &()).err().expect("a decoder has no classifier");
+    let error = heal(&job, &()).err().expect("a decoder has no classifier");
     assert!(error.to_string().contains("classifier"), "{error:#}");
 }

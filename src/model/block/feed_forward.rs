@@ -23,7 +23,7 @@ impl FeedForward {
             return Ok(None);
         }
         let up = block.apply(Role::Up, m)?;
-        let gate = block.linear(Role::Gate).map(|gate| gate.forward(m)).transpose()?;
+        let gate = block.linear(Role::Gate).map(|_| block.apply(Role::Gate, m)).transpose()?;
         let inner = block.activate(self.activation, gate.as_ref(), &up)?;
         if pass.stops_at(Site::MlpOut, &inner)? {
             return Ok(None);

@@ -4,6 +4,7 @@ mod attend;
 mod experts;
 mod feed_forward;
 mod memory;
+mod output_gradients;
 mod parallel;
 mod post_norm;
 mod pre_norm;
@@ -13,6 +14,7 @@ pub(super) use attend::Attend;
 pub(super) use experts::Experts;
 pub(super) use feed_forward::FeedForward;
 pub use memory::Memory;
+pub use output_gradients::OutputGradients;
 pub(super) use parallel::Parallel;
 pub(super) use post_norm::PostNorm;
 pub(super) use pre_norm::{Inner, PreNorm};
@@ -124,6 +126,7 @@ pub struct Block<'m> {
     linears: BTreeMap<Role, Linear>,
     differentiable: bool,
     checked: bool,
+    output_gradients: Option<OutputGradients>,
 }
 
 impl<'m> Block<'m> {
@@ -145,6 +148,7 @@ impl<'m> Block<'m> {
             tensors: tensors.collect::<Result<_>>()?,
             differentiable: false,
             checked: true,
+            output_gradients: None,
         })
     }
 }
@@ -169,6 +173,11 @@ impl Block<'_> {
     /// The fast operations, which carry no gradients, but the search for NaN left to the one who sees the loss.
     pub fn leave_unchecked(&mut self) {
         (self.differentiable, self.checked) = (false, false);
+    }
+
+    /// From now on gradients on what leaves the linears are put into `found` when they pass there.
+    pub fn watch_outputs(&mut self, found: OutputGradients) {
+        self.output_gradients = Some(found);
     }
 
     /// Runs x (batch, t, hidden) through the block; `None` when the tap stopped it.
@@ -264,7 +273,11 @@ impl Block<'_> {
     /// The linear `role` of x (…, in).
     fn apply(&self, role: Role, x: &Tensor) -> Result<Tensor> {
         let linear = self.linears.get(&role).with_context(|| format!("block {} has no {role}", self.index))?;
-        linear.forward(x)
+        let y = linear.forward(x)?;
+        match &self.output_gradients {
+            Some(found) => found.watch(role, &y),
+            None => Ok(y),
+        }
     }
 
     /// What is neither a linear nor a norm.

@@ -1,46 +1,25 @@
-//! A student whose linears are sums of gated components, W' = B diag(g) A: what [`learn_spectra`] trains.
-//!
-//! [`learn_spectra`]: super::learn_spectra
+//! A student whose linears are sums of gated components, W' = B diag(g) A.
 
-use super::adamw::{AdamW, AdamWOptions, Group};
-use super::backward::{Gradients, Student};
-use super::course::{Course, Lesson, root_mean_square};
-use crate::checkpoint::{NamedTensor, TensorFile};
-use crate::method::{Controlled, Phase, Spectral, SpectralSettings};
+use super::SpectralJob;
+use crate::backward::{BlockStack, Gradients};
+use crate::learn::adamw::{AdamW, AdamWOptions, Group};
+use crate::learn::distillation::DistillationLoss;
+use crate::learn::root_mean_square;
+use crate::linalg::Mat;
+use crate::method::{Controlled, Phase};
 use crate::model::{Block, Linear, LinearSpec, Role};
 use crate::plan::{Choice, Plan};
-use anyhow::{Context, Result};
-use candle_core::{Tensor, Var};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor, Var};
 
 /// Names of what is trained, behind that of the linear.
 const CONTROL: &str = "control";
 const DEVIATION: &str = "deviation";
 
-/// The components of one linear: W = B A.
-pub struct Components {
-    /// B, (m, k)
-    pub b: Tensor,
-    /// A, (k, n)
-    pub a: Tensor,
-    /// Size of each component, (k), in the recipe's unit.
-    pub sigma: Vec<f64>,
-}
-
-/// Learning rates of what a spectrum has to train.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SpectralRates {
-    /// Of the controls.
-    pub control: f64,
-    /// Of B, A and ρ, relative to their size.
-    pub basis: f64,
-    /// Of the deviation.
-    pub deviation: f64,
-}
-
 /// One linear in training.
-pub(super) struct Gated {
+pub(super) struct GatedLinear {
     pub(super) spec: LinearSpec,
-    /// σ at the start, (k).
+    /// σ at the start, (k), in the recipe's unit.
     sigma: Tensor,
     b: Tensor,
     a: Tensor,
@@ -57,86 +36,46 @@ pub(super) struct Cut {
     pub(super) gates: Vec<f64>,
 }
 
-/// The student beside the original.
-pub(super) struct Spectrum<'a> {
-    method: &'a dyn Spectral,
-    settings: &'a SpectralSettings,
-    lesson: Lesson<'a>,
-    pub(super) course: Course<'a>,
-    pub(super) blocks: Vec<Vec<Gated>>,
+/// The student.
+pub(super) struct GatedModel<'a> {
+    job: &'a SpectralJob<'a>,
+    /// Its loss beside the original.
+    pub(super) loss: DistillationLoss<'a>,
+    blocks: Vec<Vec<GatedLinear>>,
     pub(super) phase: Phase,
     /// 1 for the components that are still there, (k) for every linear of every block; everything without it.
     mask: Option<Vec<Vec<Tensor>>>,
 }
 
-impl<'a> Spectrum<'a> {
-    /// Takes the components that `basis` gives for the linears of each block, in their order.
-    pub(super) fn new(
-        method: &'a dyn Spectral,
-        settings: &'a SpectralSettings,
-        rates: SpectralRates,
-        lesson: Lesson<'a>,
-        basis: &dyn Fn(usize) -> Result<Vec<Components>>,
-    ) -> Result<Self> {
-        let trains = method.trains(settings);
-        let model = lesson.model;
-        let gated = |(spec, parts): (&LinearSpec, Components)| -> Result<Gated> {
-            let device = model.device();
-            let k = parts.sigma.len();
-            let sigma: Vec<f32> = parts.sigma.iter().map(|&sigma| sigma as f32).collect();
-            let mut trained = Vec::new();
-            let mut train = |on: bool, name: &str, tensor: Tensor, rate: f64| -> Result<Tensor> {
-                if !on {
-                    return Ok(tensor);
-                }
-                let var = Var::from_tensor(&tensor)?;
-                let tensor = var.as_tensor().clone();
-                trained.push((format!("{}.{name}", spec.id), var, rate));
-                Ok(tensor)
-            };
-            let start = method.start(k);
-            let length = start.len();
-            let control = train(true, CONTROL, Tensor::from_vec(start, length, device)?, rates.control)?;
-            let one = Tensor::ones(k, candle_core::DType::F32, device)?;
-            let rho = train(trains.spectrum, "rho", one, rates.basis)?;
-            let rate = |tensor: &Tensor| Ok::<_, anyhow::Error>(rates.basis * root_mean_square(tensor)?);
-            let (rate_b, rate_a) = (rate(&parts.b)?, rate(&parts.a)?);
-            let b = train(trains.basis, "b", parts.b, rate_b)?;
-            let a = train(trains.basis, "a", parts.a, rate_a)?;
-            let deviation = if trains.deviation {
-                let zero = Tensor::zeros(spec.out, candle_core::DType::F32, device)?;
-                Some(train(true, DEVIATION, zero, rates.deviation)?)
-            } else {
-                None
-            };
-            Ok(Gated {
-                spec: spec.clone(),
-                sigma: Tensor::from_vec(sigma, k, device)?,
-                b,
-                a,
-                rho,
-                control,
-                deviation,
-                trained,
-            })
-        };
+impl<'a> GatedModel<'a> {
+    /// Takes the components of every linear.
+    pub(super) fn new(job: &'a SpectralJob<'a>) -> Result<Self> {
+        let model = job.distillation.model;
+        let (count, known) = (model.linears().len(), job.units.len());
+        ensure!(count == known, "{known} units for {count} linears");
+        let mut units = job.units.iter();
         let mut blocks = Vec::new();
         for index in 0..model.blocks() {
-            let parts = basis(index)?;
-            blocks.push(model.block_linears(index).zip(parts).map(gated).collect::<Result<Vec<_>>>()?);
+            let linears = model.block_linears(index).zip(&mut units);
+            blocks.push(linears.map(|(spec, unit)| GatedLinear::new(job, spec, *unit)).collect::<Result<_>>()?);
         }
-        let course = Course::new(lesson)?;
-        Ok(Self { method, settings, lesson, course, blocks, phase: Phase::Explore, mask: None })
+        let loss = DistillationLoss::new(job.distillation)?;
+        Ok(Self { job, loss, blocks, phase: Phase::Explore, mask: None })
     }
 
     /// Every linear, in model order.
-    pub(super) fn linears(&self) -> impl Iterator<Item = &Gated> {
+    pub(super) fn linears(&self) -> impl Iterator<Item = &GatedLinear> {
         self.blocks.iter().flatten()
     }
 
     /// What is trained, in the order of [`Gradients::all`].
-    fn trained(&self) -> impl Iterator<Item = &(String, Var, f64)> {
+    pub(super) fn trained(&self) -> impl Iterator<Item = &(String, Var, f64)> {
         self.linears().flat_map(|linear| &linear.trained)
+    }
+
+    /// The same without learning rates.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.trained().map(|(name, var, _)| (name.as_str(), var))
     }
 
     /// A fresh optimiser of everything that is trained. Nothing decays: that would change ranks by itself.
@@ -181,7 +120,7 @@ impl<'a> Spectrum<'a> {
 
     /// What `plan` leaves of every linear: the components that are `worth` most. Of a dense one all are left.
     pub(super) fn kept(&self, worth: &[Vec<f64>], plan: &Plan) -> Vec<Vec<usize>> {
-        let keep = |(linear, worth): (&Gated, &Vec<f64>)| {
+        let keep = |(linear, worth): (&GatedLinear, &Vec<f64>)| {
             let mut kept: Vec<usize> = (0..worth.len()).collect();
             if let Some(Choice::Rank(rank)) = plan.choice(linear.spec.id) {
                 kept.sort_by(|&i, &j| worth[j].total_cmp(&worth[i]));
@@ -198,8 +137,8 @@ impl<'a> Spectrum<'a> {
         let cuts = self.cuts(kept)?;
         let starts: Vec<usize> =
             self.blocks.iter().scan(0, |at, block| Some(std::mem::replace(at, *at + block.len()))).collect();
-        self.course.judge(&|index| {
-            let mut block = self.course.original(index)?;
+        self.loss.heldout_loss(&|index| {
+            let mut block = self.loss.original(index)?;
             for (linear, cut) in self.blocks[index].iter().zip(&cuts[starts[index]..]) {
                 let (b, a) = linear.factors(cut)?;
                 linear.install(&mut block, b.matmul(&a)?)?;
@@ -230,7 +169,7 @@ impl<'a> Spectrum<'a> {
     /// Puts controls and deviations back to where training began with them.
     pub(super) fn begin_anew(&self) -> Result<()> {
         for linear in self.linears() {
-            let start = self.method.start(linear.sigma.elem_count());
+            let start = self.job.method.start(linear.sigma.elem_count());
             for (name, var, _) in &linear.trained {
                 if name.ends_with(CONTROL) {
                     var.set(&Tensor::from_slice(&start, var.dims(), var.device())?)?;
@@ -245,18 +184,18 @@ impl<'a> Spectrum<'a> {
     /// What is left of every linear when no components but those in `kept` stay.
     pub(super) fn cuts(&self, kept: &[Vec<usize>]) -> Result<Vec<Cut>> {
         let controlled = self.controlled()?;
-        let gate = |((linear, controlled), kept): ((&Gated, &Controlled), &Vec<usize>)| {
-            let gates = self.method.final_gates(self.settings, controlled, &doubles(&linear.rho)?, kept);
+        let gate = |((linear, controlled), kept): ((&GatedLinear, &Controlled), &Vec<usize>)| {
+            let gates = self.job.method.final_gates(self.job.settings, controlled, &doubles(&linear.rho)?, kept);
             Ok(Cut { kept: kept.clone(), gates })
         };
         self.linears().zip(&controlled).zip(kept).map(gate).collect()
     }
 
     fn student_block(&self, index: usize) -> Result<Block<'a>> {
-        let mut block = self.course.original(index)?;
+        let mut block = self.loss.original(index)?;
         for (place, linear) in self.blocks[index].iter().enumerate() {
             let mut gates =
-                self.method.gates(self.settings, self.phase, &linear.sigma, &linear.rho, &linear.control)?;
+                self.job.method.gates(self.job.settings, self.phase, &linear.sigma, &linear.rho, &linear.control)?;
             if let Some(mask) = &self.mask {
                 gates = (gates * &mask[index][place])?;
             }
@@ -267,49 +206,46 @@ impl<'a> Spectrum<'a> {
         Ok(block)
     }
 
-    /// A copy of everything that is trained, as it is now.
-    pub(super) fn snapshot(&self) -> Result<Vec<Tensor>> {
-        self.trained().map(|(_, var, _)| Ok(var.as_tensor().copy()?.detach())).collect()
-    }
-
-    /// Goes back to a snapshot.
-    pub(super) fn restore(&self, snapshot: &[Tensor]) -> Result<()> {
-        self.trained().zip(snapshot).try_for_each(|((_, var, _), tensor)| Ok(var.set(tensor)?))
-    }
-
-    /// What is trained under `now.`, and the snapshot under `best.`.
-    pub(super) fn state(&self, best: &[Tensor]) -> Result<Vec<NamedTensor>> {
-        let mut tensors = Vec::new();
-        for ((name, var, _), best) in self.trained().zip(best) {
-            tensors.push(NamedTensor::of(format!("now.{name}"), var)?);
-            tensors.push(NamedTensor::of(format!("best.{name}"), best)?);
-        }
-        Ok(tensors)
-    }
-
-    /// Takes back what [`Spectrum::state`] gave; returns the snapshot.
-    pub(super) fn resume(&self, file: &TensorFile) -> Result<Vec<Tensor>> {
-        let mut best = Vec::new();
-        for (name, var, _) in self.trained() {
-            let read = |kind: &str| file.tensor(&format!("{kind}.{name}"), var.dims(), var.device());
-            var.set(&read("now")?)?;
-            best.push(read("best")?);
-        }
-        Ok(best)
-    }
-
     /// Number of trained numbers.
     pub(super) fn size(&self) -> usize {
         self.trained().map(|(_, var, _)| var.elem_count()).sum()
     }
-
-    /// Tokens to judge by.
-    pub(super) fn heldout_tokens(&self) -> usize {
-        self.lesson.heldout_tokens()
-    }
 }
 
-impl Gated {
+impl GatedLinear {
+    /// Components as they are, with gates that are open; sizes are divided by `unit`.
+    fn new(job: &SpectralJob, spec: &LinearSpec, unit: f64) -> Result<Self> {
+        let (trains, rates, device) =
+            (job.method.trains(job.settings), job.options.rates, job.distillation.model.device());
+        let parts = (job.basis)(spec)?;
+        let tensor = |m: &Mat| Tensor::from_vec(m.to_f32_rows(), (m.rows(), m.cols()), device);
+        let (b, a, k) = (tensor(&parts.b)?, tensor(&parts.a)?, parts.energy.len());
+        let sigma: Vec<f32> = parts.energy.iter().map(|energy| (energy.sqrt() / unit) as f32).collect();
+        let mut trained = Vec::new();
+        let mut train = |on: bool, name: &str, tensor: Tensor, rate: f64| -> Result<Tensor> {
+            if !on {
+                return Ok(tensor);
+            }
+            let var = Var::from_tensor(&tensor)?;
+            let tensor = var.as_tensor().clone();
+            trained.push((format!("{}.{name}", spec.id), var, rate));
+            Ok(tensor)
+        };
+        let start = job.method.start(k);
+        let length = start.len();
+        let control = train(true, CONTROL, Tensor::from_vec(start, length, device)?, rates.control)?;
+        let rho = train(trains.spectrum, "rho", Tensor::ones(k, DType::F32, device)?, rates.basis)?;
+        let (rate_b, rate_a) = (rates.basis * root_mean_square(&b)?, rates.basis * root_mean_square(&a)?);
+        let b = train(trains.basis, "b", b, rate_b)?;
+        let a = train(trains.basis, "a", a, rate_a)?;
+        let deviation = match trains.deviation {
+            true => Some(train(true, DEVIATION, Tensor::zeros(spec.out, DType::F32, device)?, rates.deviation)?),
+            false => None,
+        };
+        let sigma = Tensor::from_vec(sigma, k, device)?;
+        Ok(Self { spec: spec.clone(), sigma, b, a, rho, control, deviation, trained })
+    }
+
     /// Puts W' into the block; the deviation joins the bias.
     fn install(&self, block: &mut Block, weight: Tensor) -> Result<()> {
         let role: Role = self.spec.id.role;
@@ -352,7 +288,7 @@ impl Gated {
     }
 }
 
-impl Student for Spectrum<'_> {
+impl BlockStack for GatedModel<'_> {
     fn blocks(&self) -> usize {
         self.blocks.len()
     }
@@ -369,6 +305,3 @@ impl Student for Spectrum<'_> {
 fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
-
-#[cfg(test)]
-mod tests;

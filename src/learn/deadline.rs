@@ -8,13 +8,13 @@ const MEASURED: usize = 5;
 const PLANNED: f64 = 0.9;
 
 /// Seconds spent, and how many may be.
-pub(super) struct Watch {
+pub(super) struct Deadline {
     limit: Option<f64>,
     before: f64,
     since: Instant,
 }
 
-impl Watch {
+impl Deadline {
     /// Starts; earlier runs took `before` seconds.
     pub(super) fn start(limit: Option<f64>, before: f64) -> Self {
         Self { limit, before, since: Instant::now() }
@@ -26,7 +26,7 @@ impl Watch {
     }
 
     /// Whether the time is up.
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn has_passed(&self) -> bool {
         self.limit.is_some_and(|limit| self.elapsed() >= limit)
     }
 
@@ -54,8 +54,8 @@ mod tests {
         assert_eq!(fitting(100.0, 1.0, 5, 1000), 90);
         assert_eq!(fitting(100.0, 0.01, 5, 1000), 1000);
         assert_eq!(fitting(1.0, 1.0, 5, 1000), 5, "what is done is done");
-        assert!(Watch::start(Some(10.0), 10.0).is_over() && !Watch::start(None, 1e9).is_over());
-        assert_eq!(Watch::start(None, 0.0).fitting(5, 77), 77);
-        assert_eq!(Watch::start(Some(1e9), 0.0).fitting(4, 77), 77);
+        assert!(Deadline::start(Some(10.0), 10.0).has_passed() && !Deadline::start(None, 1e9).has_passed());
+        assert_eq!(Deadline::start(None, 0.0).fitting(5, 77), 77);
+        assert_eq!(Deadline::start(Some(1e9), 0.0).fitting(4, 77), 77);
     }
 }

@@ -1,12 +1,15 @@
 //! Gradients on everything a gated linear trains, against finite differences.
 
+use super::gated::GatedModel;
 use super::*;
+use crate::backward::Objective;
 use crate::checkpoint::Source;
-use crate::learn::{Material, Objective};
+use crate::learn::Dataset;
 use crate::linalg::Mat;
 use crate::method::{Basis, LastPhase, Pace, ScoreMap, Unit, Worth, by_name, of_basis};
-use crate::model::Model;
+use crate::model::{Linear, Model};
 use crate::text::{Window, Windows};
+use anyhow::Context;
 use candle_core::Device;
 use std::path::Path;
 
@@ -28,19 +31,11 @@ fn settings() -> SpectralSettings {
     }
 }
 
-fn components(model: &Model, index: usize) -> Result<Vec<Components>> {
-    let block = model.block(index)?;
-    let tensor = |m: &Mat| Tensor::from_vec(m.to_f32_rows(), (m.rows(), m.cols()), &Device::Cpu);
-    model
-        .block_linears(index)
-        .map(|spec| {
-            let weight = block.linear(spec.id.role).and_then(Linear::dense_weight).context("dense")?;
-            let w = Mat::from_f32_rows(spec.out, spec.input, &weight.flatten_all()?.to_vec1::<f32>()?);
-            let parts = of_basis(Basis::Weight).decompose(&w, None)?;
-            let sigma = parts.energy.iter().map(|energy| energy.sqrt()).collect();
-            Ok(Components { b: tensor(&parts.b)?, a: tensor(&parts.a)?, sigma })
-        })
-        .collect()
+fn components(model: &Model, spec: &LinearSpec) -> Result<Decomposition> {
+    let block = model.block(spec.id.block)?;
+    let weight = block.linear(spec.id.role).and_then(Linear::dense_weight).context("dense")?;
+    let w = Mat::from_f32_rows(spec.out, spec.input, &weight.flatten_all()?.to_vec1::<f32>()?);
+    of_basis(Basis::Weight).decompose(&w, None)
 }
 
 #[test]
@@ -50,18 +45,32 @@ fn gradients_are_those_of_finite_differences() {
     let ids = |row: u32| (0..30).map(|i| (7 + 31 * i + 17 * row * i) % 96).collect();
     let rows = (0..2).map(|row| Window { ids: ids(row), first_target: 1 }).collect();
     let windows = Windows { rows, window: 30, stride: 30, bos: false, text_tokens: 60 };
-    let lesson = Lesson {
+    let distillation = Distillation {
         model: &model,
-        material: Material::Text { train: &windows, heldout: &windows },
+        dataset: Dataset::Text { train: &windows, heldout: &windows },
         objective: Objective::DISTIL,
         batch: 2,
         seed: 0,
-        memory: usize::MAX,
+        block_memory: usize::MAX,
+        teacher_memory: usize::MAX,
     };
     let (settings, rates) = (settings(), SpectralRates { control: 0.1, basis: 0.1, deviation: 0.1 });
     for (method, kinds) in [("soft", vec!["control", "rho", "b", "a"]), ("soco", vec!["control", "deviation"])] {
         let learned = by_name(method).unwrap().learned().unwrap();
-        let student = Spectrum::new(learned, &settings, rates, lesson, &|index| components(&model, index)).unwrap();
+        let units = vec![1.0; model.linears().len()];
+        let job = SpectralJob {
+            distillation,
+            method: learned,
+            settings: &settings,
+            basis: &|spec| components(&model, spec),
+            units: &units,
+            plan: &|_| unreachable!("nothing is cut"),
+            even: &|| unreachable!("nothing is cut"),
+            keep: 0.5,
+            state: Path::new("unused"),
+            options: SpectralOptions { steps: 1, rates, explore: 1.0, refine: 0.0, seconds: None },
+        };
+        let student = GatedModel::new(&job).unwrap();
         // Away from the original, where the divergence has a slope.
         for (number, (name, var, _)) in student.trained().enumerate() {
             let shift: Vec<f32> = (0..var.elem_count()).map(|i| 0.3 * ((number + 3 * i) as f32).sin()).collect();
@@ -69,9 +78,8 @@ fn gradients_are_those_of_finite_differences() {
             let scale = if name.ends_with(".b") || name.ends_with(".a") { 0.1 } else { 1.0 };
             var.set(&(var.as_tensor() + (shift * scale).unwrap()).unwrap()).unwrap();
         }
-        let batches = student.course.batch(0);
         let targets = 58.0;
-        let gradients = student.course.teach(&student, &batches).unwrap().gradients.all();
+        let gradients = student.loss.step(&student, 0).unwrap().gradients.all();
         for kind in kinds {
             // Along the gradient of all parameters of one kind, the loss has the slope ‖g‖.
             let of_kind =
@@ -88,7 +96,7 @@ fn gradients_are_those_of_finite_differences() {
                     let shift = (g.as_ref().unwrap() * (times / norm)).unwrap();
                     var.set(&(var.as_tensor() + shift).unwrap()).unwrap();
                 }
-                student.course.teach(&student, &batches).unwrap().loss / targets
+                student.loss.step(&student, 0).unwrap().loss / targets
             };
             let above = move_by(step);
             let below = move_by(-2.0 * step);

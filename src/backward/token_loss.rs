@@ -1,4 +1,4 @@
-//! The loss at the head, and the gradient on the hidden states in front of it.
+//! The loss of predicted tokens, and the gradient on the hidden states in front of the head.
 //!
 //! ```text
 //! L = (1/N) Σ_positions  α τ² KL(softmax(u/τ) ‖ softmax(z/τ)) + γ (−log softmax(z)[next token])
@@ -6,7 +6,7 @@
 //! z are the student's logits, u the teacher's. The gradient on z is known in closed form; only the final norm is
 //! differentiated by the graph. Positions are taken in chunks, so neither model's logits ever exist as a whole.
 
-use super::backward::back_from;
+use super::pass::gradients_of;
 use crate::model::Head;
 use crate::model::simd::{add_difference, add_softmax, divergence, log_sum_exp};
 use anyhow::{Context, Result, ensure};
@@ -54,7 +54,7 @@ pub struct Teacher<'a> {
 ///
 /// `states` (windows, t, hidden) are the student's final hidden states of `rows`, equally long windows. The gradient has
 /// their shape; it is zero at the last position of each window.
-pub fn loss_gradient(
+pub fn token_loss_gradient(
     head: &Head,
     states: &Tensor,
     teacher: Option<Teacher>,
@@ -70,9 +70,9 @@ pub fn loss_gradient(
         let input = Var::from_tensor(&chunk.student)?;
         let normalised = head.normalise(&input)?;
         let logits = head.project(&normalised.detach())?;
-        let (loss, gradient) = chunk.score(&logits, objective, scale)?;
+        let (loss, gradient) = chunk.loss(&logits, objective, scale)?;
         sum += loss;
-        let mut graph = back_from(&normalised, &head.project_back(&gradient, &logits)?)?;
+        let mut graph = gradients_of(&normalised, &head.project_back(&gradient, &logits)?)?;
         gradients.push(graph.remove(&input).context("the head passes no gradient on")?);
         Ok(())
     })?;
@@ -81,8 +81,8 @@ pub fn loss_gradient(
     Ok((sum, Tensor::cat(&[gradient, last], 1)?))
 }
 
-/// The loss of [`loss_gradient`] without the gradient, which costs as much again.
-pub fn loss_alone(
+/// The loss of [`token_loss_gradient`] without the gradient, which costs as much again.
+pub fn token_loss(
     head: &Head,
     states: &Tensor,
     teacher: Option<Teacher>,
@@ -92,7 +92,7 @@ pub fn loss_alone(
     let mut sum = 0.0;
     each_chunk(head, states, teacher, rows, |chunk| {
         let logits = head.logits(&chunk.student)?;
-        sum += chunk.score(&logits, objective, 0.0)?.0;
+        sum += chunk.loss(&logits, objective, 0.0)?.0;
         Ok(())
     })?;
     Ok(sum)
@@ -142,14 +142,14 @@ fn flat(states: &Tensor) -> Result<Tensor> {
 
 impl Chunk<'_> {
     /// The sum of the loss, and `scale` times its gradient on the student's `logits` (positions, vocab).
-    fn score(&self, logits: &Tensor, objective: &Objective, scale: f64) -> Result<(f64, Tensor)> {
-        score(logits, self.teacher.as_deref(), self.targets, objective, scale)
+    fn loss(&self, logits: &Tensor, objective: &Objective, scale: f64) -> Result<(f64, Tensor)> {
+        logit_loss(logits, self.teacher.as_deref(), self.targets, objective, scale)
     }
 }
 
 /// The sum of the loss, and `scale` times its gradient on the student's `logits` (rows, classes), which means nothing where
 /// `scale` is 0. The `teacher`'s are row-major.
-pub(super) fn score(
+pub(super) fn logit_loss(
     logits: &Tensor,
     teacher: Option<&[f32]>,
     targets: &[u32],
@@ -165,7 +165,7 @@ pub(super) fn score(
         .enumerate()
         .map(|(i, (row, &target))| {
             let teacher = teacher.map(|teacher| &teacher[i * classes..(i + 1) * classes]);
-            score_row(row, teacher, target as usize, objective, scale)
+            row_loss(row, teacher, target as usize, objective, scale)
         })
         .collect();
     // Summed in order, whatever the number of threads.
@@ -173,7 +173,7 @@ pub(super) fn score(
 }
 
 /// The loss at one position; `z` holds the logits and is left with `scale` times the gradient on them.
-fn score_row(z: &mut [f32], u: Option<&[f32]>, target: usize, objective: &Objective, scale: f64) -> f64 {
+fn row_loss(z: &mut [f32], u: Option<&[f32]>, target: usize, objective: &Objective, scale: f64) -> f64 {
     let Objective { divergence: alpha, temperature: tau, likelihood: gamma } = *objective;
     let mut loss = 0.0;
     let mut gradient = vec![0f32; if scale == 0.0 { 0 } else { z.len() }];

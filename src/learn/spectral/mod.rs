@@ -1,14 +1,34 @@
-//! What the training of a learned method is given, and what it answers with.
+//! Learning which components of a model's linears matter: the training of the learned methods.
+//!
+//! Every step lowers KL(original ‖ student), or what else a [`Distillation`] asks for, on a batch and, as long as the student
+//! is too large, puts pressure on the method's controls. Now and then the student is cut to the budget and judged on held-out
+//! windows: such cuts have one size, so they can be compared over the whole run, and the best one is the result.
 
-use super::course::{Aim, Lesson};
-use super::spectrum::{Components, SpectralRates};
-use crate::method::{Phase, Spectral, SpectralSettings};
+mod gated;
+mod training;
+
+use super::distillation::{Aim, Distillation};
+use super::trainer::train;
+use crate::method::{Decomposition, Phase, Spectral, SpectralSettings};
 use crate::model::LinearSpec;
 use crate::plan::Plan;
+use crate::progress::Progress;
 use anyhow::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use training::SpectralTraining;
+
+/// Learning rates.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpectralRates {
+    /// Of the controls.
+    pub control: f64,
+    /// Of B, A and ρ, relative to their size.
+    pub basis: f64,
+    /// Of the deviation.
+    pub deviation: f64,
+}
 
 /// How long and how fast.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,13 +48,15 @@ pub struct SpectralOptions {
 /// Everything the training works with.
 pub struct SpectralJob<'a> {
     /// The original and the text.
-    pub lesson: Lesson<'a>,
+    pub distillation: Distillation<'a>,
     /// Gate, pressure and score.
     pub method: &'a dyn Spectral,
     /// Their constants.
     pub settings: &'a SpectralSettings,
-    /// The components of the linears of a block, in their order.
-    pub basis: &'a dyn Fn(usize) -> Result<Vec<Components>>,
+    /// The components of a linear, W = B A. They are asked for once, linear after linear in model order.
+    pub basis: &'a dyn Fn(&LinearSpec) -> Result<Decomposition>,
+    /// What the sizes √energy of each linear's components are divided by, in model order.
+    pub units: &'a [f64],
     /// Shares the budget out by what components are worth, linears in model order.
     pub plan: &'a dyn Fn(&[Vec<f64>]) -> Result<Plan>,
     /// Shares the budget out evenly.
@@ -125,3 +147,16 @@ pub struct Learned {
     /// Every linear, in model order.
     pub linears: Vec<LearnedLinear>,
 }
+
+/// Trains, cuts to the budget and folds the gates into factors.
+///
+/// Steps `progress` once per step. A run that was interrupted goes on from the last saved state and ends with the same
+/// bits.
+pub fn learn_spectra(job: &SpectralJob, progress: &dyn Progress) -> Result<Learned> {
+    let mut training = SpectralTraining::new(job)?;
+    let log = train(&mut training, job.options.steps, job.options.seconds, job.state, progress)?;
+    training.finish(log)
+}
+
+#[cfg(test)]
+mod tests;

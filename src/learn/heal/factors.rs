@@ -1,0 +1,187 @@
+//! The factors of a compressed model in training beside the original.
+
+use super::HealJob;
+use crate::backward::BlockStack;
+use crate::learn::adamw::{AdamW, AdamWOptions, Group};
+use crate::learn::distillation::DistillationLoss;
+use crate::learn::root_mean_square;
+use crate::learn::schedule::Schedule;
+use crate::learn::trainer::{Log, Training};
+use crate::model::{Block, Role};
+use crate::user_bail;
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor, Var};
+use std::collections::BTreeMap;
+
+/// Looks without a better state after which training goes back.
+const PATIENCE: usize = 3;
+
+/// A factor in training.
+struct Trained {
+    block: usize,
+    /// Its name in the block: `attn.q.factor_a`.
+    name: String,
+    var: Var,
+    /// What it is rounded to when stored.
+    stored: DType,
+}
+
+impl Trained {
+    /// Its name in the model: `3.attn.q.factor_a`.
+    fn key(&self) -> String {
+        format!("{}.{}", self.block, self.name)
+    }
+}
+
+/// The compressed model beside the original.
+pub(super) struct FactorTraining<'a> {
+    job: &'a HealJob<'a>,
+    loss: DistillationLoss<'a>,
+    /// The compressed blocks, if they fit.
+    compressed: Option<Vec<Block<'a>>>,
+    trained: Vec<Trained>,
+}
+
+impl<'a> FactorTraining<'a> {
+    /// Loads both models and makes the factors trainable.
+    pub(super) fn new(job: &'a HealJob<'a>) -> Result<Self> {
+        let loss = DistillationLoss::new(job.distillation)?;
+        let mut training = Self { job, loss, compressed: None, trained: Vec::new() };
+        let mut compressed = Vec::new();
+        let keeps_blocks = job.distillation.keeps_blocks();
+        for index in 0..job.distillation.model.blocks() {
+            let block = training.adopt(index, training.loss.original(index)?)?;
+            if keeps_blocks {
+                compressed.push(block);
+            }
+        }
+        training.compressed = keeps_blocks.then_some(compressed);
+        Ok(training)
+    }
+
+    /// Makes the factors of a block trainable when it is seen for the first time.
+    fn adopt(&mut self, index: usize, mut block: Block<'a>) -> Result<Block<'a>> {
+        (self.job.install)(index, &mut block)?;
+        block.map_weights(&mut |name, weight| {
+            let Some((role, _)) = factor(name) else { return Ok(weight.clone()) };
+            let var = Var::from_tensor(weight)?;
+            let tensor = var.as_tensor().clone();
+            let stored = (self.job.stored)(index, role)?;
+            self.trained.push(Trained { block: index, name: name.to_string(), var, stored });
+            Ok(tensor)
+        })?;
+        block.set_differentiable(true);
+        Ok(block)
+    }
+
+    fn student_block(&self, index: usize) -> Result<Block<'a>> {
+        if let Some(blocks) = &self.compressed {
+            return Ok(blocks[index].clone());
+        }
+        let mut block = self.loss.original(index)?;
+        (self.job.install)(index, &mut block)?;
+        block.map_weights(&mut |name, weight| {
+            let trained = self.in_block(index).find(|trained| trained.name == name);
+            Ok(trained.map_or_else(|| weight.clone(), |trained| trained.var.as_tensor().clone()))
+        })?;
+        block.set_differentiable(true);
+        Ok(block)
+    }
+
+    fn in_block(&self, index: usize) -> impl Iterator<Item = &Trained> {
+        self.trained.iter().filter(move |trained| trained.block == index)
+    }
+
+    /// The factors as they are now, sorted by linear: A, B.
+    pub(super) fn factors(&self) -> Result<BTreeMap<(usize, Role), (Tensor, Tensor)>> {
+        let mut found: BTreeMap<(usize, Role), [Option<Tensor>; 2]> = BTreeMap::new();
+        for trained in &self.trained {
+            let (role, second) = factor(&trained.name).context("only factors are trained")?;
+            let tensor = trained.var.as_detached_tensor();
+            found.entry((trained.block, role)).or_default()[usize::from(second)] = Some(tensor);
+        }
+        let whole = |[a, b]: [Option<Tensor>; 2]| -> Result<(Tensor, Tensor)> {
+            Ok((a.context("a factorised linear without A")?, b.context("a factorised linear without B")?))
+        };
+        found.into_iter().map(|(key, pair)| Ok((key, whole(pair)?))).collect()
+    }
+}
+
+/// The role a factor belongs to, and whether it is B.
+fn factor(name: &str) -> Option<(Role, bool)> {
+    let of = |suffix| name.strip_suffix(suffix)?.parse::<Role>().ok();
+    of(".factor_a").map(|role| (role, false)).or_else(|| of(".factor_b").map(|role| (role, true)))
+}
+
+impl BlockStack for FactorTraining<'_> {
+    fn blocks(&self) -> usize {
+        self.job.distillation.model.blocks()
+    }
+
+    fn block(&self, index: usize) -> Result<Block<'_>> {
+        self.student_block(index)
+    }
+
+    fn parameters(&self, index: usize) -> Vec<Var> {
+        self.in_block(index).map(|trained| trained.var.clone()).collect()
+    }
+}
+
+impl Training for FactorTraining<'_> {
+    type State = ();
+
+    const RETURNS: usize = 4;
+
+    fn student(&self) -> &dyn BlockStack {
+        self
+    }
+
+    fn loss(&self) -> &DistillationLoss<'_> {
+        &self.loss
+    }
+
+    /// One group per factor: what a learning rate means depends on how large its entries are.
+    fn optimiser(&self) -> Result<AdamW> {
+        let group = |trained: &Trained| -> Result<Group> {
+            let lr = self.job.options.lr * root_mean_square(&trained.var)?;
+            Ok(Group { lr, weight_decay: 0.0, parameters: vec![(trained.key(), trained.var.clone())] })
+        };
+        AdamW::new(self.trained.iter().map(group).collect::<Result<_>>()?, AdamWOptions::default())
+    }
+
+    fn schedule(&self, log: &Log) -> (usize, Schedule) {
+        (0, Schedule::cosine(log.steps, 0.0))
+    }
+
+    /// With the factors as they would be stored.
+    fn evaluate(&mut self, log: &Log) -> Result<f64> {
+        let loss = self.loss.heldout_loss(&|index| {
+            let mut block = self.student_block(index)?;
+            block.map_weights(&mut |name, weight| {
+                let stored = self.in_block(index).find(|trained| trained.name == name).map(|trained| trained.stored);
+                let weight = weight.detach();
+                Ok(stored.map_or(Ok(weight.clone()), |dtype| weight.to_dtype(dtype)?.to_dtype(DType::F32))?)
+            })?;
+            block.leave_unchecked();
+            Ok(block)
+        })?;
+        if log.done == 0 && !loss.is_finite() {
+            user_bail!("the compressed model's output is NaN or infinite"; "keep more, or choose another method");
+        }
+        Ok(loss)
+    }
+
+    /// Labels are noisy: the loss may rise at high learning rates and come down with them.
+    fn is_out_of_patience(&self, log: &Log) -> bool {
+        let is_labelled = self.job.distillation.aim().is_labelled();
+        log.looks_in_vain() >= if is_labelled { 2 * PATIENCE } else { PATIENCE }
+    }
+
+    fn state(&self) -> &() {
+        &()
+    }
+
+    fn resume(&mut self, (): ()) -> Result<()> {
+        Ok(())
+    }
+}

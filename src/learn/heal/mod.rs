@@ -1,0 +1,120 @@
+//! Healing: the factors of a finished compression trained a little, so that the model predicts what the original does.
+//!
+//! Minimised is KL(original ‖ compressed) on the calibration windows, or what else a [`Distillation`] makes of the model and
+//! of labels. Whether that helps is judged on windows apart from them, with the factors rounded to the type they will be
+//! stored in; the best state seen is the result, and the one before the first step is among them. Everything but the
+//! factors stays as it is.
+//!
+//! The learning rate is relative: a step moves an entry of a factor by about `lr` times the root mean square of that
+//! factor's entries at the start. Methods scale their two factors very differently, and so do the layers of a model. What
+//! a model can bear differs too: when some looks in a row bring no better state, training goes back to the best one and on
+//! at half the rate.
+//!
+//! In memory: the factors in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
+//! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
+
+mod factors;
+
+use super::distillation::{Aim, Distillation};
+use super::trainer::{LossPoint, train};
+use crate::model::{Block, Role};
+use crate::progress::Progress;
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor};
+use factors::FactorTraining;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How long and how fast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HealOptions {
+    /// Steps at most.
+    pub steps: usize,
+    /// Learning rate, relative to the size of each factor.
+    pub lr: f64,
+    /// Seconds it may take, if there is a limit.
+    pub seconds: Option<f64>,
+}
+
+/// Everything healing works with.
+pub struct HealJob<'a> {
+    /// The original and the text.
+    pub distillation: Distillation<'a>,
+    /// Puts the compressed linears of a block into the original's.
+    pub install: &'a dyn Fn(usize, &mut Block) -> Result<()>,
+    /// The type that the factors of a linear will be stored in.
+    pub stored: &'a dyn Fn(usize, Role) -> Result<DType>,
+    /// The file that makes it resumable.
+    pub state: &'a Path,
+    /// How long and how fast.
+    pub options: HealOptions,
+}
+
+/// What healing did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HealReport {
+    /// What was minimised.
+    pub aim: Aim,
+    /// Steps asked for.
+    pub steps: usize,
+    /// Steps done.
+    pub done: usize,
+    /// The step whose state was kept; 0 is the state before.
+    pub best_step: usize,
+    /// Steps after which training went back to the best state and on at half the rate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slowed: Vec<usize>,
+    /// Windows or examples per step.
+    pub batch: usize,
+    /// Relative learning rate.
+    pub lr: f64,
+    /// Training tokens seen, repeated ones included.
+    pub tokens: u64,
+    /// Held-out tokens that were judged by.
+    pub heldout_tokens: usize,
+    /// Mean loss on them before.
+    #[serde(with = "crate::number")]
+    pub loss_before: f64,
+    /// Mean loss on them with the state that was kept.
+    #[serde(with = "crate::number")]
+    pub loss_after: f64,
+    /// Why it ended early, if it did.
+    pub stopped: Option<String>,
+    /// The loss curve.
+    pub curve: Vec<LossPoint>,
+}
+
+/// The result of healing.
+pub struct Healed {
+    /// What was done.
+    pub report: HealReport,
+    /// Factors by block and role: A (rank, in) and B (out, rank), f32.
+    pub factors: BTreeMap<(usize, Role), (Tensor, Tensor)>,
+}
+
+/// Trains the factors of all factorised linears.
+///
+/// Steps `progress` once per step. A run that was interrupted goes on from the last saved state and ends with the same
+/// bits.
+pub fn heal(job: &HealJob, progress: &dyn Progress) -> Result<Healed> {
+    let mut training = FactorTraining::new(job)?;
+    let log = train(&mut training, job.options.steps, job.options.seconds, job.state, progress)?;
+    let before = log.curve.first().and_then(|point| point.heldout_loss);
+    let report = HealReport {
+        aim: job.distillation.aim(),
+        steps: log.steps,
+        done: log.done,
+        best_step: log.best_step,
+        slowed: log.slowed,
+        batch: job.distillation.batch,
+        lr: job.options.lr,
+        tokens: log.tokens,
+        heldout_tokens: job.distillation.heldout_tokens(),
+        loss_before: before.context("the model was judged before the first step")?,
+        loss_after: log.best_loss,
+        stopped: log.stopped,
+        curve: log.curve,
+    };
+    Ok(Healed { report, factors: training.factors()? })
+}
