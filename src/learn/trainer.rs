@@ -12,8 +12,8 @@ use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use candle_core::{Tensor, Var};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -82,7 +82,7 @@ impl Log {
     /// What learning rates are multiplied with in the next step, by a schedule that began at step `begin`. Behind every
     /// return they rise anew: the optimiser knows nothing yet.
     fn rate(&self, (begin, schedule): (usize, Schedule)) -> f64 {
-        let rising = |&step: &usize| (self.done - step + 1) as f64 / (schedule.warm_up + 1) as f64;
+        let rising = |&step: &usize| (self.done - step + 1) as f64 / (schedule.warm_up() + 1) as f64;
         let risen = self.slowed.last().map_or(1.0, rising);
         0.5f64.powi(self.slowed.len() as i32) * risen.min(1.0) * schedule.factor(self.done.saturating_sub(begin))
     }
@@ -90,9 +90,6 @@ impl Log {
 
 /// What is trained, what it adds to the gradients, how it is judged, what is saved of it, and when it has had enough.
 pub(super) trait Training {
-    /// What has to survive a kill beside the parameters and the [`Log`].
-    type State: Clone + Serialize + DeserializeOwned;
-
     /// Times in a row that training goes back to the best state before it stops.
     const RETURNS: usize;
 
@@ -134,18 +131,22 @@ pub(super) trait Training {
     /// After a look without a better state: whether that was one too many.
     fn is_out_of_patience(&self, log: &Log) -> bool;
 
-    /// What is to be saved.
-    fn state(&self) -> &Self::State;
+    /// What has to survive a kill beside the parameters and the [`Log`].
+    fn state(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
 
-    /// Takes back what was saved, after the parameters.
-    fn resume(&mut self, state: Self::State) -> Result<()>;
+    /// Takes back what [`state`](Self::state) gave, after the parameters.
+    fn resume(&mut self, _state: Value) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Everything a training survives a kill by, beside tensors.
 #[derive(Serialize, Deserialize)]
-struct Saved<S> {
+struct Saved {
     log: Log,
-    state: S,
+    state: Value,
     seconds: f64,
 }
 
@@ -270,7 +271,7 @@ impl<'a, T: Training> Trainer<'a, T> {
             tensors.push(NamedTensor::of(format!("now.{name}"), var)?);
             tensors.push(NamedTensor::of(format!("best.{name}"), best)?);
         }
-        let (state, seconds) = (self.training.state().clone(), self.deadline.elapsed());
+        let (state, seconds) = (self.training.state()?, self.deadline.elapsed());
         let saved = serde_json::to_string(&Saved { log: self.log.clone(), state, seconds })?;
         write_sealed(self.path, &tensors, &BTreeMap::from([(SAVED.to_string(), saved)]))
     }
@@ -278,7 +279,7 @@ impl<'a, T: Training> Trainer<'a, T> {
     fn resume(&mut self, seconds: Option<f64>) -> Result<()> {
         let file = TensorFile::open_unfinished(self.path)?;
         let saved = file.metadata().get(SAVED).context("a saved state lacks its log")?;
-        let saved: Saved<T::State> =
+        let saved: Saved =
             serde_json::from_str(saved).with_context(|| format!("{} is damaged", self.path.display()))?;
         self.optimiser.restore(&file)?;
         for (name, var) in self.optimiser.parameters() {

@@ -6,7 +6,7 @@ use softlm::backward::Objective;
 use softlm::checkpoint::Source;
 use softlm::hub::HubOptions;
 use softlm::learn::{Aim, Dataset, Distillation, HealJob, HealOptions, Healed, heal};
-use softlm::model::{Block, Linear, Model, Role};
+use softlm::model::{Block, Linear, LinearSpec, Model, Role};
 use softlm::pipeline;
 use softlm::progress::{Interrupted, Progress};
 use softlm::recipe::Options;
@@ -182,10 +182,18 @@ fn a_training_that_explodes_leaves_the_result_as_it_was() {
     assert!(weights(&plain) == weights(&wild));
 }
 
-/// Heals llama-tiny-bias on made-up text after `install`, keeping blocks in `memory`.
-fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: usize) -> Healed {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama-tiny-bias");
+/// Heals a generated model on made-up text after `install`, keeping blocks and the original's states in `memory`.
+fn heal_tiny(name: &str, install: &dyn Fn(&LinearSpec) -> anyhow::Result<Option<Linear>>, memory: usize) -> Healed {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
     let model = Model::load(Source::open(&folder).unwrap(), &Device::Cpu).unwrap();
+    let install = |index: usize, block: &mut Block| {
+        for spec in model.block_linears(index) {
+            if let Some(linear) = install(spec)? {
+                block.swap_linear(spec.id.role, linear)?;
+            }
+        }
+        Ok(())
+    };
     let tokens: Vec<u32> = (0..240u32).map(|i| (7 + 31 * i + 5 * (i / 7)) % 96).collect();
     let windows = cut(&tokens, 12, 12, None).unwrap();
     let (train, heldout) = split_heldout(&windows, 16, 4, Sampling::First);
@@ -200,7 +208,7 @@ fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: 
             block_memory: memory,
             teacher_memory: memory,
         },
-        install,
+        install: &install,
         stored: &|_, _| Ok(DType::F32),
         state: &work.path().join("state.safetensors"),
         options: HealOptions { steps: 30, lr: 0.02, seconds: None },
@@ -210,29 +218,33 @@ fn heal_tiny(install: &dyn Fn(usize, &mut Block) -> anyhow::Result<()>, memory: 
 
 #[test]
 fn a_model_that_does_not_fit_heals_to_the_same_bits() {
-    let install = |index: usize, block: &mut Block| {
-        if index == 1 {
-            let factor = |rows: usize, cols: usize| {
-                let values = (0..rows * cols).map(|i| (0.3 * (1.0 + i as f64).sin()) as f32).collect::<Vec<_>>();
-                Tensor::from_vec(values, (rows, cols), &Device::Cpu)
-            };
-            block.swap_linear(Role::Up, Linear::LowRank { a: factor(4, 24)?, b: factor(40, 4)?, bias: None })?;
+    let install = |spec: &LinearSpec| {
+        if spec.id.block != 1 || spec.id.role != Role::O {
+            return Ok(None);
         }
-        Ok(())
+        let factor = |rows: usize, cols: usize| {
+            let values = (0..rows * cols).map(|i| (0.3 * (1.0 + i as f64).sin()) as f32).collect::<Vec<_>>();
+            Tensor::from_vec(values, (rows, cols), &Device::Cpu)
+        };
+        let bias = spec.bias.then(|| Tensor::zeros(spec.out, DType::F32, &Device::Cpu)).transpose()?;
+        Ok(Some(Linear::LowRank { a: factor(4, spec.input)?, b: factor(spec.out, 4)?, bias }))
     };
-    let (kept, loaded) = (heal_tiny(&install, usize::MAX), heal_tiny(&install, 0));
-    assert!(kept.report.loss_after < kept.report.loss_before && kept.report == loaded.report, "{:?}", kept.report);
-    let bits = |healed: &Healed| -> Vec<Vec<f32>> {
-        let tensors = healed.factors.values().flat_map(|(a, b)| [a, b]);
-        tensors.map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
-    };
-    assert_eq!(kept.factors.keys().collect::<Vec<_>>(), [&(1, Role::Up)]);
-    assert_eq!(bits(&kept), bits(&loaded));
+    // What is kept must change nothing either where a token's experts see how many others there are.
+    for name in ["llama-tiny-bias", "mixtral-tiny"] {
+        let (kept, loaded) = (heal_tiny(name, &install, usize::MAX), heal_tiny(name, &install, 0));
+        assert!(kept.report.loss_after < kept.report.loss_before && kept.report == loaded.report, "{:?}", kept.report);
+        let bits = |healed: &Healed| -> Vec<Vec<f32>> {
+            let tensors = healed.factors.values().flat_map(|(a, b)| [a, b]);
+            tensors.map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
+        };
+        assert_eq!(kept.factors.keys().collect::<Vec<_>>(), [&(1, Role::O)]);
+        assert_eq!(bits(&kept), bits(&loaded), "{name}");
+    }
 }
 
 #[test]
 fn nothing_to_train_is_said() {
-    let healed = heal_tiny(&|_, _| Ok(()), usize::MAX);
+    let healed = heal_tiny("llama-tiny-bias", &|_| Ok(None), usize::MAX);
     assert!(healed.factors.is_empty() && healed.report.done == 0);
     assert!(healed.report.stopped.is_some_and(|why| why.contains("nothing to train")));
     assert!(healed.report.loss_before.abs() < 1e-6, "the dense model against itself");

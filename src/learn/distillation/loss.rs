@@ -127,9 +127,10 @@ impl<'a> DistillationLoss<'a> {
             return Ok(None);
         };
         let compute = |places: &[usize]| {
-            let rows = places.iter().map(|&place| rows[place]).collect();
-            let some = TrainingBatch::Windows { indices: places.to_vec(), rows };
-            self.run(&[&some], &|index| self.original(index))?.pop().context("states of a batch")
+            let alone =
+                |&place: &usize| TrainingBatch::Windows { indices: vec![indices[place]], rows: vec![rows[place]] };
+            let batches: Vec<TrainingBatch> = places.iter().map(alone).collect();
+            self.run(&batches.iter().collect::<Vec<_>>(), &|index| self.original(index))
         };
         self.teacher.of(indices, compute).map(Some)
     }

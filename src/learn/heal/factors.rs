@@ -128,8 +128,6 @@ impl BlockStack for FactorTraining<'_> {
 }
 
 impl Training for FactorTraining<'_> {
-    type State = ();
-
     const RETURNS: usize = 4;
 
     fn student(&self) -> &dyn BlockStack {
@@ -150,7 +148,7 @@ impl Training for FactorTraining<'_> {
     }
 
     fn schedule(&self, log: &Log) -> (usize, Schedule) {
-        (0, Schedule::cosine(log.steps, 0.0))
+        (0, Schedule { steps: log.steps, floor: 0.0 })
     }
 
     /// With the factors as they would be stored.
@@ -175,13 +173,5 @@ impl Training for FactorTraining<'_> {
     fn is_out_of_patience(&self, log: &Log) -> bool {
         let is_labelled = self.job.distillation.aim().is_labelled();
         log.looks_in_vain() >= if is_labelled { 2 * PATIENCE } else { PATIENCE }
-    }
-
-    fn state(&self) -> &() {
-        &()
-    }
-
-    fn resume(&mut self, (): ()) -> Result<()> {
-        Ok(())
     }
 }

@@ -10,8 +10,9 @@ use crate::learn::trainer::{Log, LossPoint, Training, restore, snapshot};
 use crate::method::{Phase, ratios};
 use crate::plan::Plan;
 use crate::user_bail;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// By how much a steered pressure can change while the size falls to the budget: e to this power.
 const RANGE: f64 = 5.0;
@@ -32,8 +33,8 @@ pub(super) struct SpectralTraining<'a> {
 }
 
 /// What has to survive a kill.
-#[derive(Clone, Default, Serialize, Deserialize)]
-pub(super) struct SpectralState {
+#[derive(Default, Serialize, Deserialize)]
+struct SpectralState {
     pressure: f64,
     /// What the last phase goes on with, once it has begun anew with a cut.
     frozen: Option<Survivors>,
@@ -68,13 +69,9 @@ impl<'a> SpectralTraining<'a> {
         Ok(Self { job, student, start, state: SpectralState::default() })
     }
 
-    fn ends_on_a_cut(&self) -> bool {
-        self.job.method.ends_on_a_cut(self.job.settings)
-    }
-
     /// Whether the last phase will, or would, begin anew with what a cut leaves.
     fn will_begin_anew(&self) -> bool {
-        self.ends_on_a_cut() && self.state.frozen.is_none()
+        self.job.method.ends_on_a_cut(self.job.settings) && self.state.frozen.is_none()
     }
 
     fn steers(&self) -> bool {
@@ -220,8 +217,6 @@ impl<'a> SpectralTraining<'a> {
 }
 
 impl Training for SpectralTraining<'_> {
-    type State = SpectralState;
-
     /// None: the schedule ends at a low rate by itself.
     const RETURNS: usize = 0;
 
@@ -241,12 +236,12 @@ impl Training for SpectralTraining<'_> {
     fn schedule(&self, log: &Log) -> (usize, Schedule) {
         let options = &self.job.options;
         let first = ((options.explore + options.refine) * log.steps as f64).ceil() as usize;
-        let (begin, steps) = match (self.ends_on_a_cut(), self.state.frozen.is_some()) {
-            (true, true) => (first, log.steps.saturating_sub(first)),
-            (true, false) => (0, first),
-            (false, _) => (0, log.steps),
+        let (begin, steps) = match (self.will_begin_anew(), &self.state.frozen) {
+            (true, _) => (0, first),
+            (false, Some(_)) => (first, log.steps.saturating_sub(first)),
+            (false, None) => (0, log.steps),
         };
-        (begin, Schedule::cosine(steps, 0.1))
+        (begin, Schedule { steps, floor: 0.1 })
     }
 
     fn begin_step(&mut self, log: &Log) -> Result<bool> {
@@ -298,15 +293,12 @@ impl Training for SpectralTraining<'_> {
         self.student.phase == Phase::Sparsify && !self.still_improves(log)
     }
 
-    fn state(&self) -> &SpectralState {
-        &self.state
+    fn state(&self) -> Result<Value> {
+        Ok(serde_json::to_value(&self.state)?)
     }
 
-    fn resume(&mut self, state: SpectralState) -> Result<()> {
-        if let Some(frozen) = &state.frozen {
-            self.student.freeze(&frozen.kept)?;
-        }
-        self.state = state;
-        Ok(())
+    fn resume(&mut self, state: Value) -> Result<()> {
+        self.state = serde_json::from_value(state).context("a saved state lacks that of its method")?;
+        self.state.frozen.as_ref().map_or(Ok(()), |frozen| self.student.freeze(&frozen.kept))
     }
 }
