@@ -1,11 +1,14 @@
-//! Gram accumulation, factorisations and whole decompositions. `cargo bench --bench linalg`; `-- gram` runs one group.
+//! Gram accumulation, factorisations, whole decompositions, and operations beside candle's own.
+//! `cargo bench --bench linalg`; `-- gram` runs one group.
 //!
 //! Products are reported as elements per second, an element being one multiply-add.
 
+use candle_core::{D, Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use softlm::calibrate::SiteStats;
 use softlm::linalg::{Mat, Qr, evd_symmetric, gram_add, thin_svd};
 use softlm::method::METHODS;
+use softlm::ops::{self, Activation};
 
 /// Deterministic values in [-1, 1).
 fn noise(len: usize) -> Vec<f32> {
@@ -84,5 +87,35 @@ fn decompose(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, gram, matmul, factor, decompose);
+/// Each operation on the CPU, and what candle offers in its place.
+fn operations(c: &mut Criterion) {
+    let mut group = c.benchmark_group("operations");
+    let (rows, width) = (512, 2048);
+    let tensor = |shape: &[usize]| {
+        Tensor::from_vec(noise(shape.iter().product()), shape, &Device::Cpu).expect("numbers for the shape")
+    };
+    let (a, b, weight, bias) = (tensor(&[rows, width]), tensor(&[rows, width]), tensor(&[width]), tensor(&[width]));
+    group.throughput(Throughput::Elements((rows * width) as u64));
+    let mut pair = |name: &str, ours: &dyn Fn() -> Result<Tensor>, theirs: &dyn Fn() -> Result<Tensor>| {
+        group.bench_function(BenchmarkId::new(name, "ours"), |bench| bench.iter(|| ours().expect("a result")));
+        group.bench_function(BenchmarkId::new(name, "candle"), |bench| bench.iter(|| theirs().expect("a result")));
+    };
+    pair("add", &|| ops::add(&a, &b), &|| &a + &b);
+    pair("silu", &|| ops::activation(Activation::Silu, &a), &|| a.silu());
+    pair("silu times", &|| ops::gated_activation(Activation::Silu, &a, &b), &|| a.silu()? * &b);
+    pair("gelu", &|| ops::activation(Activation::Gelu, &a), &|| a.gelu_erf());
+    pair("gelu tanh", &|| ops::activation(Activation::GeluTanh, &a), &|| a.gelu());
+    pair("softplus", &|| ops::softplus(&a), &|| a.relu()? + (a.abs()?.neg()?.exp()? + 1.0)?.log()?);
+    pair("rms norm", &|| ops::rms_norm(&a, &weight, 1e-5), &|| candle_nn::ops::rms_norm(&a, &weight, 1e-5));
+    let theirs = || candle_nn::ops::layer_norm(&a, &weight, &bias, 1e-5);
+    pair("layer norm", &|| ops::layer_norm(&a, &weight, &bias, 1e-5), &theirs);
+    let log_sums = || {
+        let sums = ops::with_numbers(&a, |a| a.chunks_exact(width).map(ops::log_sum_exp).collect::<Vec<_>>())?;
+        Tensor::from_vec(sums, rows, &Device::Cpu)
+    };
+    pair("log-sum-exp", &log_sums, &|| a.log_sum_exp(D::Minus1));
+    group.finish();
+}
+
+criterion_group!(benches, gram, matmul, factor, decompose, operations);
 criterion_main!(benches);

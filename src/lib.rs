@@ -11,6 +11,7 @@ pub mod lock;
 pub mod memory;
 pub mod hub;
 pub mod linalg;
+pub mod ops;
 pub mod checkpoint;
 pub mod model;
 pub mod backward;

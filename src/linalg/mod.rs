@@ -1,4 +1,4 @@
-//! Dense f64 linear algebra. The only module that names faer.
+//! Dense linear algebra: f64 matrices, and f32 kernels over slices. The only module that names faer.
 //!
 //! Every result has the same bytes whatever the number of threads: products are cut into tiles whose size never depends
 //! on the machine, each tile is computed by one thread, and factorisations run on one thread. Callers gain more from
@@ -7,9 +7,10 @@
 mod factor;
 mod mat;
 mod product;
-mod rows;
+pub(crate) mod simd;
+mod strided;
 
 pub use factor::{Evd, Qr, Svd, evd_symmetric, fix_signs, thin_svd};
 pub use mat::Mat;
 pub use product::{gram_add, on_one_thread};
-pub use rows::{Rows, nn_product, nt_product};
+pub use strided::{RowMajor, nn_product, nt_product, tn_product_add};

@@ -47,10 +47,11 @@ fn for_each_tile<T: Send>(tiles: Vec<T>, multiplications: usize, work: impl Fn(T
     }
 }
 
-/// Which part of a product is wanted.
+/// Which entries of a product are wanted.
 #[derive(Clone, Copy, PartialEq)]
-enum Part {
+enum Entries {
     All,
+    /// On and below the diagonal.
     Lower,
 }
 
@@ -75,12 +76,12 @@ fn cut(mut whole: MatMut<'_, f64>, rows: usize, cols: usize) -> Vec<(usize, usiz
     tiles
 }
 
-/// lhs · rhs in those tiles that hold `part`.
-fn product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>, part: Part) -> Mat {
+/// lhs · rhs in those tiles that hold `entries`.
+fn product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>, entries: Entries) -> Mat {
     assert_eq!(lhs.ncols(), rhs.nrows(), "inner dimensions of a product");
     let mut out = faer::Mat::<f64>::zeros(lhs.nrows(), rhs.ncols());
     let mut tiles = cut(out.as_mut(), TILE_ROWS, TILE_COLS);
-    if part == Part::Lower {
+    if entries == Entries::Lower {
         tiles.retain(|(i, j, tile)| i + tile.nrows() > *j);
     }
     let multiplications = lhs.nrows() * rhs.ncols() * lhs.ncols();
@@ -94,23 +95,23 @@ fn product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>, part: Part) -> Mat {
 impl Mat {
     /// self · other.
     pub fn matmul(&self, other: &Mat) -> Mat {
-        product(self.view(), other.view(), Part::All)
+        product(self.view(), other.view(), Entries::All)
     }
 
     /// selfᵀ · other.
     pub fn tn_matmul(&self, other: &Mat) -> Mat {
-        product(self.view().transpose(), other.view(), Part::All)
+        product(self.view().transpose(), other.view(), Entries::All)
     }
 
     /// self · otherᵀ.
     pub fn nt_matmul(&self, other: &Mat) -> Mat {
         // The kernel walks down the columns of its right operand: a third of the speed when they are strided.
-        product(self.view(), other.transpose().view(), Part::All)
+        product(self.view(), other.transpose().view(), Entries::All)
     }
 
     /// self · otherᵀ where that is known to be symmetric: only the lower triangle is computed, the rest is copied.
     pub fn nt_matmul_symmetric(&self, other: &Mat) -> Mat {
-        let mut out = product(self.view(), other.transpose().view(), Part::Lower);
+        let mut out = product(self.view(), other.transpose().view(), Entries::Lower);
         out.mirror_lower();
         out
     }

@@ -1,7 +1,7 @@
 //! Attention with grouped key/value heads, looking back or both ways.
 
 use super::simd;
-use crate::linalg::{Rows, nn_product, nt_product};
+use crate::linalg::{RowMajor, nn_product, nt_product};
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
@@ -196,16 +196,16 @@ impl CustomOp3 for CpuAttention {
             for head in 0..heads {
                 let shared = head / (heads / kv) * d;
                 let queries = &q[(b * t + query) * width + head * d..];
-                let queries = Rows { data: queries, rows: len, cols: d, stride: width };
+                let queries = RowMajor { data: queries, rows: len, cols: d, stride: width };
                 let begin = (b * all_keys + from) * kv_width + shared;
-                let keys = Rows { data: &k[begin..], rows: seen, cols: d, stride: kv_width };
+                let keys = RowMajor { data: &k[begin..], rows: seen, cols: d, stride: kv_width };
                 nt_product(scores, stride, queries, keys);
                 for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
                     let visible = self.0.visible(b, start + i, all_keys);
                     self.weigh(row, visible.start - from..visible.end - from, scale);
                 }
-                let weights = Rows { data: scores, rows: len, cols: seen, stride };
-                let values = Rows { data: &v[begin..], rows: seen, cols: d, stride: kv_width };
+                let weights = RowMajor { data: scores, rows: len, cols: seen, stride };
+                let values = RowMajor { data: &v[begin..], rows: seen, cols: d, stride: kv_width };
                 nn_product(&mut out[head * d..], width, weights, values);
             }
         });
