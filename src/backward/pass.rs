@@ -13,8 +13,8 @@ pub trait BlockStack {
     /// Number of blocks.
     fn blocks(&self) -> usize;
 
-    /// Block `index`, [differentiable](Block::set_differentiable), made of its parameters or of tensors computed from
-    /// them, and of frozen tensors, which must not be variables.
+    /// Block `index`, made of its parameters or of tensors computed from them, and of frozen tensors, which must not be
+    /// variables.
     fn block(&self, index: usize) -> Result<Block<'_>>;
 
     /// What is trained in block `index`. The order matters: that of [`Gradients::all`] follows from it.
@@ -28,9 +28,7 @@ impl BlockStack for Model {
     }
 
     fn block(&self, index: usize) -> Result<Block<'_>> {
-        let mut block = Model::block(self, index)?;
-        block.set_differentiable(true);
-        Ok(block)
+        Model::block(self, index)
     }
 
     fn parameters(&self, _: usize) -> Vec<Var> {

@@ -8,7 +8,7 @@
 
 use super::pass::gradients_of;
 use crate::model::Head;
-use crate::model::simd::{add_difference, add_softmax, divergence, log_sum_exp};
+use crate::ops::{add_difference, add_softmax, divergence, log_sum_exp};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;

@@ -3,7 +3,8 @@
 use super::stats::SiteStats;
 use crate::forward::States;
 use crate::linalg::{Mat, gram_add};
-use crate::model::{Block, Flow, Site, Tap, with_numbers};
+use crate::model::{Block, Flow, Site, Tap};
+use crate::ops::with_numbers;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Tensor;

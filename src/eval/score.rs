@@ -5,8 +5,8 @@
 
 use crate::error::UserError;
 use crate::forward::States;
-use crate::model::simd::{divergence, log_sum_exp, max};
-use crate::model::{Head, Model, with_numbers};
+use crate::model::{Head, Model};
+use crate::ops::{argmax, divergence, log_sum_exp, with_numbers};
 use crate::progress::Progress;
 use crate::text::{Window, Windows};
 use anyhow::{Context, Result};
@@ -146,10 +146,4 @@ fn score_row(row: &[f32], base: Option<&[f32]>, target: usize) -> WindowScore {
         score.agree = usize::from(argmax(base) == argmax(row));
     }
     score
-}
-
-/// The first of the largest elements.
-fn argmax(row: &[f32]) -> usize {
-    let largest = max(row);
-    row.iter().position(|&x| x == largest).unwrap_or(0)
 }

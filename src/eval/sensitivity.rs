@@ -7,8 +7,8 @@
 use super::modules::cosine;
 use super::score::logits;
 use crate::forward::{States, each_block};
-use crate::model::simd::{divergence, log_sum_exp};
-use crate::model::{Linear, LinearId, Model, Output, with_numbers};
+use crate::model::{Linear, LinearId, Model, Output};
+use crate::ops::{divergence, log_sum_exp, with_numbers};
 use crate::progress::Progress;
 use crate::text::Windows;
 use anyhow::Result;

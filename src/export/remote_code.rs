@@ -36,7 +36,7 @@ pub struct StoredLinear {
     /// The fused matrix that it is a part of in the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<String>,
-    /// Which outputs of that matrix: start, run and stride of [`Rows`](crate::model::Rows). A run of null reaches to the
+    /// Which outputs of that matrix: start, run and stride of [`RowRuns`](crate::model::RowRuns). A run of null reaches to the
     /// next part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<(usize, Option<usize>, usize)>,

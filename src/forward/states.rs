@@ -2,7 +2,8 @@
 
 use super::each_block;
 use crate::memory;
-use crate::model::{Block, Model, Tap, with_numbers};
+use crate::model::{Block, Model, Tap};
+use crate::ops::with_numbers;
 use crate::progress::Progress;
 use crate::text::Padded;
 use anyhow::{Context, Result};

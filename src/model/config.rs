@@ -1,9 +1,28 @@
 //! Reading `config.json`: every missing or odd value is named.
 
 use crate::error::UserError;
+use crate::ops::Activation;
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::{Map, Value};
+
+impl Activation {
+    /// Reads the activation a config names under `key`.
+    pub(super) fn from_config(config: &Config, key: &str, default: &str) -> Result<Self> {
+        let name = config.str_or(key, default)?;
+        Ok(match name.as_str() {
+            "silu" | "swish" => Activation::Silu,
+            "gelu" | "gelu_python" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_accurate" | "gelu_fast" => {
+                Activation::GeluTanh
+            }
+            "relu" => Activation::Relu,
+            _ => {
+                user_bail!("config.json: `{key}` is \"{name}\", which softlm does not know"; "known are silu, gelu, gelu_new, relu")
+            }
+        })
+    }
+}
 
 /// Typed access to a model's `config.json`.
 pub struct Config<'a>(pub &'a Map<String, Value>);

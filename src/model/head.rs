@@ -1,11 +1,11 @@
 //! From the last block's output to logits: of tokens, z = cap(norm(act(D h + d)) Wᵀ + bias) with cap(z) = c tanh(z / c), or
 //! of classes, z = C act(P h₀ + p) + c.
 
-use super::grad;
 use super::layout::{ClassLayout, DenseLayout, HeadLayout, Layout};
 use super::linear::Linear;
-use super::ops::{Activation, Norm};
+use super::norm::Norm;
 use crate::checkpoint::Source;
+use crate::ops::{Activation, activation};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
@@ -30,9 +30,9 @@ impl Dense {
         Ok(Self { linear, activation: layout.activation })
     }
 
-    /// h (rows, hidden) to (rows, hidden), by operations that carry gradients.
+    /// h (rows, hidden) to (rows, hidden).
     fn forward(&self, h: &Tensor) -> Result<Tensor> {
-        grad::activation(self.activation, &self.linear.forward(h)?)
+        Ok(activation(self.activation, &self.linear.forward(h)?)?)
     }
 }
 
@@ -57,11 +57,7 @@ impl Head {
 
     /// h (rows, hidden) to logits (rows, vocab).
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
-        let h = self.transformed(h)?;
-        match &self.norm {
-            Some(norm) => self.project(&norm.forward(&h)?),
-            None => self.project(&h),
-        }
+        self.project(&self.normalise(h)?)
     }
 
     /// Number of logits.
@@ -69,17 +65,10 @@ impl Head {
         self.weight.dims()[0]
     }
 
-    /// What is in front of the projection, on h (rows, hidden), by operations that carry gradients.
+    /// What is in front of the projection, on h (rows, hidden).
     pub fn normalise(&self, h: &Tensor) -> Result<Tensor> {
-        let h = self.transformed(h)?;
-        match &self.norm {
-            Some(norm) => grad::norm(norm, &h),
-            None => Ok(h),
-        }
-    }
-
-    fn transformed(&self, h: &Tensor) -> Result<Tensor> {
-        self.dense.as_ref().map_or_else(|| Ok(h.clone()), |dense| dense.forward(h))
+        let h = self.dense.as_ref().map_or_else(|| Ok(h.clone()), |dense| dense.forward(h))?;
+        self.norm.as_ref().map_or(Ok(h.clone()), |norm| norm.forward(&h))
     }
 
     /// Normalised states (rows, hidden) to logits (rows, vocab).
@@ -124,8 +113,7 @@ impl Classifier {
         })
     }
 
-    /// Final states (sequences, t, hidden) to logits (sequences, classes), by operations that carry gradients: with the
-    /// states in a variable, backward() gives the gradient on them. Nothing but the first position is looked at.
+    /// Final states (sequences, t, hidden) to logits (sequences, classes). Nothing but the first position is looked at.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let first = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
         self.linear.forward(&self.pooler.forward(&first)?)

@@ -4,9 +4,9 @@
 use super::block::Shape;
 use super::ids::LinearId;
 use super::opened::Output;
-use super::ops::Activation;
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
+use crate::ops::Activation;
 
 /// The context of a model that has no longest sequence.
 pub const UNBOUNDED: usize = usize::MAX;

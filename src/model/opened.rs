@@ -6,7 +6,7 @@ use super::head::{Classifier, Head};
 use super::ids::{LinearId, Site};
 use super::layout::{Layout, Readout};
 use super::linear::load_bias;
-use super::ops::Norm;
+use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::{Section, Source, family_config};
 use crate::user_bail;
@@ -208,7 +208,7 @@ impl Model {
     }
 
     /// [`Model::embed`] of rows that begin at position `start`.
-    pub fn embed_onward(&self, rows: &[&[u32]], start: usize) -> Result<Tensor> {
+    pub fn embed_from(&self, rows: &[&[u32]], start: usize) -> Result<Tensor> {
         self.embed_at(rows, start, None)
     }
 
@@ -284,8 +284,8 @@ impl Model {
     }
 
     /// Length of sequence behind which the first positions too are run in another way.
-    pub(super) fn turning_point(&self) -> Option<usize> {
-        self.layout.blocks.iter().filter_map(|block| block.shape.turning_point()).min()
+    pub(super) fn original_context(&self) -> Option<usize> {
+        self.layout.blocks.iter().filter_map(|block| block.shape.original_context()).min()
     }
 
     /// Loads what makes logits of tokens. Only for models whose [`Model::output`] is a token.

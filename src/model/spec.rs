@@ -13,7 +13,7 @@ pub enum Stored {
         /// Base of the matrix's tensor names. A weight that fills its whole matrix has `matrix == name`.
         matrix: String,
         /// Which of its rows.
-        rows: Rows,
+        rows: RowRuns,
         /// Whether it is stored as (in, total).
         transposed: bool,
     },
@@ -21,7 +21,7 @@ pub enum Stored {
 
 /// Some rows of a fused matrix: `run` from `start` on, `run` from `start + stride` on, and so forth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rows {
+pub struct RowRuns {
     /// The first row.
     pub start: usize,
     /// Rows that lie together. Positive.
@@ -30,7 +30,7 @@ pub struct Rows {
     pub stride: usize,
 }
 
-impl Rows {
+impl RowRuns {
     /// All rows from `start` on.
     pub fn from(start: usize) -> Self {
         Self { start, run: usize::MAX, stride: 0 }
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn rows_of_a_part_are_found() {
         // Three heads of q, k, v with two rows each.
-        let k = Rows { start: 2, run: 2, stride: 6 };
+        let k = RowRuns { start: 2, run: 2, stride: 6 };
         assert_eq!((0..6).map(|i| k.at(i)).collect::<Vec<_>>(), [2, 3, 8, 9, 14, 15]);
-        assert_eq!((0..3).map(|i| Rows::from(5).at(i)).collect::<Vec<_>>(), [5, 6, 7]);
+        assert_eq!((0..3).map(|i| RowRuns::from(5).at(i)).collect::<Vec<_>>(), [5, 6, 7]);
     }
 }

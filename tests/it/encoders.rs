@@ -158,7 +158,6 @@ fn gradients_on_padded_batches_are_those_of_finite_differences() {
             for index in 0..model.blocks() {
                 let mut block = model.block(index).unwrap();
                 block.map_weights(&mut |_, _| Ok(left.next().unwrap().1.as_tensor().clone())).unwrap();
-                block.set_differentiable(true);
                 x = block.forward_padded(&x, Some(&lengths), &mut ()).unwrap().unwrap();
             }
             let states = (&x * &weights).unwrap().sum_all().unwrap();

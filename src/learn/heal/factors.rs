@@ -70,7 +70,6 @@ impl<'a> FactorTraining<'a> {
             self.trained.push(Trained { block: index, name: name.to_string(), var, stored });
             Ok(tensor)
         })?;
-        block.set_differentiable(true);
         Ok(block)
     }
 
@@ -84,7 +83,6 @@ impl<'a> FactorTraining<'a> {
             let trained = self.in_block(index).find(|trained| trained.name == name);
             Ok(trained.map_or_else(|| weight.clone(), |trained| trained.var.as_tensor().clone()))
         })?;
-        block.set_differentiable(true);
         Ok(block)
     }
 

@@ -202,7 +202,6 @@ impl<'a> GatedModel<'a> {
             let gates = gates.reshape((1, gates.elem_count()))?;
             linear.install(&mut block, linear.b.broadcast_mul(&gates)?.matmul(&linear.a)?)?;
         }
-        block.set_differentiable(true);
         Ok(block)
     }
 

@@ -10,8 +10,8 @@
 //! what enters Down_e.
 
 use super::super::ids::{FfnPart, Role, Site};
-use super::super::ops::with_numbers;
-use super::{Block, FeedForward, Pass};
+use super::{Block, FeedForward, Pass, activate};
+use crate::ops::{add, with_numbers};
 use anyhow::{Context, Result};
 use candle_core::{D, Tensor};
 
@@ -90,7 +90,7 @@ impl Experts {
         let each = y.index_select(&places, 0)?.reshape((batch * t, self.chosen, hidden))?;
         let y = each.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)?;
         let y = match shared {
-            Some(shared) => block.add(&y, &shared)?,
+            Some(shared) => add(&y, &shared)?,
             None => y,
         };
         Ok(Some(y.reshape((batch, t, hidden))?))
@@ -138,7 +138,7 @@ impl Experts {
         }
         let up = block.apply(Role::Expert(expert, FfnPart::Up), x)?;
         let gate = block.apply(Role::Expert(expert, FfnPart::Gate), x)?;
-        block.activate(self.each.activation, Some(&gate), &up)
+        activate(self.each.activation, Some(&gate), &up)
     }
 }
 

@@ -6,8 +6,8 @@
 //! Sites, in order: `mlp_in` sees m, `mlp_out` what enters Down.
 
 use super::super::ids::{Role, Site};
-use super::super::ops::Activation;
-use super::{Block, Pass};
+use super::{Block, Pass, activate};
+use crate::ops::Activation;
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -24,7 +24,7 @@ impl FeedForward {
         }
         let up = block.apply(Role::Up, m)?;
         let gate = block.linear(Role::Gate).map(|_| block.apply(Role::Gate, m)).transpose()?;
-        let inner = block.activate(self.activation, gate.as_ref(), &up)?;
+        let inner = activate(self.activation, gate.as_ref(), &up)?;
         if pass.stops_at(Site::MlpOut, &inner)? {
             return Ok(None);
         }

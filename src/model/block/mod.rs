@@ -1,33 +1,33 @@
 //! Blocks: what all shapes share. Each shape has a file of its own that opens with its equations and sites.
 
-mod attend;
+mod attention;
+mod cache;
 mod experts;
 mod feed_forward;
-mod memory;
 mod output_gradients;
 mod parallel;
 mod post_norm;
 mod pre_norm;
 mod state_space;
 
-pub(super) use attend::Attend;
+pub(super) use attention::Attention;
+pub use cache::Cache;
 pub(super) use experts::Experts;
 pub(super) use feed_forward::FeedForward;
-pub use memory::Memory;
 pub use output_gradients::OutputGradients;
 pub(super) use parallel::Parallel;
 pub(super) use post_norm::PostNorm;
 pub(super) use pre_norm::{Inner, PreNorm};
 pub(super) use state_space::{Selection, StateSpace};
 
-use super::grad;
 use super::ids::{Role, Site};
 use super::layout::BlockLayout;
 use super::linear::Linear;
-use super::ops::{Activation, Norm, add, is_finite};
+use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
 use crate::error::UserError;
+use crate::ops::{Activation, activation, gated_activation, is_finite};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -79,14 +79,14 @@ pub(super) struct Pass<'a> {
     /// need not look: nothing sees what comes behind it.
     pub lengths: Option<&'a [usize]>,
     /// What the block has seen before, when positions come in pieces.
-    pub memory: Option<&'a mut Memory>,
+    pub cache: Option<&'a mut Cache>,
     tap: &'a mut dyn Tap,
 }
 
 impl Pass<'_> {
     /// Position of the first of `t` states, and the length of the sequence that they are part of.
     fn place(&self, t: usize) -> (usize, usize) {
-        let (seen, expected) = self.memory.as_ref().map_or((0, 0), |memory| (memory.seen(), memory.expected));
+        let (seen, expected) = self.cache.as_ref().map_or((0, 0), |cache| (cache.seen(), cache.expected));
         (seen, expected.max(seen + t))
     }
 
@@ -98,13 +98,13 @@ impl Pass<'_> {
 
 impl Shape {
     /// Length of sequence behind which the first positions too are rotated in another way.
-    pub fn turning_point(&self) -> Option<usize> {
-        let attend = match self {
-            Shape::PreNorm(shape) => &shape.attend,
-            Shape::Parallel(shape) => &shape.attend,
+    pub fn original_context(&self) -> Option<usize> {
+        let attention = match self {
+            Shape::PreNorm(shape) => &shape.attention,
+            Shape::Parallel(shape) => &shape.attention,
             Shape::StateSpace(_) | Shape::PostNorm(_) => return None,
         };
-        attend.rope.as_ref().and_then(|rope| rope.turning_point())
+        attention.rope.as_ref().and_then(|rope| rope.original_context())
     }
 
     /// Key of config.json that holds the width of the feed-forward layer that stands beside experts.
@@ -124,7 +124,6 @@ pub struct Block<'m> {
     norms: BTreeMap<&'static str, Norm>,
     tensors: BTreeMap<&'static str, Tensor>,
     linears: BTreeMap<Role, Linear>,
-    differentiable: bool,
     checked: bool,
     output_gradients: Option<OutputGradients>,
 }
@@ -146,7 +145,6 @@ impl<'m> Block<'m> {
             linears: linears.collect::<Result<_>>()?,
             norms: norms.collect::<Result<_>>()?,
             tensors: tensors.collect::<Result<_>>()?,
-            differentiable: false,
             checked: true,
             output_gradients: None,
         })
@@ -164,15 +162,9 @@ impl Block<'_> {
         self.linears.insert(role, linear).with_context(|| format!("block {} has no {role}", self.index))
     }
 
-    /// Whether the forward pass may use nothing but operations that carry gradients. It is slower then, and leaves the
-    /// search for NaN to the one who sees the loss.
-    pub fn set_differentiable(&mut self, on: bool) {
-        (self.differentiable, self.checked) = (on, !on);
-    }
-
-    /// The fast operations, which carry no gradients, but the search for NaN left to the one who sees the loss.
+    /// Leaves the search for NaN to the one who sees the loss. Where gradients are tracked it is left to them anyway.
     pub fn leave_unchecked(&mut self) {
-        (self.differentiable, self.checked) = (false, false);
+        self.checked = false;
     }
 
     /// From now on gradients on what leaves the linears are put into `found` when they pass there.
@@ -192,16 +184,15 @@ impl Block<'_> {
             lengths.is_none_or(|l| l.len() == batch && l.iter().all(|l| (1..=t).contains(l))),
             "{lengths:?} are no lengths of {batch} sequences in {t} positions"
         );
-        self.run(x, Pass { lengths, memory: None, tap })
+        self.run(x, Pass { lengths, cache: None, tap })
     }
 
-    /// Runs x (batch, t, hidden) through the block as what follows the positions in `memory`, and adds it to them. Not for
-    /// differentiable blocks, nor for those that see both ways.
-    pub fn forward_onward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
-        ensure!(!self.differentiable, "a differentiable block remembers nothing");
+    /// Runs x (batch, t, hidden) through the block as what follows the positions in `cache`, and adds it to them. Not for
+    /// blocks that see both ways, nor where gradients are wanted.
+    pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         ensure!(!matches!(self.shape, Shape::PostNorm(_)), "a block that sees both ways needs the whole sequence");
-        let y = self.run(x, Pass { lengths: None, memory: Some(&mut *memory), tap: &mut () })?;
-        memory.advance(x.dim(1)?);
+        let y = self.run(x, Pass { lengths: None, cache: Some(&mut *cache), tap: &mut () })?;
+        cache.advance(x.dim(1)?);
         y.context("a forward pass without a tap was stopped")
     }
 
@@ -214,6 +205,7 @@ impl Block<'_> {
         };
         if let Some(y) = &y
             && self.checked
+            && !y.track_op()
             && !is_finite(y)?
         {
             let error = UserError::not_finite(format!("block {} produced NaN or infinite activations", self.index));
@@ -262,7 +254,7 @@ impl Block<'_> {
     /// The norm `key` of x (…, width).
     fn normalise(&self, key: &str, x: &Tensor) -> Result<Tensor> {
         let norm = self.norms.get(key).with_context(|| format!("block {} has no {key}", self.index))?;
-        if self.differentiable { grad::norm(norm, x) } else { norm.forward(x) }
+        norm.forward(x)
     }
 
     /// The norm `key` of x, or x itself in a block without it.
@@ -284,18 +276,12 @@ impl Block<'_> {
     fn tensor(&self, key: &str) -> Result<&Tensor> {
         self.tensors.get(key).with_context(|| format!("block {} has no {key}", self.index))
     }
+}
 
-    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        if self.differentiable { Ok((x + y)?) } else { add(x, y) }
-    }
-
-    /// act(gate) ∘ up, or act(up) without a gate.
-    fn activate(&self, activation: Activation, gate: Option<&Tensor>, up: &Tensor) -> Result<Tensor> {
-        match (gate, self.differentiable) {
-            (Some(gate), true) => grad::activation_times(activation, gate, up),
-            (Some(gate), false) => activation.apply_gate(gate, up),
-            (None, true) => grad::activation(activation, up),
-            (None, false) => activation.apply(up),
-        }
-    }
+/// act(gate) ∘ up, or act(up) without a gate.
+fn activate(kind: Activation, gate: Option<&Tensor>, up: &Tensor) -> Result<Tensor> {
+    Ok(match gate {
+        Some(gate) => gated_activation(kind, gate, up)?,
+        None => activation(kind, up)?,
+    })
 }

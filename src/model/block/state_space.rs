@@ -7,14 +7,13 @@
 //! direct:     z, u, δ = In a         c, B, C = act(conv(u))                Δ = clamp(softplus(δ + bias))
 //! ```
 //! (`projected` is Mamba, `direct` is Mamba-2, which also has a norm `gate_norm` of what enters Out.) The scan is that of
-//! `scan/`, with A = −exp(`a_log`) and D = `skip`; the convolution is causal and sees each channel alone, with the
+//! `ops/scan/`, with A = −exp(`a_log`) and D = `skip`; the convolution is causal and sees each channel alone, with the
 //! tensors `conv.weight` and `conv.bias`. Sites, in order: `ssm_in` sees a, and in the projected kind `ssm_conv` c and
 //! `ssm_dt` δ; `ssm_out` what enters Out.
 
 use super::super::ids::{Role, Site};
-use super::super::ops::Activation;
-use super::super::scan::{self, Scan};
-use super::{Block, Pass};
+use super::{Block, Pass, activate};
+use crate::ops::{self, Activation, Scan, add, causal_conv1d, conv1d_state, softplus};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -63,13 +62,13 @@ impl StateSpace {
         };
         let Some(Selected { gate, rows }) = selected else { return Ok(None) };
         let scanned = self.scan(block, &rows, pass)?;
-        let gated = block.activate(self.gate, Some(&gate), &scanned)?;
+        let gated = activate(self.gate, Some(&gate), &scanned)?;
         let gated = block.normalise_if_any("gate_norm", gated)?;
         if pass.stops_at(Site::SsmOut, &gated)? {
             return Ok(None);
         }
         let out = block.apply(Role::SsmOut, &gated)?;
-        Ok(Some(block.add(x, &out)?))
+        Ok(Some(add(x, &out)?))
     }
 
     /// By the linears X and Dt; `None` when the tap stopped it.
@@ -84,7 +83,7 @@ impl StateSpace {
         if pass.stops_at(Site::SsmDt, &narrow_dt)? {
             return Ok(None);
         }
-        let dt = softplus(block, &block.apply(Role::SsmDt, &narrow_dt)?)?;
+        let dt = softplus(&block.apply(Role::SsmDt, &narrow_dt)?)?;
         let rows = Tensor::cat(&[&c, &dt, &part(&parameters, rank, bc)?], 2)?;
         Ok(Some(Selected { gate: part(projected, channels, channels)?, rows }))
     }
@@ -95,7 +94,7 @@ impl StateSpace {
         let bc = 2 * self.scan.groups * self.scan.state;
         let convolved = self.convolve(block, &part(projected, channels, channels + bc)?, pass)?;
         let dt = part(projected, 2 * channels + bc, heads)?.broadcast_add(block.tensor("dt_bias")?)?;
-        let mut dt = softplus(block, &dt)?;
+        let mut dt = softplus(&dt)?;
         if limits != [0.0, f64::INFINITY] {
             dt = dt.clamp(limits[0], limits[1])?;
         }
@@ -103,31 +102,23 @@ impl StateSpace {
         Ok(Selected { gate: part(projected, 0, channels)?, rows })
     }
 
-    /// act(conv(u)), behind what the pass remembers.
+    /// act(conv(u)), behind what is cached.
     fn convolve(&self, block: &Block, u: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (weight, bias) = (block.tensor("conv.weight")?, block.tensors.get("conv.bias"));
-        if block.differentiable {
-            return block.activate(self.activation, None, &scan::causal_conv_differentiable(u, weight, bias)?);
+        let before = pass.cache.as_ref().and_then(|cache| cache.conv_state.clone());
+        if let Some(cache) = &mut pass.cache {
+            cache.conv_state = Some(conv1d_state(u, weight.dim(2)?, before.as_ref())?);
         }
-        let before = pass.memory.as_ref().and_then(|memory| memory.tail.clone());
-        if let Some(memory) = &mut pass.memory {
-            memory.tail = Some(scan::tail(u, weight.dim(2)?, before.as_ref())?);
-        }
-        block.activate(self.activation, None, &scan::causal_conv(u, weight, bias, before.as_ref())?)
+        activate(self.activation, None, &causal_conv1d(u, weight, bias, before.as_ref())?)
     }
 
-    /// The recurrence, from the state that the pass remembers on.
+    /// The recurrence, from the cached state on.
     fn scan(&self, block: &Block, rows: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let a = block.tensor("a_log")?.exp()?.neg()?.reshape((self.scan.heads, ()))?;
         let skip = block.tensor("skip")?;
-        if block.differentiable {
-            return scan::scan_differentiable(self.scan, rows, &a, skip);
-        }
-        let from = pass.memory.as_ref().and_then(|memory| memory.state.clone());
-        let (y, state) = self.scan.run(rows, &a, skip, from.as_ref())?;
-        if let Some(memory) = &mut pass.memory {
-            memory.state = Some(state);
-        }
+        let Some(cache) = &mut pass.cache else { return Ok(ops::selective_scan(self.scan, rows, &a, skip)?) };
+        let (y, state) = ops::selective_scan_from(self.scan, rows, &a, skip, cache.ssm_state.as_ref())?;
+        cache.ssm_state = Some(state);
         Ok(y)
     }
 }
@@ -135,8 +126,4 @@ impl StateSpace {
 /// Entries `from..from + len` of the last of three dimensions.
 fn part(x: &Tensor, from: usize, len: usize) -> Result<Tensor> {
     Ok(x.narrow(2, from, len)?.contiguous()?)
-}
-
-fn softplus(block: &Block, x: &Tensor) -> Result<Tensor> {
-    if block.differentiable { scan::softplus_differentiable(x) } else { scan::softplus(x) }
 }

@@ -3,18 +3,17 @@
 //! Which head a checkpoint has is seen by its tensors: masked-token head, classifier over the first position, or none, which
 //! includes heads that softlm does not run (question answering, tags of tokens).
 
-use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, PostNorm, Shape};
+use super::super::block::{Attention, FeedForward, PostNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{
     BlockLayout, ClassLayout, DenseLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, Readout,
     TokenTypes, WidthKeys,
 };
-use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
 use super::super::tensors::Tensors;
 use super::{Family, TIED, must_divide, resolve_head};
+use crate::ops::{Activation, Scores};
 use crate::user_bail;
 use anyhow::Result;
 
@@ -182,7 +181,7 @@ impl Names {
         let (head_dim, scores) = (hidden / heads, Scores::default());
         let block = |index| BlockLayout {
             shape: Shape::PostNorm(PostNorm {
-                attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
+                attention: Attention { heads, kv_heads: heads, head_dim, rope: None, scores, sliding_window: None },
                 feed_forward: FeedForward { activation },
             }),
             norms: vec![norm("attn_norm", at(index, self.norms[0])), norm("mlp_norm", at(index, self.norms[1]))],

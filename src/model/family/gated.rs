@@ -1,18 +1,17 @@
 //! What most decoders of today have in common: RMSNorm, rotary positions, grouped key/value heads, a gated feed-forward
 //! layer. Families say in which of these [`Gated`] features they differ.
 
-use super::super::attention::Scores;
-use super::super::block::{Attend, Experts, FeedForward, Inner, PreNorm, Shape};
+use super::super::block::{Attention, Experts, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{FfnPart, LinearId, Role, Site};
 use super::super::layout::{
     BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, TensorSpec, WidthKeys,
 };
-use super::super::ops::Activation;
 use super::super::rope::Rope;
-use super::super::spec::{LinearSpec, Rows, Stored};
+use super::super::spec::{LinearSpec, RowRuns, Stored};
 use super::super::tensors::Tensors;
 use super::{Family, TIED, must_divide, resolve_head};
+use crate::ops::{Activation, Scores};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;
@@ -106,18 +105,18 @@ pub(super) struct Defaults {
     pub head_dim: Option<usize>,
 }
 
-/// How the attention of one block sees.
+/// What the attention of one block has of its own.
 #[derive(Debug, Clone)]
-pub(super) struct Sight {
-    /// Keys in sight, by default all before.
-    pub window: Option<usize>,
+pub(super) struct LayerAttention {
+    /// Keys that a query sees, by default all before.
+    pub sliding_window: Option<usize>,
     pub rope: Arc<Rope>,
 }
 
-impl Sight {
+impl LayerAttention {
     /// The same for every block.
-    pub fn everywhere(sizes: &Sizes, window: Option<usize>, rope: Rope) -> Vec<Self> {
-        vec![Self { window, rope: Arc::new(rope) }; sizes.blocks]
+    pub fn everywhere(sizes: &Sizes, sliding_window: Option<usize>, rope: Rope) -> Vec<Self> {
+        vec![Self { sliding_window, rope: Arc::new(rope) }; sizes.blocks]
     }
 
     /// Some blocks with a window, others without.
@@ -132,7 +131,7 @@ impl Sight {
                 "set `sliding_window` (and `use_sliding_window`, where the family has that), or make all `layer_types` \"full_attention\""
             );
         }
-        Ok(windowed.into_iter().map(|one| Self { window: window.filter(|_| one), rope: rope(one) }).collect())
+        Ok(windowed.into_iter().map(|one| Self { sliding_window: window.filter(|_| one), rope: rope(one) }).collect())
     }
 }
 
@@ -181,7 +180,7 @@ pub(super) struct Gated {
     pub family: &'static str,
     pub sizes: Sizes,
     /// One per block.
-    pub sight: Vec<Sight>,
+    pub attention: Vec<LayerAttention>,
     /// Biases of q, k and v; of o; of the feed-forward layer.
     pub biases: [bool; 3],
     /// Makes the kind of norm from ε.
@@ -210,11 +209,11 @@ pub(super) struct Gated {
 
 impl Gated {
     /// As Llama has it.
-    pub fn plain(family: &'static str, sizes: Sizes, sight: Vec<Sight>) -> Self {
+    pub fn plain(family: &'static str, sizes: Sizes, attention: Vec<LayerAttention>) -> Self {
         Self {
             family,
             sizes,
-            sight,
+            attention,
             biases: [false; 3],
             norm: NormKind::Rms,
             epsilon: 1e-6,
@@ -248,7 +247,12 @@ impl Gated {
             vocab,
             context,
             linears: (0..blocks).flat_map(|block| self.linears(block)).collect(),
-            blocks: self.sight.iter().enumerate().map(|(i, sight)| self.block(i, sight, kind, activation)).collect(),
+            blocks: self
+                .attention
+                .iter()
+                .enumerate()
+                .map(|(i, attention)| self.block(i, attention, kind, activation))
+                .collect(),
             embedding: Embedding {
                 tokens: embedding.to_string(),
                 scale: self.embedding_scale,
@@ -268,7 +272,7 @@ impl Gated {
         })
     }
 
-    fn block(&self, index: usize, sight: &Sight, kind: NormKind, activation: Activation) -> BlockLayout {
+    fn block(&self, index: usize, attention: &LayerAttention, kind: NormKind, activation: Activation) -> BlockLayout {
         let Sizes { hidden, heads, kv_heads, head_dim, .. } = self.sizes;
         let norm = |key, name: &str, width| {
             let name = format!("model.layers.{index}.{name}");
@@ -286,10 +290,11 @@ impl Gated {
         } else {
             norms.push(norm("mlp_norm", "post_attention_layernorm", hidden));
         }
-        let scores = Scores { scale: self.score_scale, soft_cap: self.score_cap, window: sight.window };
-        let attend = Attend { heads, kv_heads, head_dim, rope: Some(sight.rope.clone()), scores };
+        let scores = Scores { scale: self.score_scale, soft_cap: self.score_cap };
+        let (rope, sliding_window) = (Some(attention.rope.clone()), attention.sliding_window);
+        let attention = Attention { heads, kv_heads, head_dim, rope, scores, sliding_window };
         let (inner, tensors) = self.inner(index, FeedForward { activation });
-        BlockLayout { shape: Shape::PreNorm(PreNorm { attend, inner }), norms, tensors }
+        BlockLayout { shape: Shape::PreNorm(PreNorm { attention, inner }), norms, tensors }
     }
 
     /// Fails unless the first block with experts has as many as the config says, and all together are not too many.
@@ -400,7 +405,7 @@ impl Gated {
             let (name, stored) = match part {
                 None => (full(name), Stored::Plain),
                 Some((matrix, part, start)) => {
-                    let (matrix, rows) = (full(matrix), Rows::from(start));
+                    let (matrix, rows) = (full(matrix), RowRuns::from(start));
                     (format!("{matrix}.{part}"), Stored::Part { matrix, rows, transposed: false })
                 }
             };

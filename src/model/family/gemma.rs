@@ -7,7 +7,7 @@ use super::super::layout::{Layout, NormKind};
 use super::super::rope::{Rope, Rotation, Spelling, parameters};
 use super::super::tensors::Tensors;
 use super::Family;
-use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Sight, Sizes, windowed};
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, LayerAttention, Sizes, windowed};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -77,10 +77,10 @@ fn layout2(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let rope = Arc::new(Rope::new(&Rotation::read(config, sizes.head_dim, Spelling::USUAL)?, sizes.context)?);
     let window = config.usize_or_null("sliding_window", Some(4096))?;
     let windowed = windowed(config, sizes.blocks, |index| index % 2 == 0)?;
-    let sight = Sight::alternating(windowed, window, |_| rope.clone())?;
+    let attention = LayerAttention::alternating(windowed, window, |_| rope.clone())?;
     let score_cap = cap(config, "attn_logit_softcapping", 50.0)?;
     let logit_cap = cap(config, "final_logit_softcapping", 30.0)?;
-    Gated { score_cap, logit_cap, ..gemma("gemma2", config, sizes, sight)? }.layout(tensors, config)
+    Gated { score_cap, logit_cap, ..gemma("gemma2", config, sizes, attention)? }.layout(tensors, config)
 }
 
 fn layout3(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
@@ -94,9 +94,14 @@ fn layout3(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let window = config.usize_or_null("sliding_window", Some(4096))?;
     let pattern = config.usize_or("sliding_window_pattern", config.usize_or("_sliding_window_pattern", 6)?)?;
     let windowed = windowed(config, sizes.blocks, |index| !(index + 1).is_multiple_of(pattern))?;
-    let sight = Sight::alternating(windowed, window, |windowed| if windowed { local.clone() } else { global.clone() })?;
+    let attention =
+        LayerAttention::alternating(
+            windowed,
+            window,
+            |windowed| if windowed { local.clone() } else { global.clone() },
+        )?;
     let logit_cap = config.positive_if_any("final_logit_softcapping")?;
-    Gated { head_norms: true, logit_cap, ..gemma("gemma3_text", config, sizes, sight)? }.layout(tensors, config)
+    Gated { head_norms: true, logit_cap, ..gemma("gemma3_text", config, sizes, attention)? }.layout(tensors, config)
 }
 
 /// The rotations of blocks without and with a window. Newer configs have parameters for each of the two kinds under its
@@ -140,7 +145,7 @@ fn cap(config: &Config, key: &str, default: f64) -> Result<Option<f64>> {
     if config.0.contains_key(key) { config.positive_if_any(key) } else { Ok(Some(default)) }
 }
 
-fn gemma(family: &'static str, config: &Config, sizes: Sizes, sight: Vec<Sight>) -> Result<Gated> {
+fn gemma(family: &'static str, config: &Config, sizes: Sizes, attention: Vec<LayerAttention>) -> Result<Gated> {
     let bias = config.bool_or("attention_bias", false)?;
     let query = config.positive_if_any("query_pre_attn_scalar")?.unwrap_or(256.0);
     Ok(Gated {
@@ -152,6 +157,6 @@ fn gemma(family: &'static str, config: &Config, sizes: Sizes, sight: Vec<Sight>)
         embedding_scale: Some((sizes.hidden as f64).sqrt()),
         needs_bos: true,
         score_scale: Some(1.0 / query.sqrt()),
-        ..Gated::plain(family, sizes, sight)
+        ..Gated::plain(family, sizes, attention)
     })
 }

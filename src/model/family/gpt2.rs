@@ -1,16 +1,15 @@
 //! GPT-2: LayerNorm, learned positions, plain MLP. Its linears are Conv1D: stored (in, out), with q, k and v fused.
 
-use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
+use super::super::block::{Attention, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{
     BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, Readout, WidthKeys,
 };
-use super::super::ops::Activation;
-use super::super::spec::{LinearSpec, Rows, Stored};
+use super::super::spec::{LinearSpec, RowRuns, Stored};
 use super::super::tensors::Tensors;
 use super::{Family, TIED, must_divide, resolve_head};
+use crate::ops::{Activation, Scores};
 use anyhow::Result;
 
 pub(super) const GPT2: Family = Family {
@@ -83,8 +82,8 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
             table.map(|(role, site, name, part, out, input)| {
                 let matrix = format!("{prefix}h.{block}.{name}");
                 let (name, rows) = match part {
-                    Some((part, start)) => (format!("{matrix}.{part}"), Rows::from(start)),
-                    None => (matrix.clone(), Rows::from(0)),
+                    Some((part, start)) => (format!("{matrix}.{part}"), RowRuns::from(start)),
+                    None => (matrix.clone(), RowRuns::from(0)),
                 };
                 let stored = Stored::Part { matrix, rows, transposed: true };
                 LinearSpec { id: LinearId { block, role }, site, name, out, input, bias: true, stored }
@@ -97,7 +96,7 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let (head_dim, scores) = (hidden / heads, Scores::default());
     let block = |index| BlockLayout {
         shape: Shape::PreNorm(PreNorm {
-            attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
+            attention: Attention { heads, kv_heads: heads, head_dim, rope: None, scores, sliding_window: None },
             inner: Inner::One(FeedForward { activation }),
         }),
         norms: vec![

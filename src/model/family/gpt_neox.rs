@@ -1,16 +1,15 @@
 //! GPT-NeoX and Pythia: LayerNorm, a plain MLP beside the attention, partly rotated heads. q, k and v are one matrix in
 //! which each head's rows for q, k and v follow one another.
 
-use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, Inner, Parallel, PreNorm, Shape};
+use super::super::block::{Attention, FeedForward, Inner, Parallel, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, WidthKeys};
-use super::super::ops::Activation;
 use super::super::rope::{Rope, Rotation, Spelling};
-use super::super::spec::{LinearSpec, Rows, Stored};
+use super::super::spec::{LinearSpec, RowRuns, Stored};
 use super::super::tensors::Tensors;
 use super::{Family, TIED, must_divide, resolve_head};
+use crate::ops::{Activation, Scores};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -78,7 +77,7 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         let (name, stored) = match part {
             None => (matrix, Stored::Plain),
             Some((part, start)) => {
-                let rows = Rows { start, run: d, stride: 3 * d };
+                let rows = RowRuns { start, run: d, stride: 3 * d };
                 (format!("{matrix}.{part}"), Stored::Part { matrix, rows, transposed: false })
             }
         };
@@ -87,11 +86,18 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let kind = NormKind::Layer(config.f64_or("layer_norm_eps", 1e-5)?);
     let norm = |key, name: String| NormSpec { key, name, width: hidden, kind };
     let block = |index| {
-        let attend = Attend { heads, kv_heads: heads, head_dim: d, rope: rope.clone(), scores: Scores::default() };
+        let attention = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim: d,
+            rope: rope.clone(),
+            scores: Scores::default(),
+            sliding_window: None,
+        };
         let feed_forward = FeedForward { activation };
         let shape = match parallel {
-            true => Shape::Parallel(Parallel { attend, feed_forward }),
-            false => Shape::PreNorm(PreNorm { attend, inner: Inner::One(feed_forward) }),
+            true => Shape::Parallel(Parallel { attention, feed_forward }),
+            false => Shape::PreNorm(PreNorm { attention, inner: Inner::One(feed_forward) }),
         };
         let norms = vec![
             norm("attn_norm", format!("{}.input_layernorm", prefix(index))),

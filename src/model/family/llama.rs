@@ -5,7 +5,7 @@ use super::super::layout::Layout;
 use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::tensors::Tensors;
 use super::Family;
-use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Sight, Sizes};
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, LayerAttention, Sizes};
 use anyhow::Result;
 
 pub(super) const LLAMA: Family = Family {
@@ -27,6 +27,6 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let attention = config.bool_or("attention_bias", false)?;
     let biases = [attention, attention, config.bool_or("mlp_bias", false)?];
     let rope = Rope::new(&Rotation::read(config, sizes.head_dim, Spelling::USUAL)?, sizes.context)?;
-    let sight = Sight::everywhere(&sizes, None, rope);
-    Gated { biases, ..Gated::plain("llama", sizes, sight) }.layout(tensors, config)
+    let attention = LayerAttention::everywhere(&sizes, None, rope);
+    Gated { biases, ..Gated::plain("llama", sizes, attention) }.layout(tensors, config)
 }

@@ -9,11 +9,10 @@ use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{
     BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Readout, TensorSpec, UNBOUNDED, WidthKeys,
 };
-use super::super::ops::Activation;
-use super::super::scan::Scan;
 use super::super::spec::{LinearSpec, Stored};
 use super::super::tensors::Tensors;
 use super::{Family, TIED, must_divide, resolve_head};
+use crate::ops::{Activation, Scan};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;

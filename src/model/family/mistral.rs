@@ -5,7 +5,7 @@ use super::super::layout::Layout;
 use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::tensors::Tensors;
 use super::Family;
-use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Sight, Sizes, windowed};
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, LayerAttention, Sizes, windowed};
 use crate::user_bail;
 use anyhow::Result;
 
@@ -37,5 +37,5 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         );
     }
     let rope = Rope::new(&Rotation::read(config, sizes.head_dim, Spelling::USUAL)?, sizes.context)?;
-    Gated::plain("mistral", sizes, Sight::everywhere(&sizes, window, rope)).layout(tensors, config)
+    Gated::plain("mistral", sizes, LayerAttention::everywhere(&sizes, window, rope)).layout(tensors, config)
 }

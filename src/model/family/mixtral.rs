@@ -5,7 +5,7 @@ use super::super::layout::Layout;
 use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::tensors::Tensors;
 use super::Family;
-use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Mixture, Sight, Sizes};
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, LayerAttention, Mixture, Sizes};
 use anyhow::Result;
 
 pub(super) const MIXTRAL: Family = Family {
@@ -54,6 +54,6 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
         names: ("block_sparse_moe.gate", "block_sparse_moe.experts", ["w1", "w3", "w2"]),
         sparse: vec![true; sizes.blocks],
     };
-    let sight = Sight::everywhere(&sizes, window, rope);
-    Gated { mixture: Some(mixture), epsilon: 1e-5, ..Gated::plain("mixtral", sizes, sight) }.layout(tensors, config)
+    let attention = LayerAttention::everywhere(&sizes, window, rope);
+    Gated { mixture: Some(mixture), epsilon: 1e-5, ..Gated::plain("mixtral", sizes, attention) }.layout(tensors, config)
 }

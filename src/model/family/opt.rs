@@ -1,16 +1,15 @@
 //! OPT: LayerNorm, learned positions, plain MLP. The first two rows of the table of positions belong to padding.
 
-use super::super::attention::Scores;
-use super::super::block::{Attend, FeedForward, Inner, PreNorm, Shape};
+use super::super::block::{Attention, FeedForward, Inner, PreNorm, Shape};
 use super::super::config::Config;
 use super::super::ids::{LinearId, Role, Site};
 use super::super::layout::{
     BlockLayout, Embedding, HeadLayout, Layout, NormKind, NormSpec, Positions, Readout, WidthKeys,
 };
-use super::super::ops::Activation;
 use super::super::spec::{LinearSpec, Stored};
 use super::super::tensors::Tensors;
 use super::{Family, TIED, must_divide, resolve_head};
+use crate::ops::{Activation, Scores};
 use crate::user_bail;
 use anyhow::Result;
 
@@ -88,7 +87,7 @@ fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let (head_dim, scores) = (hidden / heads, Scores::default());
     let block = |index| BlockLayout {
         shape: Shape::PreNorm(PreNorm {
-            attend: Attend { heads, kv_heads: heads, head_dim, rope: None, scores },
+            attention: Attention { heads, kv_heads: heads, head_dim, rope: None, scores, sliding_window: None },
             inner: Inner::One(FeedForward { activation }),
         }),
         norms: vec![

@@ -6,7 +6,7 @@ use super::super::layout::Layout;
 use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::tensors::Tensors;
 use super::Family;
-use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Sight, Sizes};
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, LayerAttention, Sizes};
 use anyhow::Result;
 
 pub(super) const PHI3: Family = Family {
@@ -45,6 +45,6 @@ const SPELLING: Spelling = Spelling {
 fn layout(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let sizes = Sizes::read(tensors, config, Defaults { context: 4096, kv_heads: None, head_dim: None })?;
     let rope = Rope::new(&Rotation::read(config, sizes.head_dim, SPELLING)?, sizes.context)?;
-    let sight = Sight::everywhere(&sizes, config.usize_or_null("sliding_window", None)?, rope);
-    Gated { fused: true, epsilon: 1e-5, ..Gated::plain("phi3", sizes, sight) }.layout(tensors, config)
+    let attention = LayerAttention::everywhere(&sizes, config.usize_or_null("sliding_window", None)?, rope);
+    Gated { fused: true, epsilon: 1e-5, ..Gated::plain("phi3", sizes, attention) }.layout(tensors, config)
 }

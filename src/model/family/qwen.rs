@@ -7,7 +7,7 @@ use super::super::layout::Layout;
 use super::super::rope::{Rope, Rotation, Spelling};
 use super::super::tensors::Tensors;
 use super::Family;
-use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, Mixture, Sight, Sizes, windowed};
+use super::gated::{DECODER, DECODER_KEYS, Defaults, Gated, LayerAttention, Mixture, Sizes, windowed};
 use crate::user_bail;
 use anyhow::Result;
 use serde_json::Value;
@@ -111,37 +111,37 @@ fn defaults(kv_heads: usize, head_dim: Option<usize>) -> Defaults {
 
 fn layout2(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let sizes = Sizes::read(tensors, config, defaults(32, None))?;
-    let sight = sight(config, &sizes)?;
-    Gated { biases: [true, false, false], ..Gated::plain("qwen2", sizes, sight) }.layout(tensors, config)
+    let attention = attention(config, &sizes)?;
+    Gated { biases: [true, false, false], ..Gated::plain("qwen2", sizes, attention) }.layout(tensors, config)
 }
 
 fn layout3(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     let sizes = Sizes::read(tensors, config, defaults(32, Some(128)))?;
-    let sight = sight(config, &sizes)?;
+    let attention = attention(config, &sizes)?;
     let bias = config.bool_or("attention_bias", false)?;
-    Gated { biases: [bias, bias, false], head_norms: true, ..Gated::plain("qwen3", sizes, sight) }
+    Gated { biases: [bias, bias, false], head_norms: true, ..Gated::plain("qwen3", sizes, attention) }
         .layout(tensors, config)
 }
 
 fn layout2_moe(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     config.only("use_sliding_window", false)?;
     let sizes = Sizes::read(tensors, config, defaults(16, None))?;
-    let sight = sight(config, &sizes)?;
+    let attention = attention(config, &sizes)?;
     let mixture = match mixture(config, &sizes, 4)? {
         Some(mixture) => Some(Mixture { shared: Some(config.usize("shared_expert_intermediate_size")?), ..mixture }),
         None => None,
     };
     let biases = [config.bool_or("qkv_bias", true)?, false, false];
-    Gated { biases, mixture, ..Gated::plain("qwen2_moe", sizes, sight) }.layout(tensors, config)
+    Gated { biases, mixture, ..Gated::plain("qwen2_moe", sizes, attention) }.layout(tensors, config)
 }
 
 fn layout3_moe(tensors: &mut Tensors, config: &Config) -> Result<Layout> {
     config.only("use_sliding_window", false)?;
     let sizes = Sizes::read(tensors, config, defaults(4, None))?;
-    let sight = sight(config, &sizes)?;
+    let attention = attention(config, &sizes)?;
     let bias = config.bool_or("attention_bias", false)?;
     let mixture = mixture(config, &sizes, 8)?;
-    Gated { biases: [bias, bias, false], head_norms: true, mixture, ..Gated::plain("qwen3_moe", sizes, sight) }
+    Gated { biases: [bias, bias, false], head_norms: true, mixture, ..Gated::plain("qwen3_moe", sizes, attention) }
         .layout(tensors, config)
 }
 
@@ -180,7 +180,7 @@ fn dense_layers(config: &Config) -> Result<Vec<usize>> {
     }
 }
 
-fn sight(config: &Config, sizes: &Sizes) -> Result<Vec<Sight>> {
+fn attention(config: &Config, sizes: &Sizes) -> Result<Vec<LayerAttention>> {
     let rope = Arc::new(Rope::new(&Rotation::read(config, sizes.head_dim, Spelling::USUAL)?, sizes.context)?);
     let window = match config.bool_or("use_sliding_window", false)? {
         true => config.usize_or_null("sliding_window", Some(4096))?,
@@ -191,5 +191,5 @@ fn sight(config: &Config, sizes: &Sizes) -> Result<Vec<Sight>> {
         None => sizes.blocks,
     };
     let windowed = windowed(config, sizes.blocks, |index| index >= first)?;
-    Sight::alternating(windowed, window, |_| rope.clone())
+    LayerAttention::alternating(windowed, window, |_| rope.clone())
 }

@@ -6,41 +6,42 @@
 //! The norms, per head, are `q_norm` and `k_norm`, where the block has them. Sites, in order: `attn_in` sees a,
 //! `attn_out` what enters O.
 
-use super::super::attention::{Reach, Scores, Sight, attention};
-use super::super::grad;
 use super::super::ids::{Role, Site};
 use super::super::rope::Rope;
 use super::{Block, Pass};
+use crate::ops::{AttentionMask, Scores, attention};
 use anyhow::Result;
 use candle_core::Tensor;
 use std::sync::Arc;
 
 #[derive(Debug)]
-pub(in crate::model) struct Attend {
+pub(in crate::model) struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     /// Blocks share the tables.
     pub rope: Option<Arc<Rope>>,
     pub scores: Scores,
+    /// Keys that a query sees at most where it looks back, its own among them; by default all.
+    pub sliding_window: Option<usize>,
 }
 
-impl Attend {
+impl Attention {
     /// a (batch, t, hidden) to (batch, t, hidden), each position looking back; `None` when the tap stopped it.
     pub(super) fn forward(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Option<Tensor>> {
-        self.run(block, a, Reach::Back, pass)
+        self.run(block, a, &AttentionMask::Causal { sliding_window: self.sliding_window }, pass)
     }
 
     /// The same with each position looking at the whole sequence but its padding.
-    pub(super) fn forward_both_ways(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Option<Tensor>> {
-        self.run(block, a, Reach::BothWays(pass.lengths.map(Into::into)), pass)
+    pub(super) fn forward_bidirectional(&self, block: &Block, a: &Tensor, pass: &mut Pass) -> Result<Option<Tensor>> {
+        self.run(block, a, &AttentionMask::Bidirectional { lengths: pass.lengths.map(Into::into) }, pass)
     }
 
-    fn run(&self, block: &Block, a: &Tensor, reach: Reach, pass: &mut Pass) -> Result<Option<Tensor>> {
+    fn run(&self, block: &Block, a: &Tensor, mask: &AttentionMask, pass: &mut Pass) -> Result<Option<Tensor>> {
         if pass.stops_at(Site::AttnIn, a)? {
             return Ok(None);
         }
-        let mixed = self.mix(block, a, Sight { scores: self.scores, reach }, pass)?;
+        let mixed = self.mix(block, a, mask, pass)?;
         if pass.stops_at(Site::AttnOut, &mixed)? {
             return Ok(None);
         }
@@ -48,27 +49,20 @@ impl Attend {
     }
 
     /// (batch, t, hidden) to (batch, t, heads · head_dim).
-    fn mix(&self, block: &Block, a: &Tensor, sight: Sight, pass: &mut Pass) -> Result<Tensor> {
+    fn mix(&self, block: &Block, a: &Tensor, mask: &AttentionMask, pass: &mut Pass) -> Result<Tensor> {
         let (batch, t, _) = a.dims3()?;
         let split =
             |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, self.head_dim))?) };
         let mut q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
         let mut k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
         let mut v = split(Role::V, self.kv_heads)?;
-        if block.differentiable {
-            if let Some(rope) = &self.rope {
-                (q, k) = (rope.apply_differentiable(&q)?, rope.apply_differentiable(&k)?);
-            }
-            let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
-            return grad::attention(&heads_first(q)?, &heads_first(k)?, &heads_first(v)?, &sight);
-        }
         if let Some(rope) = &self.rope {
             let (start, length) = pass.place(t);
             (q, k) = (rope.apply(&q, start, length)?, rope.apply(&k, start, length)?);
         }
-        if let Some(memory) = &mut pass.memory {
-            (k, v) = memory.attend(&k, &v)?;
+        if let Some(cache) = &mut pass.cache {
+            (k, v) = cache.append(&k, &v)?;
         }
-        attention(&q, &k, &v, sight)
+        Ok(attention(&q, &k, &v, self.scores, mask)?)
     }
 }
