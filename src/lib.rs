@@ -13,6 +13,7 @@ pub mod hub;
 pub mod linalg;
 pub mod ops;
 pub mod checkpoint;
+pub mod compute;
 pub mod model;
 pub mod backward;
 pub mod text;

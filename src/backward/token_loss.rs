@@ -15,9 +15,6 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::borrow::Cow;
 
-/// Logits of one model held at once, in numbers: 16 MiB.
-const LOGIT_ELEMENTS: usize = 4 << 20;
-
 /// What is minimised where a model predicts tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Objective {
@@ -122,7 +119,8 @@ fn each_chunk(
     let targets: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied()).collect();
     let student = flat(states)?;
     let teacher = teacher.map(|teacher| Ok::<_, anyhow::Error>((teacher.head, flat(teacher.states)?))).transpose()?;
-    let size = (LOGIT_ELEMENTS / head.vocab().max(1)).max(1);
+    // Student, teacher and two gradients.
+    let size = head.positions_at_once(4);
     for (i, targets) in targets.chunks(size).enumerate() {
         let part = |states: &Tensor| states.narrow(0, i * size, targets.len())?.contiguous();
         let teacher = match &teacher {

@@ -1,16 +1,13 @@
 //! Sequences of any length through an encoder, in batches padded to their longest.
 
 use super::modules::Modules;
-use crate::forward::{BATCH_TOKENS, States};
+use crate::forward::States;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::{Padded, Sequence, Windows, batches};
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Tensor;
-
-/// Hidden states kept at once, in numbers (f32): 256 MiB.
-const GROUP_ELEMENTS: usize = 64 << 20;
 
 /// A batch behind the last block.
 pub(super) struct Batch<'a> {
@@ -36,8 +33,9 @@ pub(super) fn each_batch(
             "use a smaller --max-length or --window"
         );
     }
-    let batches = batches(&lengths, BATCH_TOKENS);
-    let per_group = (GROUP_ELEMENTS / (BATCH_TOKENS * model.hidden()).max(1)).max(1);
+    let limits = model.compute().limits;
+    let batches = batches(&lengths, limits.batch_tokens);
+    let per_group = (limits.states / (4 * limits.batch_tokens * model.hidden()).max(1)).max(1);
     for group in batches.chunks(per_group) {
         let pad = |batch: &Vec<usize>| Padded::new(&batch.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
         let padded: Vec<Padded> = group.iter().map(pad).collect();

@@ -13,10 +13,6 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-/// Hidden states kept at once, in numbers (f32): 256 MiB.
-const GROUP_ELEMENTS: usize = 64 << 20;
-/// Logits held at once, in numbers: 64 MiB.
-const LOGIT_ELEMENTS: usize = 16 << 20;
 /// Rows of logits that are worth another thread.
 const ROWS: usize = 16;
 
@@ -42,7 +38,7 @@ pub(super) fn score(
     progress: &dyn Progress,
 ) -> Result<Vec<WindowScore>> {
     let per_window = windows.window * model.hidden();
-    let group = (GROUP_ELEMENTS / per_window.max(1)).max(1);
+    let group = (model.compute().limits.states / (4 * per_window).max(1)).max(1);
     let head = model.head()?;
     let base_head = base.map(Model::head).transpose()?;
     let mut scores = Vec::with_capacity(windows.rows.len());
@@ -100,7 +96,7 @@ pub(super) fn score_rows(
     vocab: usize,
 ) -> Result<WindowScore> {
     let mut total = WindowScore::default();
-    let chunk = (LOGIT_ELEMENTS / vocab.max(1)).max(1);
+    let chunk = head.positions_at_once(1);
     for (i, targets) in targets.chunks(chunk).enumerate() {
         let (start, len) = (i * chunk, targets.len());
         let logits = logits(head, states, start, len)?;

@@ -15,10 +15,8 @@ use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-/// Hidden states of all variants kept at once, in numbers (f32): 32 MiB.
-const GROUP_ELEMENTS: usize = 8 << 20;
-/// Logits of the original held at once, in numbers: 32 MiB.
-const LOGIT_ELEMENTS: usize = 8 << 20;
+/// Share of the memory for states that those of all variants take together: one part in so many.
+const STATES: usize = 8;
 /// Rows of logits that are worth another thread.
 const ROWS: usize = 16;
 
@@ -38,7 +36,7 @@ pub fn sensitivities(
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
     let tokens = windows.rows.len() * windows.window;
-    let group = (GROUP_ELEMENTS / (tokens * model.hidden()).max(1)).max(1);
+    let group = (model.compute().limits.states / STATES / (4 * tokens * model.hidden()).max(1)).max(1);
     let ids: Vec<&[u32]> = windows.rows.iter().map(|w| w.ids.as_slice()).collect();
     let head = match model.output() {
         Output::NextToken | Output::MaskedToken => Some(model.head()?),
@@ -75,7 +73,7 @@ pub fn sensitivities(
 fn compare(head: &crate::model::Head, original: &States, changed: &[States], vocab: usize) -> Result<Vec<f64>> {
     let mut sums = vec![0.0; changed.len()];
     let mut tokens = 0;
-    let chunk = (LOGIT_ELEMENTS / vocab.max(1)).max(1);
+    let chunk = head.positions_at_once(2);
     for (i, batch) in original.batches().enumerate() {
         let rows = flat(&batch?)?;
         let total = rows.dim(0)?;

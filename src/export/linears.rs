@@ -1,6 +1,7 @@
 //! The linears of an output: how they are stored, and what they become under another config.
 
 use crate::checkpoint::{Dtype, Source, encode};
+use crate::compute::Compute;
 use crate::linalg::Mat;
 use crate::model::{Description, FfnPart, Linear, LinearSpec, Stored, load_bias};
 use crate::user_bail;
@@ -188,7 +189,7 @@ pub(super) fn matrix(source: &Source, parts: &[&Pair], shape: &[usize], dtype: D
 /// The weight (out, in) of a linear in f64, some rows at a time, row-major.
 fn each_strip(source: &Source, pair: &Pair, mut take: impl FnMut(Range<usize>, Vec<f64>) -> Result<()>) -> Result<()> {
     let spec = LinearSpec { bias: false, ..pair.have.spec.clone() };
-    let linear = Linear::load(source, &spec, DType::F64, &Device::Cpu)?;
+    let linear = Linear::load(source, &spec, &in_f64())?;
     let height = (STRIP / spec.input.max(1)).max(1);
     let strips = (0..spec.out).step_by(height).map(|start| start..spec.out.min(start + height));
     match linear {
@@ -209,6 +210,11 @@ fn each_strip(source: &Source, pair: &Pair, mut take: impl FnMut(Range<usize>, V
     Ok(())
 }
 
+/// Products are made in f64, on the CPU.
+fn in_f64() -> Compute {
+    Compute { dtype: DType::F64, ..Compute::from(&Device::Cpu) }
+}
+
 fn mat(tensor: &Tensor) -> Result<Mat> {
     let (rows, columns) = tensor.dims2()?;
     Ok(Mat::from_rows(rows, columns, &tensor.flatten_all()?.to_vec1()?))
@@ -218,7 +224,7 @@ fn mat(tensor: &Tensor) -> Result<Mat> {
 pub(super) fn bias(source: &Source, parts: &[&Pair], len: usize, dtype: Dtype) -> Result<Vec<u8>> {
     let mut values = vec![0.0; len];
     for pair in parts.iter().filter(|pair| pair.have.spec.bias) {
-        let stored: Vec<f64> = load_bias(source, &pair.have.spec, DType::F64, &Device::Cpu)?.to_vec1()?;
+        let stored: Vec<f64> = load_bias(source, &pair.have.spec, &in_f64())?.to_vec1()?;
         for (i, value) in stored.into_iter().enumerate() {
             *values.get_mut(pair.want.row(i)).context("a bias is longer than its matrix")? = value;
         }

@@ -8,4 +8,4 @@ mod blocks;
 mod states;
 
 pub use blocks::each_block;
-pub use states::{BATCH_TOKENS, States};
+pub use states::States;

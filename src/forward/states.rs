@@ -11,8 +11,6 @@ use candle_core::{Device, Tensor};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Tokens that go through a block at once.
-pub const BATCH_TOKENS: usize = 2048;
 /// Share of the memory that is free which states may take: one part in so many.
 const SHARE: u64 = 4;
 
@@ -46,7 +44,7 @@ impl States {
     pub fn embed_within<W: AsRef<[u32]>>(model: &Model, windows: &[W], room: usize) -> Result<Self> {
         let length = windows.first().map_or(1, |w| w.as_ref().len()).max(1);
         let mut states = Self { batches: Vec::new(), room, disk: None };
-        for rows in windows.chunks((BATCH_TOKENS / length).max(1)) {
+        for rows in windows.chunks((model.compute().limits.batch_tokens / length).max(1)) {
             let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
             states.push(model.embed(&rows)?, None)?;
         }

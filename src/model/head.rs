@@ -5,9 +5,10 @@ use super::layout::{ClassLayout, DenseLayout, HeadLayout, Layout};
 use super::linear::Linear;
 use super::norm::Norm;
 use crate::checkpoint::Source;
+use crate::compute::Compute;
 use crate::ops::{Activation, activation};
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 /// What turns final states into logits of tokens: final norm and output projection, and what else is in front of that.
 pub struct Head {
@@ -16,6 +17,8 @@ pub struct Head {
     weight: Tensor,
     bias: Option<Tensor>,
     soft_cap: Option<f64>,
+    /// Bytes that logits may take.
+    limit: usize,
 }
 
 /// act(D h + d)
@@ -25,8 +28,8 @@ struct Dense {
 }
 
 impl Dense {
-    fn load(source: &Source, layout: &DenseLayout, width: usize, device: &Device) -> Result<Self> {
-        let linear = dense(source, &layout.name, width, width, device)?;
+    fn load(source: &Source, layout: &DenseLayout, width: usize, compute: &Compute) -> Result<Self> {
+        let linear = dense(source, &layout.name, width, width, compute)?;
         Ok(Self { linear, activation: layout.activation })
     }
 
@@ -37,27 +40,33 @@ impl Dense {
 }
 
 /// The layer `name`, which is never factorised.
-fn dense(source: &Source, name: &str, out: usize, input: usize, device: &Device) -> Result<Linear> {
-    let read = |part: &str, shape: &[usize]| source.tensor(&format!("{name}.{part}"), shape, DType::F32, device);
+fn dense(source: &Source, name: &str, out: usize, input: usize, compute: &Compute) -> Result<Linear> {
+    let read = |part: &str, shape: &[usize]| compute.read(source, &format!("{name}.{part}"), shape);
     Ok(Linear::Dense { weight: read("weight", &[out, input])?, bias: Some(read("bias", &[out])?) })
 }
 
 impl Head {
-    pub(super) fn load(source: &Source, layout: &Layout, head: &HeadLayout, device: &Device) -> Result<Self> {
+    pub(super) fn load(source: &Source, layout: &Layout, head: &HeadLayout, compute: &Compute) -> Result<Self> {
         let (hidden, vocab) = (layout.hidden, layout.vocab);
-        let read = |name: &str, shape: &[usize]| source.tensor(name, shape, DType::F32, device);
+        let read = |name: &str, shape: &[usize]| compute.read(source, name, shape);
         Ok(Self {
-            dense: head.dense.as_ref().map(|dense| Dense::load(source, dense, hidden, device)).transpose()?,
-            norm: head.norm.as_ref().map(|norm| Norm::load(source, norm, device)).transpose()?,
+            dense: head.dense.as_ref().map(|dense| Dense::load(source, dense, hidden, compute)).transpose()?,
+            norm: head.norm.as_ref().map(|norm| Norm::load(source, norm, compute)).transpose()?,
             weight: read(&head.weight.name, &[vocab, hidden])?,
             bias: head.bias.as_ref().map(|name| read(name, &[vocab])).transpose()?,
             soft_cap: head.soft_cap,
+            limit: compute.limits.logits,
         })
     }
 
     /// h (rows, hidden) to logits (rows, vocab).
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
         self.project(&self.normalise(h)?)
+    }
+
+    /// Positions whose logits may be in memory at once where so many sets of them are.
+    pub fn positions_at_once(&self, sets: usize) -> usize {
+        (self.limit / sets / self.weight.dtype().size_in_bytes() / self.vocab().max(1)).max(1)
     }
 
     /// Number of logits.
@@ -105,10 +114,10 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    pub(super) fn load(source: &Source, hidden: usize, layout: &ClassLayout, device: &Device) -> Result<Self> {
+    pub(super) fn load(source: &Source, hidden: usize, layout: &ClassLayout, compute: &Compute) -> Result<Self> {
         Ok(Self {
-            pooler: Dense::load(source, &layout.pooler, hidden, device)?,
-            linear: dense(source, &layout.name, layout.classes, hidden, device)?,
+            pooler: Dense::load(source, &layout.pooler, hidden, compute)?,
+            linear: dense(source, &layout.name, layout.classes, hidden, compute)?,
             classes: layout.classes,
         })
     }

@@ -3,9 +3,10 @@
 use super::needed::Form;
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
+use crate::compute::Compute;
 use crate::user_bail;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 /// A linear layer, dense or factorised.
 #[derive(Debug, Clone)]
@@ -30,8 +31,8 @@ pub enum Linear {
 
 impl Linear {
     /// Loads the linear `spec` describes, dense or factorised, whichever the checkpoint holds.
-    pub fn load(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Self> {
-        let bias = if spec.bias { Some(load_bias(source, spec, dtype, device)?) } else { None };
+    pub fn load(source: &Source, spec: &LinearSpec, compute: &Compute) -> Result<Self> {
+        let bias = if spec.bias { Some(load_bias(source, spec, compute)?) } else { None };
         let [a, b] = spec.factor_names();
         match (source.info(&a), source.info(&b)) {
             (Some(a_info), Some(_)) => {
@@ -39,8 +40,8 @@ impl Linear {
                 if rank == 0 {
                     user_bail!("tensor `{a}` has no rows"; "a factor needs a rank of at least 1");
                 }
-                let a = source.tensor(&a, &[rank, spec.input], dtype, device)?;
-                let b = source.tensor(&b, &[spec.out, rank], dtype, device)?;
+                let a = compute.read(source, &a, &[rank, spec.input])?;
+                let b = compute.read(source, &b, &[spec.out, rank])?;
                 Ok(Linear::LowRank { a, b, bias })
             }
             (Some(_), None) => {
@@ -49,7 +50,7 @@ impl Linear {
             (None, Some(_)) => {
                 user_bail!("`{b}` is there but `{a}` is missing"; "a factorised linear needs both factors")
             }
-            (None, None) => Ok(Linear::Dense { weight: load_weight(source, spec, dtype, device)?, bias }),
+            (None, None) => Ok(Linear::Dense { weight: load_weight(source, spec, compute)?, bias }),
         }
     }
 
@@ -100,30 +101,30 @@ impl Linear {
     }
 }
 
-fn load_weight(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
+fn load_weight(source: &Source, spec: &LinearSpec, compute: &Compute) -> Result<Tensor> {
     match &spec.stored {
         Stored::Part { rows, transposed, .. } if spec.form(source) == Form::Matrix => {
             let whole = spec.weight_name();
             if !transposed {
-                return source.rows(&whole, &row_numbers(spec), spec.input, dtype, device);
+                return compute.rows(source, &whole, &row_numbers(spec), spec.input);
             }
             let total = source.info(&whole).and_then(|info| info.shape.get(1).copied()).unwrap_or(spec.out);
-            let whole = source.tensor(&whole, &[spec.input, total], dtype, device)?;
+            let whole = compute.read(source, &whole, &[spec.input, total])?;
             Ok(whole.narrow(1, rows.start, spec.out)?.t()?.contiguous()?)
         }
-        _ => source.tensor(&spec.own_weight_name(), &[spec.out, spec.input], dtype, device),
+        _ => compute.read(source, &spec.own_weight_name(), &[spec.out, spec.input]),
     }
 }
 
 /// The bias (out) of a linear that has one: its own, or its part of a fused matrix's.
-pub fn load_bias(source: &Source, spec: &LinearSpec, dtype: DType, device: &Device) -> Result<Tensor> {
+pub fn load_bias(source: &Source, spec: &LinearSpec, compute: &Compute) -> Result<Tensor> {
     let name = spec.bias_name(source);
     if name == format!("{}.bias", spec.name) {
-        return source.tensor(&name, &[spec.out], dtype, device);
+        return compute.read(source, &name, &[spec.out]);
     }
     let total = source.info(&name).and_then(|info| info.shape.first().copied()).unwrap_or(spec.out);
-    let whole = source.tensor(&name, &[total], dtype, device)?;
-    Ok(whole.index_select(&Tensor::new(row_numbers(spec), device)?, 0)?)
+    let whole = compute.read(source, &name, &[total])?;
+    Ok(whole.index_select(&Tensor::new(row_numbers(spec), &compute.device)?, 0)?)
 }
 
 fn row_numbers(spec: &LinearSpec) -> Vec<u32> {

@@ -2,9 +2,10 @@
 
 use super::layout::{NormKind, NormSpec};
 use crate::checkpoint::Source;
+use crate::compute::Compute;
 use crate::ops;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 /// Normalisation over the last dimension.
 #[derive(Debug, Clone)]
@@ -17,9 +18,9 @@ pub(super) enum Norm {
 
 impl Norm {
     /// Reads the norm that `spec` describes.
-    pub fn load(source: &Source, spec: &NormSpec, device: &Device) -> Result<Self> {
+    pub fn load(source: &Source, spec: &NormSpec, compute: &Compute) -> Result<Self> {
         let [weight, bias] = spec.parts(source);
-        let read = |name: &str| source.tensor(name, &[spec.width], DType::F32, device);
+        let read = |name: &str| compute.read(source, name, &[spec.width]);
         let weight = read(&weight)?;
         Ok(match spec.kind {
             NormKind::Rms(eps) => Norm::Rms { weight, eps },

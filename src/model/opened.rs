@@ -9,9 +9,10 @@ use super::linear::load_bias;
 use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::{Section, Source, family_config};
+use crate::compute::Compute;
 use crate::user_bail;
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,7 +38,7 @@ pub struct Model {
     linears: Vec<LinearSpec>,
     /// Where its config lies.
     text: TextModel,
-    device: Device,
+    compute: Compute,
 }
 
 /// Reads the layout of `source`, and where its config lies. Names and shapes of tensors are yet to be checked.
@@ -56,11 +57,11 @@ pub(super) fn describe(source: &mut Source) -> Result<(Layout, TextModel)> {
 
 impl Model {
     /// Recognises the family of `source` and checks names and shapes. Reads no weight.
-    pub fn load(mut source: Source, device: &Device) -> Result<Self> {
+    pub fn load(mut source: Source, compute: impl Into<Compute>) -> Result<Self> {
         let (layout, text) = describe(&mut source)?;
         super::check::check(&source, &layout)?;
         let linears = layout.linears.iter().filter(|spec| !spec.id.role.is_small()).cloned().collect();
-        Ok(Self { source, layout, linears, text, device: device.clone() })
+        Ok(Self { source, layout, linears, text, compute: compute.into() })
     }
 
     /// Counts small linears among those that may be compressed: x_proj and dt_proj of a state-space block.
@@ -136,9 +137,14 @@ impl Model {
         self.layout.hidden
     }
 
+    /// Where and how the model computes.
+    pub fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
     /// The device that runs the model.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.compute.device
     }
 
     /// Every linear of every block that may be compressed, in block order, with its dense shape.
@@ -178,7 +184,7 @@ impl Model {
         if !spec.bias {
             return Ok(None);
         }
-        load_bias(&self.source, spec, DType::F32, &self.device).map(Some)
+        load_bias(&self.source, spec, &self.compute).map(Some)
     }
 
     /// Stored tensors that no forward pass reads, sorted: buffers, heads that are not run, other models of the same
@@ -254,11 +260,11 @@ impl Model {
         if let Some(positions) = &embedding.positions {
             let first = positions.offset + start;
             let order: Vec<u32> = (first..first + t).map(|i| i as u32).collect();
-            let positions = self.source.rows(&positions.name, &order, hidden, DType::F32, &self.device)?;
+            let positions = self.compute.rows(&self.source, &positions.name, &order, hidden)?;
             x = x.broadcast_add(&positions)?;
         }
         match &embedding.norm {
-            Some(norm) => Norm::load(&self.source, norm, &self.device)?.forward(&x),
+            Some(norm) => Norm::load(&self.source, norm, &self.compute)?.forward(&x),
             None => Ok(x),
         }
     }
@@ -270,16 +276,16 @@ impl Model {
         distinct.sort_unstable();
         distinct.dedup();
         let place: HashMap<u32, u32> = distinct.iter().enumerate().map(|(i, &id)| (id, i as u32)).collect();
-        let rows = self.source.rows(table, &distinct, self.layout.hidden, DType::F32, &self.device)?;
+        let rows = self.compute.rows(&self.source, table, &distinct, self.layout.hidden)?;
         let index: Vec<u32> = ids.iter().map(|id| place[id]).collect();
-        Ok(rows.index_select(&Tensor::from_vec(index, ids.len(), &self.device)?, 0)?)
+        Ok(rows.index_select(&Tensor::from_vec(index, ids.len(), self.device())?, 0)?)
     }
 
     /// Loads block `index`.
     pub fn block(&self, index: usize) -> Result<Block<'_>> {
         let layout = self.layout.blocks.get(index).with_context(|| format!("there is no block {index}"))?;
         let linears = self.layout.linears.iter().filter(|spec| spec.id.block == index);
-        Block::load(&self.source, index, layout, linears, &self.device)
+        Block::load(&self.source, index, layout, linears, &self.compute)
             .with_context(|| format!("loading block {index}"))
     }
 
@@ -293,13 +299,13 @@ impl Model {
         let Some(head) = self.layout.token_head() else {
             user_bail!("{} has no head that predicts tokens", self.source.label(); "it is an encoder; see `softlm eval --help`")
         };
-        Head::load(&self.source, &self.layout, head, &self.device)
+        Head::load(&self.source, &self.layout, head, &self.compute)
     }
 
     /// Loads what makes logits of classes, if the model has that.
     pub fn classifier(&self) -> Result<Option<Classifier>> {
         match &self.layout.head {
-            Readout::Classes(head) => Classifier::load(&self.source, self.layout.hidden, head, &self.device).map(Some),
+            Readout::Classes(head) => Classifier::load(&self.source, self.layout.hidden, head, &self.compute).map(Some),
             _ => Ok(None),
         }
     }

@@ -101,7 +101,9 @@ impl Run<'_> {
         let work = |&(spec, rank): &(&LinearSpec, usize)| {
             self.cut(spec, &decompose_linear(self.method, block, spec, stats, rank)?, rank)
         };
-        for (tensors, report) in in_waves(&factorised, |(spec, _)| *spec, work)? {
+        for (tensors, report) in
+            in_waves(self.model.compute().limits.decompositions, &factorised, |(spec, _)| *spec, work)?
+        {
             done.tensors.extend(tensors);
             done.linears.push(report);
         }

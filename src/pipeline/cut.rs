@@ -31,7 +31,8 @@ impl Run<'_> {
                     }
                 };
                 let mut done = FinishedBlock::default();
-                for (tensors, report) in in_waves(&specs, |spec| spec, cut)? {
+                for (tensors, report) in in_waves(self.model.compute().limits.decompositions, &specs, |spec| spec, cut)?
+                {
                     done.tensors.extend(tensors);
                     done.linears.push(report);
                 }

@@ -42,8 +42,8 @@ impl Run<'_> {
                 let dtype = stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)?;
                 found.encode(spec, limit.min(found.parts.rank()), dtype)
             };
-            let tensors =
-                in_waves(&limits, |(spec, _)| *spec, work).with_context(|| format!("decomposing block {index}"))?;
+            let tensors = in_waves(self.model.compute().limits.decompositions, &limits, |(spec, _)| *spec, work)
+                .with_context(|| format!("decomposing block {index}"))?;
             Decompositions::write(&path(index), &tensors.concat())?;
             self.progress.step(1)
         })

@@ -12,11 +12,6 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use std::path::PathBuf;
 
-/// Models whose linears take no more bytes than this in f32 are kept in memory while they heal.
-const BLOCK_MEMORY: usize = 4 << 30;
-/// Final states of the original are kept while a model trains, as long as they take no more bytes than this.
-const TEACHER_MEMORY: usize = 1 << 30;
-
 impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
@@ -41,8 +36,8 @@ impl Run<'_> {
             objective: self.recipe.objective,
             batch,
             seed: self.recipe.seed,
-            block_memory: BLOCK_MEMORY,
-            teacher_memory: TEACHER_MEMORY,
+            block_memory: self.model.compute().limits.trained_blocks,
+            teacher_memory: self.model.compute().limits.teacher_states,
         }
     }
 

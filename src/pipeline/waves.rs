@@ -7,13 +7,10 @@ use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Memory that the decompositions of one wave may take together, by the estimate of [`bytes`]. A linear that needs more
-/// has a wave to itself.
-const WAVE_BYTES: usize = 1 << 30;
-
-/// `work` for every item, in order. Linears are independent and none of their arithmetic depends on the number of
+/// `work` for every item, in order, those together that take at most `limit` bytes by the estimate of [`bytes`]. Linears are independent and none of their arithmetic depends on the number of
 /// threads, so neither does the result.
 pub fn in_waves<T: Sync, R: Send>(
+    limit: usize,
     items: &[T],
     spec: impl Fn(&T) -> &LinearSpec,
     work: impl Fn(&T) -> Result<R> + Sync,
@@ -21,7 +18,7 @@ pub fn in_waves<T: Sync, R: Send>(
     let sizes: Vec<usize> = items.iter().map(|item| bytes(spec(item))).collect();
     let mut results = Vec::with_capacity(items.len());
     let mut rest = items;
-    for len in waves(&sizes) {
+    for len in waves(limit, &sizes) {
         let (wave, after) = rest.split_at(len);
         rest = after;
         if len < rayon::current_num_threads() {
@@ -58,12 +55,12 @@ fn largest_first<T: Sync, R: Send>(
 }
 
 /// Lengths of the waves.
-fn waves(sizes: &[usize]) -> Vec<usize> {
+fn waves(limit: usize, sizes: &[usize]) -> Vec<usize> {
     let mut waves = Vec::new();
     let mut sum = 0;
     for &size in sizes {
         match waves.last_mut() {
-            Some(len) if sum + size <= WAVE_BYTES => {
+            Some(len) if sum + size <= limit => {
                 *len += 1;
                 sum += size;
             }
@@ -88,10 +85,9 @@ mod tests {
 
     #[test]
     fn waves_hold_every_item_once_and_stay_below_the_limit() {
-        let half = WAVE_BYTES / 2;
-        assert_eq!(waves(&[]), [] as [usize; 0]);
-        assert_eq!(waves(&[half, half, half]), [2, 1]);
-        assert_eq!(waves(&[3 * half, 1, half, half]), [1, 2, 1]);
-        assert_eq!(waves(&[1; 100]), [100]);
+        assert_eq!(waves(200, &[]), [] as [usize; 0]);
+        assert_eq!(waves(200, &[100, 100, 100]), [2, 1]);
+        assert_eq!(waves(200, &[300, 1, 100, 100]), [1, 2, 1]);
+        assert_eq!(waves(200, &[1; 100]), [100]);
     }
 }

@@ -7,7 +7,6 @@ use crate::backward::{
     BlockStack, Gradients, Objective, Segment, Teacher, class_loss_gradient, cosine_loss_gradient, loss_and_gradients,
     token_loss, token_loss_gradient,
 };
-use crate::forward::BATCH_TOKENS;
 use crate::model::{Block, Classifier, Head, Output};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -58,12 +57,13 @@ impl<'a> DistillationLoss<'a> {
         } else {
             None
         };
+        let tokens = model.compute().limits.batch_tokens;
         let batches = match distillation.dataset {
             Dataset::Text { heldout, .. } => {
-                TrainingBatch::of_windows(heldout, &(0..heldout.len()).collect::<Vec<_>>(), BATCH_TOKENS)
+                TrainingBatch::of_windows(heldout, &(0..heldout.len()).collect::<Vec<_>>(), tokens)
             }
             Dataset::Labelled { heldout, .. } => {
-                TrainingBatch::of_examples(&heldout.iter().collect::<Vec<_>>(), BATCH_TOKENS)
+                TrainingBatch::of_examples(&heldout.iter().collect::<Vec<_>>(), tokens)
             }
         };
         let teacher = TeacherStates::new(distillation.teacher_memory);
@@ -88,15 +88,16 @@ impl<'a> DistillationLoss<'a> {
 
     /// What is shown in `step`, in parts that fit into memory.
     fn batches(&self, step: usize) -> Vec<TrainingBatch<'a>> {
-        let Distillation { batch, seed, .. } = self.distillation;
+        let Distillation { batch, seed, model, .. } = self.distillation;
+        let tokens = model.compute().limits.batch_tokens;
         match self.distillation.dataset {
             Dataset::Text { train, .. } => {
-                TrainingBatch::of_windows(train, &shuffled(train.len(), batch, seed, step), BATCH_TOKENS)
+                TrainingBatch::of_windows(train, &shuffled(train.len(), batch, seed, step), tokens)
             }
             Dataset::Labelled { train, .. } => {
                 let lengths: Vec<usize> = train.iter().map(|example| example.sequence.ids.len()).collect();
                 let picked = bucketed_by_length(&lengths, batch, seed, step);
-                TrainingBatch::of_examples(&picked.into_iter().map(|i| &train[i]).collect::<Vec<_>>(), BATCH_TOKENS)
+                TrainingBatch::of_examples(&picked.into_iter().map(|i| &train[i]).collect::<Vec<_>>(), tokens)
             }
         }
     }

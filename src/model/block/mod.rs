@@ -26,10 +26,11 @@ use super::linear::Linear;
 use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
+use crate::compute::Compute;
 use crate::error::UserError;
 use crate::ops::{Activation, activation, gated_activation, is_finite};
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 
 /// Whether the forward pass goes on after a site was seen.
@@ -134,11 +135,11 @@ impl<'m> Block<'m> {
         index: usize,
         layout: &'m BlockLayout,
         linears: impl Iterator<Item = &'s LinearSpec>,
-        device: &Device,
+        compute: &Compute,
     ) -> Result<Self> {
-        let linears = linears.map(|spec| Ok((spec.id.role, Linear::load(source, spec, DType::F32, device)?)));
-        let norms = layout.norms.iter().map(|norm| Ok((norm.key, Norm::load(source, norm, device)?)));
-        let tensors = layout.tensors.iter().map(|t| Ok((t.key, source.tensor(&t.name, &t.shape, DType::F32, device)?)));
+        let linears = linears.map(|spec| Ok((spec.id.role, Linear::load(source, spec, compute)?)));
+        let norms = layout.norms.iter().map(|norm| Ok((norm.key, Norm::load(source, norm, compute)?)));
+        let tensors = layout.tensors.iter().map(|t| Ok((t.key, compute.read(source, &t.name, &t.shape)?)));
         Ok(Self {
             index,
             shape: &layout.shape,

@@ -1,0 +1,72 @@
+//! Where a model computes, in which type and in how much memory: one value, handed down from the command line.
+
+use crate::checkpoint::Source;
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+
+/// Device, type and limits.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// Where tensors live.
+    pub device: Device,
+    /// What weights are read as and activations computed in.
+    pub dtype: DType,
+    /// What may be in memory at once.
+    pub limits: Limits,
+}
+
+/// Sizes by which work is cut into parts. Sums over parts are taken in order, so that results depend on these alone, not on
+/// the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens that go through a block at once.
+    pub batch_tokens: usize,
+    /// Bytes of the hidden states of windows that are evaluated together.
+    pub states: usize,
+    /// Bytes of the logits of one model.
+    pub logits: usize,
+    /// Bytes that the decompositions of several linears may take together. One that needs more is decomposed alone.
+    pub decompositions: usize,
+    /// Bytes that the linears of a model may take for all blocks to stay in memory while it trains.
+    pub trained_blocks: usize,
+    /// Bytes of the original's final states that are kept while another model learns from them.
+    pub teacher_states: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            batch_tokens: 2048,
+            states: 256 << 20,
+            logits: 64 << 20,
+            decompositions: 1 << 30,
+            trained_blocks: 4 << 30,
+            teacher_states: 1 << 30,
+        }
+    }
+}
+
+/// f32 on a device, with the usual limits.
+impl From<&Device> for Compute {
+    fn from(device: &Device) -> Self {
+        Self { device: device.clone(), dtype: DType::F32, limits: Limits::default() }
+    }
+}
+
+impl From<&Compute> for Compute {
+    fn from(compute: &Compute) -> Self {
+        compute.clone()
+    }
+}
+
+impl Compute {
+    /// The tensor `name`, which must have this shape, as it is computed with.
+    pub fn read(&self, source: &Source, name: &str, shape: &[usize]) -> Result<Tensor> {
+        source.tensor(name, shape, self.dtype, &self.device)
+    }
+
+    /// The rows with these numbers of the matrix `name`, `width` wide.
+    pub fn rows(&self, source: &Source, name: &str, rows: &[u32], width: usize) -> Result<Tensor> {
+        source.rows(name, rows, width, self.dtype, &self.device)
+    }
+}
