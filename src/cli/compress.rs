@@ -18,22 +18,26 @@ const NOTES: &str = "\
 --calib-windows is also SOFTLM_CALIB_WINDOWS in the environment and calib_windows in a recipe, and so with every option. \
 `softlm methods NAME` explains a method and lists the options that it alone has, `-h` shows the most used options.";
 
+/// What `-h` shows.
+pub const OFTEN: &str = "model json method output set config force keep target_params target_bytes calib calib_windows \
+                         window heal task ppl max_ppl";
+
 #[derive(Args)]
 #[command(after_help = NOTES)]
 pub struct Compress {
     #[command(flatten)]
     options: Options,
     /// Recipe file (TOML); flags and environment go before it
-    #[arg(long, env = "SOFTLM_CONFIG", hide_env = true, value_name = "FILE", help_heading = "What")]
+    #[arg(long, value_name = "FILE", help_heading = "What")]
     config: Option<PathBuf>,
     /// Replace an existing output, or another unfinished run
-    #[arg(long, env = "SOFTLM_FORCE", hide_env = true, value_parser = switch(), help_heading = "What")]
+    #[arg(long, value_parser = switch(), help_heading = "What")]
     force: bool,
     /// Fail (exit 1) when the perplexity on any --ppl corpus is above this
-    #[arg(long, env = "SOFTLM_MAX_PPL", hide_env = true, value_name = "F", value_parser = limit, help_heading = "Evaluation")]
+    #[arg(long, value_name = "F", value_parser = limit, help_heading = "Evaluation")]
     max_ppl: Option<f64>,
     /// Print the report as JSON
-    #[arg(long, env = "SOFTLM_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long, value_parser = switch())]
     json: bool,
 }
 

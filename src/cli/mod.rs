@@ -20,11 +20,11 @@ mod verify;
 use crate::hub::HubOptions;
 use crate::method::{flag, variable};
 use crate::progress::Progress;
-use crate::recipe::SIZES;
+use crate::recipe::{SET, SIZES};
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use errors::{EXIT_CHECK, EXIT_OK, exit_code};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,28 +52,28 @@ Examples:
   softlm export out --to dense -o plain                 a checkpoint that needs no softlm
   softlm methods whiten                                 what a method does, and its paper
 
+Options are also variables: --threads is SOFTLM_THREADS.
 Exit codes: 0 fine, 1 a requested check failed, 2 error, 130 interrupted (run again to continue).";
 
 #[derive(Args)]
 struct Global {
     /// Worker threads; the result is the same for any number [default: all cores]
-    #[arg(long, global = true, env = "SOFTLM_THREADS", hide_env = true, help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_THREADS", help_heading = "Global")]
     threads: Option<usize>,
     /// Where to compute: cpu, cuda or cuda:N
-    #[arg(long, global = true, env = "SOFTLM_DEVICE", hide_env = true, default_value = "cpu", help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_DEVICE", default_value = "cpu", help_heading = "Global")]
     device: String,
     /// Use nothing from the network that is not already in the cache
-    #[arg(long, global = true, env = "SOFTLM_OFFLINE", hide_env = true, value_parser = switch(), help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_OFFLINE", value_parser = switch(), help_heading = "Global")]
     offline: bool,
     /// Branch, tag or commit of a model on the hub
-    #[arg(long, global = true, env = "SOFTLM_REVISION", hide_env = true, help_heading = "Global")]
+    #[arg(long, global = true, env = "SOFTLM_REVISION", help_heading = "Global")]
     revision: Option<String>,
     /// How progress is shown on stderr: auto, bar, plain, json, none
     #[arg(
         long,
         global = true,
         env = "SOFTLM_PROGRESS",
-        hide_env = true,
         default_value = "auto",
         hide_possible_values = true,
         value_name = "MODE",
@@ -81,10 +81,10 @@ struct Global {
     )]
     progress: ProgressMode,
     /// No progress and no notes
-    #[arg(short, long, global = true, env = "SOFTLM_QUIET", hide_env = true, value_parser = switch(), help_heading = "Global")]
+    #[arg(short, long, global = true, env = "SOFTLM_QUIET", value_parser = switch(), help_heading = "Global")]
     quiet: bool,
     /// More detail
-    #[arg(short, long, global = true, env = "SOFTLM_VERBOSE", hide_env = true, value_parser = switch(), help_heading = "Global")]
+    #[arg(short, long, global = true, env = "SOFTLM_VERBOSE", value_parser = switch(), help_heading = "Global")]
     verbose: bool,
 }
 
@@ -166,11 +166,17 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     }
 }
 
-/// The command line. `-h` leaves out what is rarely needed, `--help` shows it in the same short form.
+/// The command line. Whatever `compress` takes is also a variable. Its help is short: `-h` leaves out what is rarely needed,
+/// and words and variables are in the text of `--help`.
 fn command() -> clap::Command {
     let short = std::env::args_os().any(|arg| arg == "-h");
-    Cli::command().mut_subcommand("compress", |compress| {
-        compress.mut_args(|arg| if short { arg } else { arg.hide_short_help(false) })
+    let brief = |arg: Arg| arg.hide_env(true).hide_possible_values(true);
+    Cli::command().mut_args(brief).mut_subcommand("compress", |compress| {
+        compress.mut_args(|arg| {
+            let (id, hidden) = (arg.get_id().to_string(), arg.is_hide_set());
+            let arg = brief(arg).hide(hidden || short && !compress::OFTEN.split(' ').any(|often| often == id));
+            if id == SET { arg } else { arg.env(variable(&id)) }
+        })
     })
 }
 

@@ -1,6 +1,6 @@
 //! LoRAP: low-rank attention, pruned feed-forward layers.
 
-use super::option::{DefaultValue, Domain, MethodOption};
+use super::option::{DefaultValue::Fixed, MethodOption, POSITIVE};
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, awsvd, required};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
@@ -70,14 +70,10 @@ Departures:
 - No LoRA recovery.
 ";
 
-/// ρ: parameters kept in v and o per parameter kept in q and k.
-pub static RHO: MethodOption = MethodOption::new(
-    "rho",
-    Domain::POSITIVE,
-    DefaultValue::Fixed("3"),
-    "parameters kept in v and o per parameter kept in q and k",
-)
-.symbol("ρ");
+/// ρ.
+pub static RHO: MethodOption =
+    MethodOption::new("rho", POSITIVE, Fixed("3"), "parameters kept in v and o per parameter kept in q and k")
+        .symbol("ρ");
 
 /// Weighted SVD for what is factorised. Which channels the feed-forward layer keeps is [`ffn_keep`]'s.
 pub struct Lorap;
@@ -100,8 +96,8 @@ impl Method for Lorap {
     }
 
     fn options(&self) -> &'static [&'static MethodOption] {
-        static OPTIONS: &[&MethodOption] = &[&RHO];
-        OPTIONS
+        static OPTIONS: [&MethodOption; 1] = [&RHO];
+        &OPTIONS
     }
 
     fn prunes_channels(&self) -> bool {

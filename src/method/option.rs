@@ -47,14 +47,14 @@ pub enum Domain {
     OneOf(fn() -> Vec<(String, String)>),
 }
 
-impl Domain {
-    /// Numbers above 0.
-    pub const POSITIVE: Self = Self::Number(Excluded(0.0), Unbounded);
-    /// Numbers from 0.
-    pub const NOT_NEGATIVE: Self = Self::Number(Included(0.0), Unbounded);
-    /// Numbers above 0 and below 1.
-    pub const BELOW_ONE: Self = Self::Number(Excluded(0.0), Excluded(1.0));
+/// Numbers above 0.
+pub const POSITIVE: Domain = Domain::Number(Excluded(0.0), Unbounded);
+/// Numbers from 0.
+pub const NOT_NEGATIVE: Domain = Domain::Number(Included(0.0), Unbounded);
+/// Numbers above 0 and below 1.
+pub const BELOW_ONE: Domain = Domain::Number(Excluded(0.0), Excluded(1.0));
 
+impl Domain {
     /// The value in its own type, or nothing if it is none of these.
     fn read(self, value: &Value) -> Option<Value> {
         match (self, value) {
@@ -310,9 +310,9 @@ mod tests {
     fn domains_know_their_values_and_say_them() {
         let reads = |domain: Domain, text: &str| domain.read(&value_of(text)).is_some();
         for (domain, inside, outside, says) in [
-            (Domain::POSITIVE, ["1e-9", "3"], ["0", "inf"], "a number above 0"),
-            (Domain::NOT_NEGATIVE, ["0", "2.5"], ["-1", "nan"], "a number from 0"),
-            (Domain::BELOW_ONE, ["0.3", "1e-9"], ["1", "true"], "a number above 0 and below 1"),
+            (POSITIVE, ["1e-9", "3"], ["0", "inf"], "a number above 0"),
+            (NOT_NEGATIVE, ["0", "2.5"], ["-1", "nan"], "a number from 0"),
+            (BELOW_ONE, ["0.3", "1e-9"], ["1", "true"], "a number above 0 and below 1"),
             (Domain::Number(Unbounded, Included(2.0)), ["-5", "2"], ["2.1", "two"], "a number up to 2"),
             (Domain::Count, ["1", "300"], ["0", "1.5"], "a whole number from 1"),
             (Domain::Switch, ["true", "false"], ["1", "yes"], "true or false"),

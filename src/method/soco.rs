@@ -1,9 +1,11 @@
 //! SoCo: importance scores learned on the singular spectrum.
 
-use super::option::{DefaultValue, Domain, MethodOption, words};
+use super::option::DefaultValue::{Absent, Fixed};
+use super::option::Domain::{OneOf, Switch};
+use super::option::{BELOW_ONE, MethodOption, NOT_NEGATIVE, POSITIVE, words};
 use super::spectral::{
     BASIS, BATCH, Controlled, LastPhase, Phase, PhaseSpec, Pressure, STEPS, ScoreMap, Share, Spectral,
-    SpectralSettings, TOKENS, Trains, UNIT, Worth, learned,
+    SpectralSettings, TOKENS, Trains, UNIT, Worth, learned, phase,
 };
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
 use crate::calibrate::SiteStats;
@@ -72,86 +74,45 @@ Formulas and constants are our reading. In particular:
 /// l1 in units of what the budget costs: enough for the size to get to it.
 const PRICES: f64 = 3.0;
 
-// Scores must not jump in the last phase, which is what a short run is good for: the rate does not grow as that of `soft`.
-static LR: MethodOption = learned("lr", Domain::POSITIVE, DefaultValue::Fixed("0.1"), "learning rate of θ");
-static PRESSURE: MethodOption =
-    learned("pressure", Domain::POSITIVE, DefaultValue::Absent("3 × what the budget costs"), "pressure on the size")
-        .symbol("l1");
 // What served best on small models (README, "How good").
-static EXPLORE: MethodOption = learned(
-    "explore",
-    Domain::NOT_NEGATIVE,
-    DefaultValue::Fixed("0.25"),
-    "share of the steps in which the size falls to the budget",
-);
-static REFINE: MethodOption = learned(
-    "refine",
-    Domain::NOT_NEGATIVE,
-    DefaultValue::Fixed("0.25"),
-    "share of the steps in which the size oscillates around the budget",
-);
-static SCORE_MAP: MethodOption =
-    learned("score_map", Domain::OneOf(words::<ScoreMap>), DefaultValue::Fixed("sigmoid"), "score s of θ").symbol("s");
-static CUT: MethodOption =
-    learned("cut", Domain::BELOW_ONE, DefaultValue::Fixed("0.3"), "score above which a component counts as kept")
-        .symbol("τ");
-static WORTH: MethodOption = learned(
-    "worth",
-    Domain::OneOf(words::<Worth>),
-    DefaultValue::Fixed("energy"),
-    "what decides which components stay",
-);
-static LAST_PHASE: MethodOption =
-    learned("last_phase", Domain::OneOf(words::<LastPhase>), DefaultValue::Fixed("cut"), "what the last phase trains");
-static SPARSITY: MethodOption = learned(
-    "sparsity",
-    Domain::NOT_NEGATIVE,
-    DefaultValue::Fixed("0.1"),
-    "weight of the sparsity term of `last_phase = sparsity`",
-)
-.symbol("l2");
-static DEVIATION: MethodOption =
-    learned("deviation", Domain::Switch, DefaultValue::Fixed("true"), "train d, an output deviation per linear")
-        .symbol("d");
-static DEVIATION_LR: MethodOption =
-    learned("deviation_lr", Domain::POSITIVE, DefaultValue::Fixed("0.001"), "learning rate of d");
+static EXPLORE: MethodOption =
+    learned("explore", NOT_NEGATIVE, Fixed("0.25"), "share of the steps in which the size falls to the budget");
+static REFINE: MethodOption =
+    learned("refine", NOT_NEGATIVE, Fixed("0.25"), "share of the steps in which the size oscillates around the budget");
 static OPTIONS: &[&MethodOption] = &[
     &BATCH,
     &TOKENS,
     &STEPS,
-    &LR,
+    // Scores must not jump in the last phase, which is what a short run is good for: no longer steps for fewer of them.
+    &learned("lr", POSITIVE, Fixed("0.1"), "learning rate of θ"),
     &BASIS,
     &UNIT,
-    &PRESSURE,
+    &learned("pressure", POSITIVE, Absent("3 × what the budget costs"), "pressure on the size").symbol("l1"),
     &EXPLORE,
     &REFINE,
-    &SCORE_MAP,
-    &CUT,
-    &WORTH,
-    &LAST_PHASE,
-    &SPARSITY,
-    &DEVIATION,
-    &DEVIATION_LR,
+    &learned("score_map", OneOf(words::<ScoreMap>), Fixed("sigmoid"), "score s of θ").symbol("s"),
+    &learned("cut", BELOW_ONE, Fixed("0.3"), "score above which a component counts as kept").symbol("τ"),
+    &learned("worth", OneOf(words::<Worth>), Fixed("energy"), "what decides which components stay"),
+    &learned("last_phase", OneOf(words::<LastPhase>), Fixed("cut"), "what the last phase trains"),
+    &learned("sparsity", NOT_NEGATIVE, Fixed("0.1"), "weight of the sparsity term of `last_phase = sparsity`")
+        .symbol("l2"),
+    &learned("deviation", Switch, Fixed("true"), "train an output deviation per linear").symbol("d"),
+    &learned("deviation_lr", POSITIVE, Fixed("0.001"), "learning rate of d"),
 ];
 
+const KL: &str = "KL(original ‖ compressed)";
 const LOSS: &str = "KL(original ‖ compressed) + l1 · max(0, ratio − keep)";
 static PHASES: &[PhaseSpec] = &[
-    PhaseSpec { name: "exploration", phase: Phase::Explore, share: Share::Of(&EXPLORE), gates: "s", loss: LOSS },
-    PhaseSpec { name: "refinement", phase: Phase::Refine, share: Share::Of(&REFINE), gates: "s", loss: LOSS },
-    PhaseSpec {
-        name: "last_phase = cut",
-        phase: Phase::Sparsify,
-        share: Share::Rest,
-        gates: "s of the final cut, from s = 1 and d = 0; 0 elsewhere",
-        loss: "KL(original ‖ compressed)",
-    },
-    PhaseSpec {
-        name: "last_phase = sparsity",
-        phase: Phase::Sparsify,
-        share: Share::Rest,
-        gates: "s ∘ z",
-        loss: "that of refinement + l2 · mean of s over s ≤ τ",
-    },
+    phase("exploration", Phase::Explore, Share::Of(&EXPLORE), "s", LOSS),
+    phase("refinement", Phase::Refine, Share::Of(&REFINE), "s", LOSS),
+    phase("last_phase = cut", Phase::Sparsify, Share::Rest, "s of the final cut, from s = 1, d = 0; 0 elsewhere", KL),
+    phase(
+        "last_phase = sparsity",
+        Phase::Sparsify,
+        Share::Rest,
+        "s ∘ z",
+        "that of refinement + l2 · mean of s over s ≤ τ",
+    ),
 ];
 
 /// Learned importance scores.

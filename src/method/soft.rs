@@ -1,9 +1,11 @@
 //! SoftLMs: ranks learned by a trainable soft threshold on each spectrum.
 
-use super::option::{DefaultValue, Domain, MethodOption, OptionValues, RunFacts, words};
+use super::option::DefaultValue::{self, Derived, Fixed, OrWithTask};
+use super::option::Domain::{OneOf, Switch};
+use super::option::{MethodOption, NOT_NEGATIVE, OptionValues, POSITIVE, RunFacts, words};
 use super::spectral::{
     BASIS, BATCH, Controlled, Pace, Phase, PhaseSpec, Pressure, STEPS, Share, Spectral, SpectralSettings, TOKENS,
-    Trains, UNIT, learned,
+    Trains, UNIT, learned, phase,
 };
 use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
 use crate::calibrate::SiteStats;
@@ -66,59 +68,31 @@ same first author. Departures and readings, all of them ours:
   gets the gate of the shifted threshold.
 ";
 
-static LR: MethodOption = learned(
-    "lr",
-    Domain::POSITIVE,
-    DefaultValue::Derived { says: "4 / steps, from 0.06 to 0.4", value: usual_rate },
-    "learning rate of the thresholds",
-);
 static PRESSURE: MethodOption =
-    learned("pressure", Domain::POSITIVE, DefaultValue::Fixed("0.1"), "pressure on the thresholds, or where it starts")
-        .symbol("λ");
-static PACE: MethodOption =
-    learned("pace", Domain::OneOf(words::<Pace>), DefaultValue::Fixed("even"), "how the pressure changes");
-static EXPLORE: MethodOption = learned(
-    "explore",
-    Domain::NOT_NEGATIVE,
-    DefaultValue::Fixed("1"),
-    "share of the steps in which the size falls to the budget",
-);
-static SHARPNESS: MethodOption =
-    learned("sharpness", Domain::POSITIVE, DefaultValue::Fixed("50"), "sharpness of the threshold").symbol("s");
-static TRAIN_BASIS: MethodOption = learned(
-    "train_basis",
-    Domain::Switch,
-    DefaultValue::Fixed("true"),
-    "train U, σ and V beside the thresholds, as the paper does",
-);
-static BASIS_LR: MethodOption = learned(
-    "basis_lr",
-    Domain::POSITIVE,
-    DefaultValue::OrWithTask("0.01", "0.0003"),
-    "learning rate of U, σ and V, relative to their size",
-);
-static OPTIONS: &[&MethodOption] =
-    &[&BATCH, &TOKENS, &STEPS, &LR, &BASIS, &UNIT, &PRESSURE, &PACE, &EXPLORE, &SHARPNESS, &TRAIN_BASIS, &BASIS_LR];
+    learned("pressure", POSITIVE, Fixed("0.1"), "pressure on the thresholds, or where it starts").symbol("λ");
+static EXPLORE: MethodOption =
+    learned("explore", NOT_NEGATIVE, Fixed("1"), "share of the steps in which the size falls to the budget");
+const RATE: DefaultValue = Derived { says: "4 / steps, from 0.06 to 0.4", value: usual_rate };
+static OPTIONS: &[&MethodOption] = &[
+    &BATCH,
+    &TOKENS,
+    &STEPS,
+    &learned("lr", POSITIVE, RATE, "learning rate of the thresholds"),
+    &BASIS,
+    &UNIT,
+    &PRESSURE,
+    &learned("pace", OneOf(words::<Pace>), Fixed("even"), "how the pressure changes"),
+    &EXPLORE,
+    &learned("sharpness", POSITIVE, Fixed("50"), "sharpness of the threshold").symbol("s"),
+    &learned("train_basis", Switch, Fixed("true"), "train U, σ and V beside the thresholds, as the paper does"),
+    &learned("basis_lr", POSITIVE, OrWithTask("0.01", "0.0003"), "learning rate of U, σ and V, relative to their size"),
+];
 
 const LOSS: &str = "KL(original ‖ compressed) + λ Σ_l exp(−α_l)";
 static PHASES: &[PhaseSpec] = &[
-    PhaseSpec {
-        name: "thresholds rise",
-        phase: Phase::Explore,
-        share: Share::Of(&EXPLORE),
-        gates: "T(σ; α) / σ",
-        loss: LOSS,
-    },
-    PhaseSpec {
-        name: "the size stays", phase: Phase::Explore, share: Share::Rest, gates: "T(σ; α) / σ", loss: LOSS
-    },
-    PhaseSpec {
-        name: "factors alone",
-        phase: Phase::Explore,
-        share: Share::Heal,
-        gates: "folded in",
-        loss: "KL(original ‖ compressed)",
-    },
+    phase("thresholds rise", Phase::Explore, Share::Of(&EXPLORE), "T(σ; α) / σ", LOSS),
+    phase("the size stays", Phase::Explore, Share::Rest, "T(σ; α) / σ", LOSS),
+    phase("factors alone", Phase::Explore, Share::Heal, "folded in", "KL(original ‖ compressed)"),
 ];
 
 /// Thresholds have some way to go, at most one rate per step, before they cut anything: a short run needs longer steps.

@@ -13,7 +13,9 @@
 //! A method is its gate, the pressure that it puts on its controls until the budget is met, and the score by which
 //! components are kept in the end. How gradients reach these is not its business.
 
-use super::option::{DefaultValue, Domain, MethodOption, OptionValues, RunFacts, words};
+use super::option::DefaultValue::{self, Absent, Derived, Fixed, OrWithTask};
+use super::option::Domain::{self, Count, OneOf};
+use super::option::{MethodOption, OptionValues, RunFacts, words};
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -33,29 +35,17 @@ pub(super) const fn learned(
     MethodOption::new(key, domain, default, help).in_table(TABLE)
 }
 
-pub(super) static BATCH: MethodOption = learned(
-    "batch",
-    Domain::Count,
-    DefaultValue::OrWithTask("8", "32"),
-    "calibration windows, or examples of `--task`, per step",
-);
-pub(super) static TOKENS: MethodOption = learned(
-    "tokens",
-    Domain::Count,
-    DefaultValue::Absent("none"),
-    "instead of steps: as many as take this many tokens (needs `--window`)",
-)
-.instead_of("steps");
-pub(super) static STEPS: MethodOption = learned(
-    "steps",
-    Domain::Count,
-    DefaultValue::Derived { says: "300", value: steps },
-    "steps in which the method learns what to keep",
-);
+pub(super) static BATCH: MethodOption =
+    learned("batch", Count, OrWithTask("8", "32"), "calibration windows, or examples of `--task`, per step");
+pub(super) static TOKENS: MethodOption =
+    learned("tokens", Count, Absent("none"), "instead of steps: as many as take this many tokens (needs `--window`)")
+        .instead_of("steps");
+pub(super) static STEPS: MethodOption =
+    learned("steps", Count, Derived { says: "300", value: steps }, "steps in which the method learns what to keep");
 pub(super) static BASIS: MethodOption =
-    learned("basis", Domain::OneOf(words::<Basis>), DefaultValue::Fixed("whitened"), "components to choose from");
+    learned("basis", OneOf(words::<Basis>), Fixed("whitened"), "components to choose from");
 pub(super) static UNIT: MethodOption =
-    learned("unit", Domain::OneOf(words::<Unit>), DefaultValue::Fixed("sensitivity"), "unit of the components' sizes");
+    learned("unit", OneOf(words::<Unit>), Fixed("sensitivity"), "unit of the components' sizes");
 
 fn steps(before: &OptionValues, run: &RunFacts) -> Result<Value> {
     let Ok(tokens) = before.get::<usize>(&TOKENS) else { return Ok(Value::Integer(300)) };
@@ -196,6 +186,16 @@ pub struct PhaseSpec {
     pub gates: &'static str,
     /// What is minimised, as a formula.
     pub loss: &'static str,
+}
+
+pub(super) const fn phase(
+    name: &'static str,
+    phase: Phase,
+    share: Share,
+    gates: &'static str,
+    loss: &'static str,
+) -> PhaseSpec {
+    PhaseSpec { name, phase, share, gates, loss }
 }
 
 /// How long a phase takes.

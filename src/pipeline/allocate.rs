@@ -4,7 +4,7 @@ use super::Run;
 use crate::method::{Method, RHO};
 use crate::model::Model;
 use crate::plan::{self, AllocationRule, GlobalOptions, Item, LorapOptions, Plan, Target};
-use crate::recipe::{Budget, Recipe};
+use crate::recipe::Recipe;
 use crate::user_bail;
 use anyhow::Result;
 
@@ -95,24 +95,25 @@ pub fn target(recipe: &Recipe, model: &Model) -> Result<Target> {
     let infos = || source.names().filter_map(|name| source.info(name));
     let others = infos().map(|info| info.elements() as u64).sum::<u64>() - linears;
     let (model_params, model_bytes) = super::sizes::checkpoint_sizes(source);
-    let nothing_to_do = match recipe.budget {
-        Budget::Keep(_) => None,
-        Budget::ModelParams(asked) => (asked >= model_params).then_some(("--target-params", asked, model_params)),
-        Budget::ModelBytes(asked) => (asked >= model_bytes).then_some(("--target-bytes", asked, model_bytes)),
+    let asked = (recipe.target_params, recipe.target_bytes);
+    let nothing_to_do = match asked {
+        (Some(asked), _) => (asked >= model_params).then_some(("--target-params", asked, model_params)),
+        (None, Some(asked)) => (asked >= model_bytes).then_some(("--target-bytes", asked, model_bytes)),
+        (None, None) => None,
     };
     if let Some((flag, asked, has)) = nothing_to_do {
         user_bail!("{flag} {asked} leaves nothing to compress: the model has {has}"; "ask for less");
     }
-    Ok(match recipe.budget {
-        Budget::Keep(keep) => Target::Keep(keep),
-        Budget::ModelParams(asked) => match asked.checked_sub(others) {
+    Ok(match asked {
+        (None, None) => Target::Keep(recipe.keep),
+        (Some(asked), _) => match asked.checked_sub(others) {
             Some(left) if left > 0 => Target::Params(left as usize),
             _ => user_bail!(
                 "--target-params {asked} is less than the {others} parameters outside the block linears";
                 "embeddings, head and norms are not compressed; ask for more"
             ),
         },
-        Budget::ModelBytes(asked) => {
+        (None, Some(asked)) => {
             let (params, bytes) = super::sizes::linear_storage(recipe, model)?;
             let per_param = bytes as f64 / params as f64;
             let other_bytes = super::sizes::other_bytes(model)?;

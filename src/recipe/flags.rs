@@ -1,12 +1,12 @@
-//! The options of methods on the command line: `--set KEY=VALUE`, and for each key a flag of its own and a variable, which are
-//! not in the help.
+//! The options of methods on the command line: `--set KEY=VALUE`, and for each key a flag of its own that the help leaves out.
 
-use crate::method::{OptionValues, all_options, flag, value_of, variable};
+use crate::method::{OptionValues, all_options, flag, value_of};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 
-const SET: &str = "set";
+/// The flag that sets an option of the method.
+pub const SET: &str = "set";
 
 impl Args for OptionValues {
     fn augment_args(command: Command) -> Command {
@@ -16,10 +16,8 @@ impl Args for OptionValues {
             .action(ArgAction::Append)
             .help_heading("What")
             .help("Option of the method (see `softlm methods NAME`)");
-        let hidden = |key: &'static str| {
-            let arg = Arg::new(key).long(flag(key)[2..].to_string()).env(variable(key));
-            arg.hide(true).allow_negative_numbers(true)
-        };
+        let hidden =
+            |key: &'static str| Arg::new(key).long(flag(key)[2..].to_string()).hide(true).allow_negative_numbers(true);
         command.arg(set).args(all_options().map(|option| hidden(option.key)))
     }
 

@@ -13,38 +13,17 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct LearnOptions {
     /// All training together, at most (`90s`, `20m`, `1.5h`)
-    #[arg(
-        long,
-        env = "SOFTLM_MAX_TIME",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "TIME",
-        help_heading = "Training"
-    )]
+    #[arg(long, value_name = "TIME", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_time: Option<String>,
 
     /// Share of the text's own likelihood in the loss; the rest is the divergence from the original [default: 0]
-    #[arg(
-        long,
-        env = "SOFTLM_LIKELIHOOD",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "F",
-        help_heading = "Training"
-    )]
+    #[arg(long, value_name = "F", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub likelihood: Option<f64>,
 
     /// Temperature of what is compared [default: 1]
-    #[arg(
-        long,
-        env = "SOFTLM_TEMPERATURE",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "F",
-        help_heading = "Training"
-    )]
+    #[arg(long, value_name = "F", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
 }

@@ -22,27 +22,26 @@ mod resolved;
 mod size;
 
 pub use choices::{BosRule, SamplingRule, StoredType, WeightRule};
+pub use flags::SET;
 pub use learn::{Learn, LearnOptions};
 pub use resolved::Recipe;
-pub use size::{Budget, parse_bytes};
+pub use size::parse_bytes;
 
 /// The ways to ask for a size. One replaces the others, whichever source it comes from.
 pub const SIZES: [&str; 4] = ["keep", "target_params", "target_bytes", "block_keep"];
 
-/// The options of every run, each as flag, as environment variable and as key of a recipe file.
+/// The options of every run: each field is a flag, a variable and a key of a recipe file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Model to compress: `demo`, a folder, or a hub id
-    #[arg(env = "SOFTLM_MODEL", hide_env = true)]
     pub model: Option<String>,
 
-    #[arg(long, env = "SOFTLM_METHOD", hide_env = true, value_name = "NAME", help_heading = "What",
-          help = crate::method::names())]
+    #[arg(long, value_name = "NAME", help_heading = "What", help = crate::method::names())]
     pub method: Option<String>,
 
     /// New folder for the result [default: MODEL-METHOD-KEEP]
-    #[arg(short, long, env = "SOFTLM_OUTPUT", hide_env = true, value_name = "DIR", help_heading = "What")]
+    #[arg(short, long, value_name = "DIR", help_heading = "What")]
     pub output: Option<PathBuf>,
 
     /// What one method knows.
@@ -51,189 +50,92 @@ pub struct Options {
     pub method_options: OptionValues,
 
     /// Fraction of the linears to keep [default: 0.8]
-    #[arg(
-        long,
-        env = "SOFTLM_KEEP",
-        hide_env = true,
-        allow_negative_numbers = true,
-        value_name = "F",
-        help_heading = "Budget"
-    )]
+    #[arg(long, allow_negative_numbers = true, value_name = "F", help_heading = "Budget")]
     pub keep: Option<f64>,
 
     /// Instead: parameters of the whole model, at most
-    #[arg(
-        long,
-        env = "SOFTLM_TARGET_PARAMS",
-        hide_env = true,
-        conflicts_with = "keep",
-        value_name = "N",
-        help_heading = "Budget"
-    )]
+    #[arg(long, conflicts_with = "keep", value_name = "N", help_heading = "Budget")]
     pub target_params: Option<u64>,
 
     /// Instead: bytes of all weights, at most (`1.5GiB`)
-    #[arg(long, env = "SOFTLM_TARGET_BYTES", hide_env = true, conflicts_with_all = ["keep", "target_params"],
-          value_name = "SIZE", help_heading = "Budget")]
+    #[arg(long, conflicts_with_all = ["keep", "target_params"], value_name = "SIZE", help_heading = "Budget")]
     pub target_bytes: Option<String>,
 
     /// How the budget is shared out: even, uniform (as even, but what rounding leaves over stays unspent, as in the
     /// papers), global, learned, last-blocks, lorap [default: the method's own]
-    #[arg(
-        long,
-        env = "SOFTLM_ALLOCATION",
-        hide_env = true,
-        hide_short_help = true,
-        hide_possible_values = true,
-        value_name = "RULE",
-        help_heading = "Budget"
-    )]
+    #[arg(long, value_name = "RULE", help_heading = "Budget")]
     pub allocation: Option<AllocationRule>,
 
     /// What makes linears comparable for --allocation global: unit, energy, kl [default: kl]
-    #[arg(
-        long,
-        env = "SOFTLM_WEIGHT",
-        hide_env = true,
-        hide_short_help = true,
-        hide_possible_values = true,
-        value_name = "RULE",
-        help_heading = "Budget"
-    )]
+    #[arg(long, value_name = "RULE", help_heading = "Budget")]
     pub weight: Option<WeightRule>,
 
     /// Round ranks down to a multiple of N [default: 1]
-    #[arg(
-        long,
-        env = "SOFTLM_MULTIPLE_OF",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "N",
-        help_heading = "Budget"
-    )]
+    #[arg(long, value_name = "N", help_heading = "Budget")]
     pub multiple_of: Option<usize>,
 
     /// Compress only the last N blocks
-    #[arg(
-        long,
-        env = "SOFTLM_LAST_BLOCKS",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "N",
-        help_heading = "Budget"
-    )]
+    #[arg(long, value_name = "N", help_heading = "Budget")]
     pub last_blocks: Option<usize>,
 
     /// Fraction kept in them [default: what meets --keep]
-    #[arg(
-        long,
-        env = "SOFTLM_BLOCK_KEEP",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "F",
-        help_heading = "Budget"
-    )]
+    #[arg(long, value_name = "F", help_heading = "Budget")]
     pub block_keep: Option<f64>,
 
     /// Also linears with one very short side (x_proj, dt_proj of Mamba)
-    #[arg(long, env = "SOFTLM_SMALL_LINEARS", hide_env = true, hide_short_help = true, num_args = 0..=1,
-          require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "B",
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "B",
           value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Budget")]
     pub small_linears: Option<bool>,
 
     /// Text: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas [default: sample]
-    #[arg(long, env = "SOFTLM_CALIB", hide_env = true, value_name = "TEXT", help_heading = "Calibration")]
+    #[arg(long, value_name = "TEXT", help_heading = "Calibration")]
     pub calib: Option<Vec<String>>,
 
     /// Windows of calibration text [default: 128]
-    #[arg(long, env = "SOFTLM_CALIB_WINDOWS", hide_env = true, value_name = "N", help_heading = "Calibration")]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub calib_windows: Option<usize>,
 
     /// Tokens per window [default: 2048 or the model's context; encoders 128]
-    #[arg(long, env = "SOFTLM_WINDOW", hide_env = true, value_name = "N", help_heading = "Calibration")]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub window: Option<usize>,
 
     /// Which windows: random, first [default: random]
-    #[arg(
-        long,
-        env = "SOFTLM_SAMPLING",
-        hide_env = true,
-        hide_short_help = true,
-        hide_possible_values = true,
-        value_name = "RULE",
-        help_heading = "Calibration"
-    )]
+    #[arg(long, value_name = "RULE", help_heading = "Calibration")]
     pub sampling: Option<SamplingRule>,
 
     /// Seed of the random choice [default: 0]
-    #[arg(
-        long,
-        env = "SOFTLM_SEED",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "N",
-        help_heading = "Calibration"
-    )]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub seed: Option<u64>,
 
     /// Begin every window with the tokenizer's BOS: true, false, or auto: where the model needs it (Gemma 2 and 3) and
     /// its tokenizer has it [default: auto]
-    #[arg(long, env = "SOFTLM_BOS", hide_env = true, hide_short_help = true, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", hide_possible_values = true, value_name = "RULE", help_heading = "Calibration")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "RULE",
+          help_heading = "Calibration")]
     pub bos: Option<BosRule>,
 
     /// Activations of the original model (dense), behind compressed blocks (blocks) or linears (sequential) [default:
     /// the method's own]
-    #[arg(
-        long,
-        env = "SOFTLM_INPUTS",
-        hide_env = true,
-        hide_short_help = true,
-        hide_possible_values = true,
-        value_name = "RULE",
-        help_heading = "Calibration"
-    )]
+    #[arg(long, value_name = "RULE", help_heading = "Calibration")]
     pub inputs: Option<Inputs>,
 
     /// Folder of statistics: used, or filled if empty
-    #[arg(
-        long,
-        env = "SOFTLM_STATS",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "DIR",
-        help_heading = "Calibration"
-    )]
+    #[arg(long, value_name = "DIR", help_heading = "Calibration")]
     pub stats: Option<PathBuf>,
 
     /// Afterwards train the factors for this many steps [default: 0; soft: as many as it learned]
-    #[arg(long, env = "SOFTLM_HEAL", hide_env = true, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training")]
     pub heal: Option<usize>,
 
     /// Learning rate, relative to the entries' size [default: 0.02, with --task 0.0002]
-    #[arg(
-        long,
-        env = "SOFTLM_HEAL_LR",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "F",
-        help_heading = "Training"
-    )]
+    #[arg(long, value_name = "F", help_heading = "Training")]
     pub heal_lr: Option<f64>,
 
     /// Windows, or examples of --task, per step of --heal [default: 8, or 32 examples]
-    #[arg(
-        long,
-        env = "SOFTLM_HEAL_BATCH",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "N",
-        help_heading = "Training"
-    )]
+    #[arg(long, value_name = "N", help_heading = "Training")]
     pub heal_batch: Option<usize>,
 
     /// Train a classifier on labelled examples: sst2, mrpc, stsb (the hub's) or TASK=FILE (TSV, JSON, parquet)
-    #[arg(long, env = "SOFTLM_TASK", hide_env = true, value_name = "TASK", help_heading = "Training")]
+    #[arg(long, value_name = "TASK", help_heading = "Training")]
     pub task: Option<String>,
 
     /// What any training is told.
@@ -242,52 +144,23 @@ pub struct Options {
     pub learn: LearnOptions,
 
     /// Type of the factors: auto (that of the weight), f32, f16, bf16 [default: auto]
-    #[arg(
-        long,
-        env = "SOFTLM_DTYPE",
-        hide_env = true,
-        hide_short_help = true,
-        hide_possible_values = true,
-        value_name = "TYPE",
-        help_heading = "Output"
-    )]
+    #[arg(long, value_name = "TYPE", help_heading = "Output")]
     pub dtype: Option<StoredType>,
 
     /// Largest weight file [default: 5GB]
-    #[arg(
-        long,
-        env = "SOFTLM_MAX_SHARD_SIZE",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "SIZE",
-        help_heading = "Output"
-    )]
+    #[arg(long, value_name = "SIZE", help_heading = "Output")]
     pub max_shard_size: Option<String>,
 
     /// Evaluate before and after on these corpora, or `none` [default: sample]
-    #[arg(long, env = "SOFTLM_PPL", hide_env = true, value_name = "TEXT", help_heading = "Evaluation")]
+    #[arg(long, value_name = "TEXT", help_heading = "Evaluation")]
     pub ppl: Option<Vec<String>>,
 
     /// Tokens per window [default: 2048 or the model's context; encoders 128, pseudo-perplexity 64]
-    #[arg(
-        long,
-        env = "SOFTLM_EVAL_WINDOW",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "N",
-        help_heading = "Evaluation"
-    )]
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub eval_window: Option<usize>,
 
     /// Evaluate on at most this many windows per corpus
-    #[arg(
-        long,
-        env = "SOFTLM_MAX_WINDOWS",
-        hide_env = true,
-        hide_short_help = true,
-        value_name = "N",
-        help_heading = "Evaluation"
-    )]
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub max_windows: Option<usize>,
 }
 

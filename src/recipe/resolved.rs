@@ -1,7 +1,7 @@
 //! Options with every default filled in and checked against each other.
 
 use super::size::{default_output, parse_bytes};
-use super::{BosRule, Budget, Learn, Options, SamplingRule, StoredType, WeightRule};
+use super::{BosRule, Learn, Options, SamplingRule, StoredType, WeightRule};
 use crate::backward::Objective;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
 use crate::plan::AllocationRule;
@@ -38,10 +38,11 @@ impl Options {
         if keep == 1.0 && self.keep.is_some() && self.last_blocks.is_none() {
             user_bail!("--keep 1 leaves nothing to compress"; "choose a fraction below 1, for example 0.8")
         }
-        let budget = match (self.target_params, &self.target_bytes) {
-            (Some(params), _) => Budget::ModelParams(params),
-            (None, Some(text)) => Budget::ModelBytes(parse_bytes("--target-bytes", text)?),
-            (None, None) => Budget::Keep(keep),
+        let target_bytes = self.target_bytes.as_ref().map(|text| parse_bytes("--target-bytes", text)).transpose()?;
+        let size = match (self.target_params, target_bytes) {
+            (Some(params), _) => format!("{params}-params"),
+            (None, Some(bytes)) => format!("{bytes}-bytes"),
+            (None, None) => keep.to_string(),
         };
         if self.target_params.is_none() && self.target_bytes.is_none() && self.block_keep.is_none() {
             self.keep = Some(keep);
@@ -121,10 +122,12 @@ impl Options {
         let ppl = self.ppl.get_or_insert_with(|| vec!["sample".into()]);
         let max_shard_bytes = parse_bytes("--max-shard-size", self.max_shard_size.get_or_insert("5GB".into()))?;
         Ok(Recipe {
-            output: self.output.get_or_insert_with(|| default_output(&model, &name, &budget)).clone(),
+            output: self.output.get_or_insert_with(|| default_output(&model, &name, &size)).clone(),
             model,
             method: name,
-            budget,
+            keep,
+            target_params: self.target_params,
+            target_bytes,
             allocation: *self.allocation.insert(allocation),
             weight: *self.weight.get_or_insert(WeightRule::Kl),
             multiple_of: *self.multiple_of.get_or_insert(1),
@@ -163,7 +166,10 @@ pub struct Recipe {
     pub model: String,
     pub method: String,
     pub output: PathBuf,
-    pub budget: Budget,
+    /// Fraction of the linears' parameters, unless one of the next two is set: parameters and bytes of the whole model.
+    pub keep: f64,
+    pub target_params: Option<u64>,
+    pub target_bytes: Option<u64>,
     pub allocation: AllocationRule,
     pub weight: WeightRule,
     pub multiple_of: usize,

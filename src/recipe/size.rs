@@ -1,30 +1,12 @@
-//! How small the result has to be, and sizes as people write them.
+//! Sizes and times as people write them.
 
 use crate::user_bail;
 use anyhow::Result;
-use serde::Serialize;
 use std::path::PathBuf;
 
-/// How small the result has to be.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Budget {
-    /// This fraction of the block linears' parameters.
-    Keep(f64),
-    /// At most this many parameters in the whole model.
-    ModelParams(u64),
-    /// At most this many bytes of weights in the whole model.
-    ModelBytes(u64),
-}
-
 /// `llama-7b-whiten-0.8` in the current folder, from what the model is called and how small it gets.
-pub(super) fn default_output(model: &str, method: &str, budget: &Budget) -> PathBuf {
+pub(super) fn default_output(model: &str, method: &str, size: &str) -> PathBuf {
     let name = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
-    let size = match budget {
-        Budget::Keep(keep) => keep.to_string(),
-        Budget::ModelParams(params) => format!("{params}-params"),
-        Budget::ModelBytes(bytes) => format!("{bytes}-bytes"),
-    };
     PathBuf::from(format!("{name}-{method}-{size}"))
 }
 

@@ -26,6 +26,6 @@ fn flags_go_before_the_recipe() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/whiten.toml");
     let flags = Options { keep: Some(0.5), seed: Some(7), ..Options::default() };
     let recipe = flags.or_file(&path).and_then(Options::resolve).expect("the recipe is fine");
-    assert_eq!((recipe.budget, recipe.seed), (softlm::recipe::Budget::Keep(0.5), 7));
+    assert_eq!((recipe.keep, recipe.target_params, recipe.seed), (0.5, None, 7));
     assert_eq!(recipe.model, "demo");
 }
