@@ -9,8 +9,11 @@ algorithm as softlm (eigenvectors only, on the smaller side of the weight) at un
 safetensors in the checkpoint's own dtype. Written to be as fast as plain PyTorch gets without custom kernels: batched
 windows, fused attention, in-place accumulation.
 
-Prints one line of JSON: seconds per stage of the fastest of `--repeat` runs, peak resident memory, and the mean
-relative output error, by which one can see that both sides did the same. Needs torch, safetensors and tokenizers.
+With `--device cuda` everything but the files lies on the GPU. `--ppl TEXT` also evaluates the dense model as `softlm eval`
+does: perplexity over windows in which the first id is given.
+
+Prints one line of JSON: seconds per stage of the fastest of `--repeat` runs, peak resident memory, the perplexity, and the
+mean relative output error, by which one can see that both sides did the same. Needs torch, safetensors and tokenizers.
 """
 
 import time
@@ -30,7 +33,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu  # noqa: E402
+from torch.nn.functional import cross_entropy, linear, rms_norm, scaled_dot_product_attention, silu  # noqa: E402
 
 IMPORTS = time.perf_counter() - STARTED
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -45,13 +48,15 @@ SITES = {
 class Stages(defaultdict):
     """Seconds per stage; stages may nest, then the outer one includes the inner."""
 
-    def __init__(self):
+    def __init__(self, device):
         super().__init__(float)
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     @contextmanager
     def time(self, name):
         start = time.perf_counter()
         yield
+        self.wait()
         self[name] += time.perf_counter() - start
 
 
@@ -61,11 +66,12 @@ class Block:
     def __init__(self, weights, index, config, length):
         prefix = f"model.layers.{index}."
         self.w = {k.removeprefix(prefix): v.float() for k, v in weights.items() if k.startswith(prefix)}
+        device = self.w["input_layernorm.weight"].device
         self.heads, self.kv = config["num_attention_heads"], config["num_key_value_heads"]
         self.eps = config["rms_norm_eps"]
         half = config["head_dim"] // 2
-        speed = config["rope_theta"] ** (-torch.arange(half, dtype=torch.float32) / half)
-        angle = torch.arange(length, dtype=torch.float32)[:, None] * speed
+        speed = config["rope_theta"] ** (-torch.arange(half, dtype=torch.float32, device=device) / half)
+        angle = torch.arange(length, dtype=torch.float32, device=device)[:, None] * speed
         self.cos, self.sin = torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
 
     def rotate(self, x):
@@ -116,8 +122,34 @@ def factorise(w, gram, rank, stages):
     return b, b.T @ w, (values[: len(values) - rank].sum() / values.sum()).item()
 
 
+def read_ids(arguments, text, windows):
+    """The first windows of a text, (windows, window)."""
+    tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
+    ids = tokenizer.encode(text.read_bytes().decode("utf-8"), add_special_tokens=False).ids
+    count = windows * arguments.window
+    if len(ids) < count:
+        raise SystemExit(f"{text} has {len(ids)} tokens, {count} needed")
+    return torch.tensor(ids[:count], device=arguments.device).view(-1, arguments.window)
+
+
+def perplexity(arguments, weights, config, ids):
+    """That of the dense model; logits of one batch at a time."""
+    embedding = weights["model.embed_tokens.weight"].float()
+    head = weights["lm_head.weight"].float() if "lm_head.weight" in weights else embedding
+    norm = weights["model.norm.weight"].float()
+    blocks = [Block(weights, index, config, arguments.window) for index in range(config["num_hidden_layers"])]
+    nll = torch.zeros((), dtype=torch.float64, device=arguments.device)
+    for rows in ids.split(arguments.batch):
+        h = embedding[rows]
+        for block in blocks:
+            h = block.forward(h, lambda site, x: None)
+        logits = linear(rms_norm(h, h.shape[-1:], norm, config["rms_norm_eps"]), head)
+        nll += cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
+    return math.exp(nll.item() / ids[:, 1:].numel())
+
+
 def job(arguments, out):
-    stages, errors = Stages(), []
+    stages, errors, ppl = Stages(arguments.device), [], None
     gram_dtype = {"f32": torch.float32, "f64": torch.float64}[arguments.gram]
     with stages.time("total"):
         with stages.time("load"):
@@ -125,15 +157,9 @@ def job(arguments, out):
             config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
             weights = {}
             for file in sorted(arguments.model.glob("*.safetensors")):
-                weights |= load_file(file)
+                weights |= load_file(file, device=str(arguments.device))
         with stages.time("tokenise"):
-            text = arguments.text.read_bytes().decode("utf-8")
-            tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-            count = arguments.windows * arguments.window
-            if len(ids) < count:
-                raise SystemExit(f"{arguments.text} has {len(ids)} tokens, {count} needed")
-            ids = torch.tensor(ids[:count]).view(-1, arguments.window)
+            ids = read_ids(arguments, arguments.text, arguments.windows)
         h = weights["model.embed_tokens.weight"].float()[ids]
         compressed = dict(weights)
         for index in range(config["num_hidden_layers"]):
@@ -145,7 +171,7 @@ def job(arguments, out):
                     with stages.time("gram"):
                         x = x.flatten(0, 1).to(gram_dtype)
                         if site not in grams:
-                            grams[site] = torch.zeros(x.shape[1], x.shape[1], dtype=gram_dtype)
+                            grams[site] = torch.zeros(x.shape[1], x.shape[1], dtype=gram_dtype, device=x.device)
                         grams[site].addmm_(x.T, x)
 
                 h = torch.cat([block.forward(rows, see) for rows in h.split(arguments.batch)])
@@ -163,7 +189,11 @@ def job(arguments, out):
         with stages.time("save"):
             save_file(compressed, out / "model.safetensors", metadata={"format": "pt"})
     stages["forward"] = stages["calibrate"] - stages["gram"]
-    return {name: round(seconds, 4) for name, seconds in stages.items()}, sum(errors) / len(errors)
+    if arguments.ppl:
+        ids = read_ids(arguments, arguments.ppl, arguments.max_windows)
+        with stages.time("evaluate"):
+            ppl = perplexity(arguments, weights, config, ids)
+    return {name: round(seconds, 4) for name, seconds in stages.items()}, sum(errors) / len(errors), ppl
 
 
 def main():
@@ -175,16 +205,21 @@ def main():
     parser.add_argument("--window", type=int, default=256, help="ids per window (default: 256)")
     parser.add_argument("--batch", type=int, default=8, help="windows per forward pass (default: 8)")
     parser.add_argument("--gram", choices=["f32", "f64"], default="f64", help="Gram accumulation (default: f64)")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument("--tf32", action="store_true", help="f32 products on the GPU's tf32 units")
+    parser.add_argument("--ppl", type=Path, help="UTF-8 text to evaluate the dense model on, after all else")
+    parser.add_argument("--max-windows", type=int, default=40, help="windows of --ppl (default: 40)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--repeat", type=int, default=1, help="runs, of which the fastest counts (default: 1)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: a temporary one)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         out = arguments.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
         runs = [job(arguments, out) for _ in range(arguments.repeat)]
-    stages, error = min(runs, key=lambda run: run[0]["total"])
+    stages, error, ppl = min(runs, key=lambda run: run[0]["total"])
     print(json.dumps({
         "torch": torch.__version__.split("+")[0],
         "model": arguments.model.name,
@@ -194,6 +229,9 @@ def main():
         "threads": arguments.threads,
         "seconds": {"import": round(IMPORTS, 4)} | stages,
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "device": torch.cuda.get_device_name() if arguments.device.type == "cuda" else "cpu",
+        "tf32": arguments.tf32,
+        "perplexity": ppl,
         "mean_relative_error": error,
     }))
 

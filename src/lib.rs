@@ -26,6 +26,9 @@ pub mod eval;
 pub mod generate;
 pub mod report;
 pub mod machine;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
 pub mod recipe;
 pub mod job;
 pub mod export;

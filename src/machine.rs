@@ -12,7 +12,7 @@ pub fn peak_rss_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// This machine as reports name it. `device` is where tensors live: `cpu`, `cuda:0`.
+/// This machine as reports name it. `device` is where tensors live, as [`crate::device`] names it.
 pub fn describe(device: &str) -> Machine {
     Machine {
         cpu: cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_string()),

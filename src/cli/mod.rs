@@ -17,6 +17,7 @@ mod ui;
 mod values;
 mod verify;
 
+use crate::device::Choice;
 use crate::hub::HubOptions;
 use crate::method::{flag, variable};
 use crate::progress::Progress;
@@ -60,8 +61,8 @@ struct Global {
     /// Worker threads; the result is the same for any number [default: all cores]
     #[arg(long, global = true, env = "SOFTLM_THREADS", help_heading = "Global")]
     threads: Option<usize>,
-    /// Where to compute: cpu, cuda or cuda:N
-    #[arg(long, global = true, env = "SOFTLM_DEVICE", default_value = "cpu", help_heading = "Global")]
+    /// Where to compute: auto (the GPU if there is one that works), cpu, cuda or cuda:N
+    #[arg(long, global = true, env = "SOFTLM_DEVICE", default_value = "auto", help_heading = "Global")]
     device: String,
     /// Use nothing from the network that is not already in the cache
     #[arg(long, global = true, env = "SOFTLM_OFFLINE", value_parser = switch(), help_heading = "Global")]
@@ -108,6 +109,13 @@ enum Command {
     Methods(methods::Methods),
 }
 
+impl Command {
+    /// Whether it runs a model: the others need no device.
+    fn computes(&self) -> bool {
+        matches!(self, Self::Compress(_) | Self::Eval(_) | Self::Generate(_) | Self::Calibrate(_))
+    }
+}
+
 /// What every command gets.
 struct Context<'a> {
     ui: &'a Ui,
@@ -152,7 +160,8 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     let said = ui.clone();
     hub.log = Some(Arc::new(move |line| said.note(line)));
     hub.stop = Some(ui.stop());
-    let device = device(&cli.global.device)?;
+    let choice = Choice::parse(&cli.global.device)?;
+    let device = if cli.command.computes() { choice.open(|why| ui.note(why))? } else { Device::Cpu };
     let context = Context { ui, hub, device, verbose: cli.global.verbose };
     match cli.command {
         Command::Compress(command) => command.run(&context),
@@ -207,19 +216,4 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
     }
     Ok(())
-}
-
-fn device(name: &str) -> Result<Device> {
-    let ordinal = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "cuda" => Some(0),
-        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
-    };
-    let Some(ordinal) = ordinal else { user_bail!("--device {name} is not known"; "use cpu, cuda or cuda:N") };
-    match Device::new_cuda(ordinal) {
-        Ok(device) => Ok(device),
-        Err(e) => {
-            user_bail!("--device {name} cannot be used: {e}"; "use --device cpu, or a build with --features cuda")
-        }
-    }
 }

@@ -21,7 +21,6 @@ use crate::plan::{Choice, Plan};
 use crate::report::{self, AllocationInfo, BeforeAfter, Cost, ModelInfo, Report, Size, Sizes, UnusedTensors};
 use crate::user_bail;
 use anyhow::{Context, Result};
-use candle_core::{Device, DeviceLocation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -170,19 +169,11 @@ pub fn report(
         healing,
         evaluation,
         fidelity,
-        machine: crate::machine::describe(&device_name(run.model.device())),
+        machine: crate::machine::describe(&crate::device::describe(run.model.device())),
         cost,
         recipe: run.recipe.to_json()?,
         notes: notes(run, provenance.remarks),
     })
-}
-
-fn device_name(device: &Device) -> String {
-    match device.location() {
-        DeviceLocation::Cpu => "cpu".to_string(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-    }
 }
 
 /// Counted from what is stored, before and after.

@@ -327,6 +327,6 @@ pub struct Machine {
     pub threads: usize,
     /// Operating system and architecture.
     pub os: String,
-    /// `cpu` or `cuda:0`.
+    /// `cpu`, or `cuda:0` and the name of the card.
     pub device: String,
 }

@@ -363,6 +363,19 @@ fn a_calibration_that_says_little_is_warned_of() {
 }
 
 #[test]
+fn a_gpu_that_is_not_there() {
+    let place = Place::new();
+    let reasons: &[&str] =
+        if cfg!(feature = "cuda") { &["no CUDA found", "there is no GPU 99"] } else { &["built without CUDA"] };
+    for command in ["compress demo -o out", "eval demo", "generate demo", "calibrate demo -o out"] {
+        let said = place.run(&format!("{command} --device cuda:99")).refused(&[]);
+        assert!(reasons.iter().any(|reason| said.stderr.contains(reason)), "{}", said.stderr);
+        nothing_left(&place);
+    }
+    place.run("methods whiten --device cuda:99").fine();
+}
+
+#[test]
 fn sizes_that_mean_nothing() {
     let place = Place::new();
     let cases = [
@@ -386,6 +399,7 @@ fn sizes_that_mean_nothing() {
         ("--keep 0.5 --threads 0", "--threads 0"),
         ("--keep 0.5 --threads 99999", "--threads 99999"),
         ("--keep 0.5 --device abacus", "abacus"),
+        ("--keep 0.5 --device cuda:-1", "cuda:-1"),
         ("--keep 0.5 --window 0", "window of 0"),
         ("--keep 0.5 --window 1", "window of 1"),
         ("--keep 0.5 --window 4096", "4096 tokens is longer than the model's context of 512"),
