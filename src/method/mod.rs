@@ -92,7 +92,7 @@ pub struct MethodCard {
     pub paper: &'static str,
     /// How the paper is cited: a BibTeX entry.
     pub citation: &'static str,
-    /// Equations, symbols and departures from the paper, Markdown. [`page`] adds what follows from declarations.
+    /// Equations, symbols and departures from the paper, Markdown. [`page()`] adds what follows from declarations.
     pub doc: &'static str,
 }
 

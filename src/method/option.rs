@@ -178,9 +178,7 @@ impl MethodOption {
     pub fn read(&self, value: &Value) -> Result<Value> {
         match self.domain.read(value) {
             Some(value) => Ok(value),
-            None => {
-                user_bail!("{} = {value} is out of range", self.key; "it takes {}: {}", self.domain.describe(), self.help)
-            }
+            None => user_bail!("{} = {value}: it takes {}", self.key, self.domain.describe(); "{}", self.help),
         }
     }
 

@@ -31,7 +31,7 @@ fn options(options: &[&MethodOption]) -> String {
     let table_name =
         first.table.map_or("at the top level of a recipe".into(), |name| format!("in table `[{name}]` of a recipe"));
     let mut text = format!("Set by `--set KEY=VALUE`, `SOFTLM_KEY` in the environment, or {table_name}.\n\n");
-    text += &table(&["key", "symbol", "default", "meaning"], options.iter().map(|option| option_row(option)));
+    text += &table(&["key", "symbol", "default", "meaning"], options.iter().map(option_row));
     for option in options {
         let Domain::OneOf(words) = option.domain else { continue };
         let _ = writeln!(text, "\n`{}`:", option.key);

@@ -318,3 +318,24 @@ pub fn ratios(linears: &[Controlled], kept: &[usize]) -> (f64, f64) {
         (bounded + cost.min(linear.whole), free + cost)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::by_name;
+
+    #[test]
+    fn phases_follow_each_other_by_their_shares() {
+        let phases = |name: &str, shares: &[f64]| {
+            let method = by_name(name).unwrap().learned().unwrap();
+            [0.0, 0.2, 0.25, 0.49, 0.5, 0.99, 1.0].map(|done| method.phase_at(shares, done))
+        };
+        use Phase::{Explore, Refine, Sparsify};
+        let thirds = [Explore, Explore, Refine, Refine, Sparsify, Sparsify, Sparsify];
+        assert_eq!(phases("soco", &[0.25, 0.25]), thirds);
+        assert_eq!(phases("soco", &[0.0, 0.25])[..3], [Refine, Refine, Sparsify]);
+        assert_eq!(phases("soft", &[0.25, 0.0]), [Explore; 7]);
+        let [soft, soco] = ["soft", "soco"].map(|name| by_name(name).unwrap().learned().unwrap());
+        assert_eq!((soft.refines(), soft.heals(), soco.refines(), soco.heals()), (false, true, true, false));
+    }
+}

@@ -8,7 +8,7 @@ use crate::method::{Inputs, OptionValues};
 use crate::plan::AllocationRule;
 use crate::text::split_names;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -198,8 +198,12 @@ impl Options {
     }
 }
 
+/// The options as a recipe file has them, but for those of the method.
 fn table(options: &Options) -> Result<Table> {
-    Table::try_from(options).context("options that a recipe file has no form for")
+    match Table::try_from(options) {
+        Ok(table) => Ok(table),
+        Err(e) => user_bail!("no recipe can hold these options: {e}"; "numbers go up to 2^63 - 1, paths are UTF-8"),
+    }
 }
 
 /// Puts what `above` has into `below`, inner tables key by key.

@@ -1,7 +1,7 @@
 //! Options with every default filled in and checked against each other.
 
 use super::size::{default_output, parse_bytes};
-use super::{BosRule, Learn, Options, SamplingRule, StoredType, WeightRule};
+use super::{BosRule, Learn, Options, SamplingRule, StoredType, WeightRule, table};
 use crate::backward::Objective;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
 use crate::plan::AllocationRule;
@@ -14,6 +14,8 @@ use std::path::PathBuf;
 impl Options {
     /// Fills in the defaults and checks what can be checked without the model.
     pub fn resolve(mut self) -> Result<Recipe> {
+        // Found out now rather than when the result is written.
+        table(&self)?;
         let Some(model) = self.model.clone() else {
             user_bail!("no model given"; "softlm compress demo --method rom -o out")
         };

@@ -167,12 +167,13 @@ fn wrong_values_are_refused_with_what_is_possible() {
         for wrong in wrong {
             let line = format!("demo --method {} --window 64 --set {}={wrong}", method.card().name, option.key);
             let (what, hint) = refused(options(&line).resolve());
-            assert!(what.contains(option.key) && what.contains(wrong), "{what}");
-            assert!(hint.contains(&option.domain.describe()), "{hint}");
+            let range = option.domain.describe();
+            assert!(what.contains(option.key) && what.contains(wrong) && what.contains(&range), "{what}");
+            assert!(hint.contains(option.help), "{hint}");
             let file = place.write("r.toml", format!("\n# a comment\n{}", written(option, &value_of(wrong))));
             let (what, _) = refused(Options::default().or_file(&file));
             let line = if option.table.is_some() { "r.toml, line 4: " } else { "r.toml, line 3: " };
-            assert!(what.contains(line) && what.contains(option.key), "{what}");
+            assert!(what.contains(line) && what.contains(option.key) && what.contains(&range), "{what}");
         }
     }
 }
@@ -220,6 +221,8 @@ fn recipes_merge_key_by_key_and_one_way_to_say_it_replaces_the_other() {
     assert_eq!((recipe.objective.likelihood, recipe.written.keep), (0.25, None));
     let recipe = merged("--set tokens=5120 --set batch=8");
     assert_eq!(recipe.learn.unwrap().steps, 10, "tokens replace the recipe's steps");
+    let (what, _) = refused(options("demo --method svd --seed 9999999999999999999").resolve());
+    assert!(what.contains("no recipe can hold these options"), "{what}");
 }
 
 #[test]
@@ -228,7 +231,12 @@ fn the_help_fits_on_two_screens() {
     let help = |flag: &str| place.run_in(&format!("compress {flag}"), &[("COLUMNS", "80")]).fine().stdout;
     let (long, short) = (help("--help"), help("-h"));
     let lines = |text: &str| text.lines().count();
-    assert!(lines(&long) <= 100 && lines(&short) <= 60, "{} and {} lines\n{long}", lines(&long), lines(&short));
+    assert!(
+        lines(&long) <= 100 && lines(&short) + 30 < lines(&long),
+        "{} and {} lines\n{long}",
+        lines(&long),
+        lines(&short)
+    );
     assert!(long.lines().all(|line| line.chars().count() <= 80), "{long}");
     for option in all_options() {
         assert!(!long.contains(&format!("{} ", flag(option.key))), "{}", option.key);
