@@ -38,7 +38,7 @@ pub(super) struct FactorTraining<'a> {
     job: &'a HealJob<'a>,
     loss: DistillationLoss<'a>,
     /// The compressed blocks, if they fit.
-    compressed: Option<Vec<Block<'a>>>,
+    kept: Vec<Block<'a>>,
     trained: Vec<Trained>,
 }
 
@@ -46,39 +46,37 @@ impl<'a> FactorTraining<'a> {
     /// Loads both models and makes the factors trainable.
     pub(super) fn new(job: &'a HealJob<'a>) -> Result<Self> {
         let loss = DistillationLoss::new(job.distillation)?;
-        let mut training = Self { job, loss, compressed: None, trained: Vec::new() };
-        let mut compressed = Vec::new();
-        let keeps_blocks = job.distillation.keeps_blocks();
+        let mut training = Self { job, loss, kept: Vec::new(), trained: Vec::new() };
         for index in 0..job.distillation.model.blocks() {
-            let block = training.adopt(index, training.loss.original(index)?)?;
-            if keeps_blocks {
-                compressed.push(block);
+            let mut block = training.untrained_block(index)?;
+            let trained = &mut training.trained;
+            block.map_weights(&mut |name, weight| {
+                let Some((role, _)) = factor(name) else { return Ok(weight.clone()) };
+                let (var, stored) = (Var::from_tensor(weight)?, (job.stored)(index, role)?);
+                let tensor = var.as_tensor().clone();
+                trained.push(Trained { block: index, name: name.to_string(), var, stored });
+                Ok(tensor)
+            })?;
+            if job.distillation.keeps_blocks() {
+                training.kept.push(block);
             }
         }
-        training.compressed = keeps_blocks.then_some(compressed);
         Ok(training)
     }
 
-    /// Makes the factors of a block trainable when it is seen for the first time.
-    fn adopt(&mut self, index: usize, mut block: Block<'a>) -> Result<Block<'a>> {
+    /// Block `index` as it was compressed.
+    fn untrained_block(&self, index: usize) -> Result<Block<'a>> {
+        let mut block = self.loss.original(index)?;
         (self.job.install)(index, &mut block)?;
-        block.map_weights(&mut |name, weight| {
-            let Some((role, _)) = factor(name) else { return Ok(weight.clone()) };
-            let var = Var::from_tensor(weight)?;
-            let tensor = var.as_tensor().clone();
-            let stored = (self.job.stored)(index, role)?;
-            self.trained.push(Trained { block: index, name: name.to_string(), var, stored });
-            Ok(tensor)
-        })?;
         Ok(block)
     }
 
+    /// Block `index` as it is now.
     fn student_block(&self, index: usize) -> Result<Block<'a>> {
-        if let Some(blocks) = &self.compressed {
-            return Ok(blocks[index].clone());
+        if let Some(block) = self.kept.get(index) {
+            return Ok(block.clone());
         }
-        let mut block = self.loss.original(index)?;
-        (self.job.install)(index, &mut block)?;
+        let mut block = self.untrained_block(index)?;
         block.map_weights(&mut |name, weight| {
             let trained = self.in_block(index).find(|trained| trained.name == name);
             Ok(trained.map_or_else(|| weight.clone(), |trained| trained.var.as_tensor().clone()))

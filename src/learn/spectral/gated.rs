@@ -26,6 +26,8 @@ pub(super) struct GatedLinear {
     rho: Tensor,
     control: Tensor,
     deviation: Option<Tensor>,
+    /// 1 for the components that are still there, (k); all are without it.
+    mask: Option<Tensor>,
     /// What is trained of these, with its learning rate. The control is the first.
     trained: Vec<(String, Var, f64)>,
 }
@@ -43,8 +45,6 @@ pub(super) struct GatedModel<'a> {
     pub(super) loss: DistillationLoss<'a>,
     blocks: Vec<Vec<GatedLinear>>,
     pub(super) phase: Phase,
-    /// 1 for the components that are still there, (k) for every linear of every block; everything without it.
-    mask: Option<Vec<Vec<Tensor>>>,
 }
 
 impl<'a> GatedModel<'a> {
@@ -60,7 +60,7 @@ impl<'a> GatedModel<'a> {
             blocks.push(linears.map(|(spec, unit)| GatedLinear::new(job, spec, *unit)).collect::<Result<_>>()?);
         }
         let loss = DistillationLoss::new(job.distillation)?;
-        Ok(Self { job, loss, blocks, phase: Phase::Explore, mask: None })
+        Ok(Self { job, loss, blocks, phase: Phase::Explore })
     }
 
     /// Every linear, in model order.
@@ -135,11 +135,9 @@ impl<'a> GatedModel<'a> {
     /// Mean held-out loss of the components in `kept`, a list for each linear.
     pub(super) fn heldout_loss(&self, kept: &[Vec<usize>]) -> Result<f64> {
         let cuts = self.cuts(kept)?;
-        let starts: Vec<usize> =
-            self.blocks.iter().scan(0, |at, block| Some(std::mem::replace(at, *at + block.len()))).collect();
         self.loss.heldout_loss(&|index| {
             let mut block = self.loss.original(index)?;
-            for (linear, cut) in self.blocks[index].iter().zip(&cuts[starts[index]..]) {
+            for (linear, cut) in self.linears().zip(&cuts).filter(|(linear, _)| linear.spec.id.block == index) {
                 let (b, a) = linear.factors(cut)?;
                 linear.install(&mut block, b.matmul(&a)?)?;
             }
@@ -151,18 +149,11 @@ impl<'a> GatedModel<'a> {
 
     /// From here on only the components in `kept`, a list for each linear, are there.
     pub(super) fn freeze(&mut self, kept: &[Vec<usize>]) -> Result<()> {
-        let mut kept = kept.iter();
-        let mut mask = Vec::new();
-        for block in &self.blocks {
-            let mut of_block = Vec::new();
-            for linear in block {
-                let mut ones = vec![0f32; linear.sigma.elem_count()];
-                kept.next().context("a linear without a list of components")?.iter().for_each(|&i| ones[i] = 1.0);
-                of_block.push(Tensor::from_vec(ones, linear.sigma.dims(), linear.sigma.device())?);
-            }
-            mask.push(of_block);
+        for (linear, kept) in self.blocks.iter_mut().flatten().zip(kept) {
+            let mut ones = vec![0f32; linear.sigma.elem_count()];
+            kept.iter().for_each(|&i| ones[i] = 1.0);
+            linear.mask = Some(Tensor::from_vec(ones, linear.sigma.dims(), linear.sigma.device())?);
         }
-        self.mask = Some(mask);
         Ok(())
     }
 
@@ -193,11 +184,11 @@ impl<'a> GatedModel<'a> {
 
     fn student_block(&self, index: usize) -> Result<Block<'a>> {
         let mut block = self.loss.original(index)?;
-        for (place, linear) in self.blocks[index].iter().enumerate() {
+        for linear in &self.blocks[index] {
             let mut gates =
                 self.job.method.gates(self.job.settings, self.phase, &linear.sigma, &linear.rho, &linear.control)?;
-            if let Some(mask) = &self.mask {
-                gates = (gates * &mask[index][place])?;
+            if let Some(mask) = &linear.mask {
+                gates = (gates * mask)?;
             }
             let gates = gates.reshape((1, gates.elem_count()))?;
             linear.install(&mut block, linear.b.broadcast_mul(&gates)?.matmul(&linear.a)?)?;
@@ -242,7 +233,7 @@ impl GatedLinear {
             false => None,
         };
         let sigma = Tensor::from_vec(sigma, k, device)?;
-        Ok(Self { spec: spec.clone(), sigma, b, a, rho, control, deviation, trained })
+        Ok(Self { spec: spec.clone(), sigma, b, a, rho, control, deviation, mask: None, trained })
     }
 
     /// Puts W' into the block; the deviation joins the bias.
