@@ -47,11 +47,11 @@ mod tests {
 
     #[test]
     fn a_text_is_known_by_every_letter() {
-        let images: &[Image] = &[(&kernels::FILL, &Aligned(*b"fill")), (&kernels::UNARY, &Aligned(*b"unary"))];
+        static IMAGES: [Image; 2] = [(&kernels::FILL, &Aligned(*b"fill")), (&kernels::UNARY, &Aligned(*b"unary"))];
         let text = kernels::UNARY.ptx();
-        assert_eq!(machine_code(text.as_bytes(), images), Some(&b"unary"[..]));
-        assert_eq!(machine_code(&text.as_bytes()[1..], images), None);
-        assert_eq!(machine_code(kernels::SORT.ptx().as_bytes(), images), None);
+        assert_eq!(machine_code(text.as_bytes(), &IMAGES), Some(&b"unary"[..]));
+        assert_eq!(machine_code(&text.as_bytes()[1..], &IMAGES), None);
+        assert_eq!(machine_code(kernels::SORT.ptx().as_bytes(), &IMAGES), None);
     }
 
     #[test]
