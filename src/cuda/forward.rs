@@ -79,8 +79,8 @@ macro_rules! jump {
     };
 }
 
-// What the linker asks for: the functions that candle and softlm call. One that is missing here is a link error that names
-// it.
+// What the linker asks for: the functions that candle, softlm and its tests call. One that is missing here is a link error
+// that names it.
 
 forward! { driver, 3; // CUDA_ERROR_NOT_INITIALIZED
     cuCtxDestroy_v2 cuCtxGetCurrent cuCtxSetCurrent cuCtxSynchronize cuDeviceGet cuDeviceGetAttribute
@@ -97,8 +97,8 @@ forward! { cublas, 1; // CUBLAS_STATUS_NOT_INITIALIZED
 }
 
 forward! { curand, 101; // CURAND_STATUS_NOT_INITIALIZED
-    curandCreateGenerator curandDestroyGenerator curandGenerateUniform curandGenerateUniformDouble
-    curandSetPseudoRandomGeneratorSeed curandSetStream;
+    curandCreateGenerator curandDestroyGenerator curandGenerateNormal curandGenerateNormalDouble
+    curandGenerateUniform curandGenerateUniformDouble curandSetPseudoRandomGeneratorSeed curandSetStream;
 }
 
 #[cfg(test)]
