@@ -100,6 +100,7 @@ pub fn forward(stack: &dyn BlockStack, segment: Segment) -> Result<Forward> {
     for index in segment.blocks {
         let mut block = stack.block(index)?;
         // Nobody asks this pass for gradients.
+        block.map_weights(&mut |_, weight| Ok(weight.detach()))?;
         block.leave_unchecked();
         let y = run(&block, &output, lengths, &mut ())?.detach();
         inputs.push(std::mem::replace(&mut output, y));

@@ -7,8 +7,9 @@ use crate::model::{Block, Flow, Site, Tap};
 use crate::ops::with_numbers;
 use crate::user_bail;
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{D, DType, Tensor};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Statistics of one block.
 pub type BlockStats = BTreeMap<Site, SiteStats>;
@@ -49,10 +50,11 @@ pub fn collect_and_advance(
 }
 
 fn finish(collector: Collector, block: &Block, states: &States, heldout: &States) -> Result<BlockStats> {
-    let (sites, mut stats) = (collector.sites, collector.stats);
+    let (sites, sums) = (collector.sites, collector.sums);
+    let mut stats = collector.into_stats()?;
     let few = |site: &Site| {
         let starved = |stats: &SiteStats| stats.tokens < stats.width() as u64;
-        collector.sums && expert(*site).is_some() && stats.get(site).is_some_and(starved)
+        sums && expert(*site).is_some() && stats.get(site).is_some_and(starved)
     };
     let starved: Vec<Site> = sites.iter().copied().filter(few).collect();
     if !starved.is_empty() {
@@ -60,7 +62,7 @@ fn finish(collector: Collector, block: &Block, states: &States, heldout: &States
         states.show(block, &mut collector)?;
         collector.keep = true;
         heldout.show(block, &mut collector)?;
-        stats.extend(collector.stats);
+        stats.extend(collector.into_stats()?);
     }
     for (site, stats) in &mut stats {
         stats.gram.mirror_lower();
@@ -93,11 +95,31 @@ struct Collector<'a> {
     /// Keep rows as held-out inputs instead of adding them to the sums.
     keep: bool,
     stats: BlockStats,
+    /// Sums that have not left the device yet.
+    on_device: BTreeMap<Site, DeviceSums>,
 }
 
 impl<'a> Collector<'a> {
     fn new(sites: &'a [Site], states: &States, stops: bool) -> Self {
-        Self { sites, sums: !states.is_empty(), stops, every_token: false, keep: false, stats: BTreeMap::new() }
+        Self {
+            sites,
+            sums: !states.is_empty(),
+            stops,
+            every_token: false,
+            keep: false,
+            stats: BTreeMap::new(),
+            on_device: BTreeMap::new(),
+        }
+    }
+
+    /// All sums, in this machine's memory.
+    fn into_stats(mut self) -> Result<BlockStats> {
+        for (site, sums) in self.on_device {
+            if let Some(stats) = self.stats.get_mut(&site) {
+                sums.move_into(stats)?;
+            }
+        }
+        Ok(self.stats)
     }
 }
 
@@ -105,16 +127,54 @@ impl Tap for Collector<'_> {
     fn see(&mut self, site: Site, x: &Tensor) -> Result<Flow> {
         if self.sites.contains(&site) {
             let width = x.dims().last().copied().unwrap_or(0);
-            let empty = || SiteStats::empty(width, self.sums);
-            let stats = self.stats.entry(site).or_insert_with(empty);
-            let keep = self.keep;
-            with_numbers(x, |rows| if keep { stats.heldout.extend_from_slice(rows) } else { stats.add(rows) })?;
+            let stats = self.stats.entry(site).or_insert_with(|| SiteStats::empty(width, self.sums));
+            match (self.keep, x.device().is_cpu()) {
+                (true, _) => with_numbers(x, |rows| stats.heldout.extend_from_slice(rows))?,
+                (false, true) => with_numbers(x, |rows| stats.add(rows))?,
+                (false, false) => match self.on_device.entry(site) {
+                    Entry::Vacant(entry) => drop(entry.insert(DeviceSums::of(x)?)),
+                    Entry::Occupied(mut entry) => entry.get_mut().add(DeviceSums::of(x)?)?,
+                },
+            }
         }
         Ok(if self.stops && self.sites.last() == Some(&site) { Flow::Stop } else { Flow::Continue })
     }
 
     fn wants_every_token(&self, expert: u16) -> bool {
         self.every_token && self.sites.iter().any(|site| self::expert(*site) == Some(expert))
+    }
+}
+
+/// The sums of a site where the activations are: only n² numbers leave the device, not every token.
+struct DeviceSums {
+    tokens: u64,
+    /// Σ x xᵀ in f64, (n, n).
+    gram: Tensor,
+    /// Σ x in f64, (n).
+    sum: Tensor,
+}
+
+impl DeviceSums {
+    /// Of activations (…, n).
+    fn of(x: &Tensor) -> Result<Self> {
+        let width = x.dim(D::Minus1)?;
+        let x = x.reshape(((), width))?.to_dtype(DType::F64)?;
+        Ok(Self { tokens: x.dim(0)? as u64, gram: x.t()?.matmul(&x)?, sum: x.sum(0)? })
+    }
+
+    fn add(&mut self, other: Self) -> Result<()> {
+        self.tokens += other.tokens;
+        self.gram = (&self.gram + other.gram)?;
+        self.sum = (&self.sum + other.sum)?;
+        Ok(())
+    }
+
+    fn move_into(self, stats: &mut SiteStats) -> Result<()> {
+        let n = stats.width();
+        stats.tokens += self.tokens;
+        stats.gram.add_assign(&Mat::from_rows(n, n, &self.gram.flatten_all()?.to_vec1()?));
+        stats.sum.iter_mut().zip(self.sum.to_vec1::<f64>()?).for_each(|(sum, x)| *sum += x);
+        Ok(())
     }
 }
 
@@ -133,5 +193,27 @@ impl SiteStats {
             self.sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
         self.tokens += (rows.len() / n) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn sums_on_a_device_are_those_of_the_processor() {
+        let values: Vec<f32> = (0..2 * 37 * 11).map(|i| (i as f32 * 1.7).sin()).collect();
+        let x = Tensor::from_vec(values.clone(), (2, 37, 11), &Device::Cpu).unwrap();
+        let mut here = SiteStats::empty(11, true);
+        (0..2).for_each(|_| here.add(&values));
+        here.gram.mirror_lower();
+        let mut sums = DeviceSums::of(&x).unwrap();
+        sums.add(DeviceSums::of(&x).unwrap()).unwrap();
+        let mut there = SiteStats::empty(11, true);
+        sums.move_into(&mut there).unwrap();
+        assert_eq!((there.tokens, there.width()), (here.tokens, 11));
+        assert!(there.gram.sub(&here.gram).frobenius() < 1e-12 * here.gram.frobenius());
+        assert!(there.sum.iter().zip(&here.sum).all(|(a, b)| (a - b).abs() < 1e-11));
     }
 }

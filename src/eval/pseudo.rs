@@ -29,7 +29,7 @@ pub fn evaluate_masked(
         let states = masked_states(model, window, mask, progress)?;
         let base_states = base.map(|base| masked_states(base, window, mask, progress)).transpose()?;
         let reference = base_head.as_ref().zip(base_states.as_ref());
-        score_rows(&head, &states, reference, &window.ids[targets(window)], model.vocab())
+        score_rows(&head, &states, reference, &window.ids[targets(window)])
     };
     let scores = windows.rows.iter().map(score).collect::<Result<Vec<_>>>()?;
     let (mut own, mut other) = summarise(base, corpus, windows, &scores);

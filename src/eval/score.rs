@@ -6,15 +6,11 @@
 use crate::error::UserError;
 use crate::forward::States;
 use crate::model::{Head, Model};
-use crate::ops::{argmax, divergence, log_sum_exp, with_numbers};
+use crate::ops;
 use crate::progress::Progress;
 use crate::text::{Window, Windows};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use rayon::prelude::*;
-
-/// Rows of logits that are worth another thread.
-const ROWS: usize = 16;
 
 /// Sums over the targets of one window.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,7 +47,7 @@ pub(super) fn score(
         let base_states = base.map(original).transpose()?;
         for (i, window) in rows.iter().enumerate() {
             let reference = base_states.as_ref().zip(base_head.as_ref()).map(|(states, head)| (head, &states[i]));
-            scores.push(score_window(&head, &states[i], reference, window, model.vocab())?);
+            scores.push(score_window(&head, &states[i], reference, window)?);
         }
     }
     Ok(scores)
@@ -72,19 +68,13 @@ fn final_states(model: &Model, rows: &[Window], progress: &dyn Progress) -> Resu
     Ok(out)
 }
 
-fn score_window(
-    head: &Head,
-    states: &Tensor,
-    base: Option<(&Head, &Tensor)>,
-    window: &Window,
-    vocab: usize,
-) -> Result<WindowScore> {
+fn score_window(head: &Head, states: &Tensor, base: Option<(&Head, &Tensor)>, window: &Window) -> Result<WindowScore> {
     // The state at position p predicts token p + 1.
     let part = |states: &Tensor| states.narrow(0, window.first_target - 1, window.targets());
     let own = part(states)?;
     let base = base.map(|(head, states)| Ok::<_, anyhow::Error>((head, part(states)?))).transpose()?;
     let base = base.as_ref().map(|(head, states)| (*head, states));
-    score_rows(head, &own, base, &window.ids[window.first_target..], vocab)
+    score_rows(head, &own, base, &window.ids[window.first_target..])
 }
 
 /// Scores `targets`, each predicted from its row of `states` (targets, hidden).
@@ -93,7 +83,6 @@ pub(super) fn score_rows(
     states: &Tensor,
     base: Option<(&Head, &Tensor)>,
     targets: &[u32],
-    vocab: usize,
 ) -> Result<WindowScore> {
     let mut total = WindowScore::default();
     let chunk = head.positions_at_once(1);
@@ -101,24 +90,12 @@ pub(super) fn score_rows(
         let (start, len) = (i * chunk, targets.len());
         let logits = logits(head, states, start, len)?;
         let base_logits = base.map(|(head, states)| self::logits(head, states, start, len)).transpose()?;
-        let score = |p: &[f32], base: Option<&[f32]>| -> Vec<WindowScore> {
-            let row = |(i, row)| {
-                let base = base.map(|base| &base[i * vocab..(i + 1) * vocab]);
-                score_row(row, base, targets[i] as usize)
-            };
-            p.par_chunks_exact(vocab).enumerate().with_min_len(ROWS).map(row).collect()
-        };
-        let rows = with_numbers(&logits, |p| match &base_logits {
-            Some(base) => with_numbers(base, |base| score(p, Some(base))),
-            None => Ok(score(p, None)),
-        })??;
-        for row in rows {
-            total.targets += row.targets;
-            total.nll += row.nll;
-            total.base_nll += row.base_nll;
-            total.kl += row.kl;
-            total.agree += row.agree;
-        }
+        let found = ops::score(&logits, base_logits.as_ref(), targets)?;
+        total.targets += len;
+        total.nll += found.nll;
+        total.base_nll += found.base_nll;
+        total.kl += found.kl;
+        total.agree += found.agree;
     }
     if !(total.nll + total.base_nll + total.kl).is_finite() {
         let whose = if total.nll.is_finite() { "the original's" } else { "the model's" };
@@ -130,16 +107,4 @@ pub(super) fn score_rows(
 
 pub(super) fn logits(head: &Head, states: &Tensor, start: usize, len: usize) -> Result<Tensor> {
     head.logits(&states.narrow(0, start, len)?.contiguous()?)
-}
-
-fn score_row(row: &[f32], base: Option<&[f32]>, target: usize) -> WindowScore {
-    let lse = log_sum_exp(row);
-    let mut score = WindowScore { targets: 1, nll: lse - f64::from(row[target]), ..WindowScore::default() };
-    if let Some(base) = base {
-        let base_lse = log_sum_exp(base);
-        score.base_nll = base_lse - f64::from(base[target]);
-        score.kl = divergence(base, base_lse, row, lse);
-        score.agree = usize::from(argmax(base) == argmax(row));
-    }
-    score
 }

@@ -68,9 +68,9 @@ pub fn heldout_curve(w: &Mat, parts: &Decomposition, x: &[f32], max_rank: usize)
     let mut error = Vec::with_capacity(rank + 1);
     error.push(total);
     let mut current = total;
-    for r in 0..rank {
+    for (r, cross) in cross.into_iter().enumerate() {
         let inner: f64 = bb.col(r)[..r].iter().zip(zz.col(r)).map(|(b, z)| b * z).sum();
-        current += -2.0 * cross[r] + 2.0 * inner + bb.get(r, r) * zz.get(r, r);
+        current += -2.0 * cross + 2.0 * inner + bb.get(r, r) * zz.get(r, r);
         error.push(current.max(0.0));
     }
     HeldoutCurve { total, error }

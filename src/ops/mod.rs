@@ -17,13 +17,15 @@ mod numbers;
 mod parity;
 mod rotary;
 mod scan;
+mod score;
 
 pub use activation::{Activation, activation, gated_activation, softplus};
 pub use attention::{AttentionMask, Scores, attention};
 pub use conv::{causal_conv1d, conv1d_state};
 pub use elementwise::add;
-pub use loss::{add_difference, add_softmax, argmax, divergence, log_sum_exp};
+pub use loss::{add_difference, add_softmax, divergence, log_sum_exp};
 pub use norm::{layer_norm, rms_norm};
 pub use numbers::{is_finite, with_numbers};
 pub use rotary::rotary;
 pub use scan::{Scan, selective_scan, selective_scan_from};
+pub use score::{Score, score};

@@ -45,12 +45,14 @@ fn compare(what: &str, found: &[Tensor], wanted: &[Tensor]) {
     }
 }
 
+/// Every device but the CPU.
 #[cfg(feature = "cuda")]
-fn other_devices() -> Vec<Device> {
+pub fn other_devices() -> Vec<Device> {
     Device::new_cuda(0).into_iter().collect()
 }
 
+/// Every device but the CPU.
 #[cfg(not(feature = "cuda"))]
-fn other_devices() -> Vec<Device> {
+pub fn other_devices() -> Vec<Device> {
     Vec::new()
 }

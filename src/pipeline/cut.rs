@@ -8,7 +8,6 @@ use super::stored;
 use super::waves::in_waves;
 use crate::calibrate::BlockStats;
 use crate::checkpoint::{Dtype, NamedTensor};
-use crate::method::Decomposition;
 use crate::model::{Block, FfnPart, Linear, LinearSpec};
 use crate::plan::{Choice, Plan};
 use crate::report::{Form, LinearReport};
@@ -57,18 +56,14 @@ impl Run<'_> {
             seconds: *seconds,
             ..cut_report(spec, &parts.energy, rank, heldout.relative(rank))
         };
-        Ok((self.factors(spec, parts, rank)?, report))
+        Ok((stored::factors(spec, &parts.b, &parts.a, rank, self.factor_dtype(spec)?)?, report))
     }
 
-    fn factors(&self, spec: &LinearSpec, parts: &Decomposition, rank: usize) -> Result<Vec<NamedTensor>> {
-        stored::factors(spec, &parts.b, &parts.a, rank, self.factor_dtype(spec)?)
-    }
-
-    /// A linear cut to at most `rank` components of its decomposition, as it will run.
-    pub(super) fn cut_linear(&self, spec: &LinearSpec, rank: usize) -> Result<Linear> {
+    /// A linear cut to at most `rank` components of its decomposition, its factors rounded to `dtype`.
+    pub(super) fn cut_linear(&self, spec: &LinearSpec, rank: usize, dtype: Dtype) -> Result<Linear> {
         let file = Decompositions::open(&self.job.decompositions_file(spec.id.block))?;
         let parts = file.linear(spec, rank)?.parts;
-        let tensors = self.factors(spec, &parts, parts.rank())?;
+        let tensors = stored::factors(spec, &parts.b, &parts.a, parts.rank(), dtype)?;
         let bias = self.model.bias(spec)?;
         stored::linear(&tensors, spec, bias, self.model.device())?.context("a cut linear lacks its factors")
     }

@@ -7,7 +7,7 @@ use super::decompositions::Decompositions;
 use super::heal::matrix;
 use super::{Run, allocate, stored};
 use crate::calibrate::BlockStats;
-use crate::checkpoint::NamedTensor;
+use crate::checkpoint::{Dtype, NamedTensor};
 use crate::forward::each_block;
 use crate::learn::{
     Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralRates, SpectralReport, learn_spectra,
@@ -77,7 +77,8 @@ impl Run<'_> {
         if unit == Unit::Median {
             return Ok(energies.iter().map(|energies| median(sizes(energies))).collect());
         }
-        let weights = self.kl_weights(&energies, clock)?;
+        // Training works with factors in f32.
+        let weights = self.kl_weights(&energies, &|_| Ok(Dtype::F32), clock)?;
         let specs = self.model.linears().iter();
         // Where nothing was lost by cutting, nothing is worth keeping.
         let scale = |(spec, weight): (&LinearSpec, &f64)| (weight.max(1e-30) / (spec.out + spec.input) as f64).sqrt();

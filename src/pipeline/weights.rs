@@ -2,7 +2,7 @@
 
 use super::decompositions::Decompositions;
 use super::{Run, allocate};
-use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
+use crate::checkpoint::{Dtype, NamedTensor, TensorFile, write_sealed};
 use crate::eval::{Variant, sensitivities};
 use crate::machine::StageClock;
 use crate::model::{LinearSpec, Model};
@@ -40,12 +40,18 @@ impl Run<'_> {
         match self.recipe.weight {
             WeightRule::Unit => Ok(vec![1.0; energies.len()]),
             WeightRule::Energy => Ok(energies.iter().map(|e| ratio(1.0, e.iter().sum())).collect()),
-            WeightRule::Kl => self.kl_weights(energies, clock),
+            WeightRule::Kl => self.kl_weights(energies, &|spec| self.factor_dtype(spec), clock),
         }
     }
 
-    /// KL measured with one linear alone cut to its share of the budget, divided by the energy that cut drops.
-    pub(super) fn kl_weights(&self, energies: &[Vec<f64>], clock: &mut StageClock) -> Result<Vec<f64>> {
+    /// KL measured with one linear alone cut to its share of the budget, its factors in the type that `dtype` says, divided by
+    /// the energy that cut drops.
+    pub(super) fn kl_weights(
+        &self,
+        energies: &[Vec<f64>],
+        dtype: &dyn Fn(&LinearSpec) -> Result<Dtype>,
+        clock: &mut StageClock,
+    ) -> Result<Vec<f64>> {
         let path = self.job.weights_file();
         // Measured by the run that was interrupted.
         if path.exists() {
@@ -56,7 +62,7 @@ impl Run<'_> {
         let ranks: Vec<usize> = self.model.linears().iter().map(share).collect();
         let variant = |(spec, &rank): (&'_ LinearSpec, &usize)| {
             let spec = spec.clone();
-            Variant { id: spec.id, load: Box::new(move || self.cut_linear(&spec, rank)) }
+            Variant { id: spec.id, load: Box::new(move || self.cut_linear(&spec, rank, dtype(&spec)?)) }
         };
         let variants: Vec<Variant> = self.model.linears().iter().zip(&ranks).map(variant).collect();
         let windows = self.kl_windows();
