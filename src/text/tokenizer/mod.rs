@@ -278,8 +278,8 @@ mod tests {
 
     fn demo() -> HashMap<&'static str, Vec<u8>> {
         HashMap::from([
-            ("tokenizer.json", include_bytes!("../demo/tokenizer.json").to_vec()),
-            ("tokenizer_config.json", include_bytes!("../demo/tokenizer_config.json").to_vec()),
+            ("tokenizer.json", include_bytes!("../../demo/tokenizer.json").to_vec()),
+            ("tokenizer_config.json", include_bytes!("../../demo/tokenizer_config.json").to_vec()),
         ])
     }
 
