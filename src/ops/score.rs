@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn forms_agree_on_every_device() {
-        let (z, u) = ((wave(&[37, 101], 0.2) * 9.0).unwrap(), (wave(&[37, 101], 0.3) * 8.0).unwrap());
+        let z = (wave(&[37, 101], 0.2) * 9.0).unwrap();
+        let u = ((&z * 0.8).unwrap() + wave(&[101, 37], 0.3).t().unwrap() * 1.5).unwrap();
         let targets: Vec<u32> = (0..37).map(|i| i * 7 % 101).collect();
         let here = score(&z, Some(&u), &targets).unwrap();
         assert!(here.agree > 0 && here.agree < 37 && here.kl > 1.0, "{here:?}");

@@ -43,7 +43,7 @@ fn stdout_has_the_result_and_stderr_the_rest() {
     let events: Vec<Value> = said.stderr.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
     let stages: Vec<&str> =
         events.iter().filter(|e| e["event"] == "stage").filter_map(|e| e["name"].as_str()).collect();
-    assert_eq!(stages, ["reading text", "compressing", "writing", "evaluating", "verifying"]);
+    assert_eq!(stages, ["reading text", "decomposing", "compressing", "writing", "evaluating", "verifying"]);
 
     let said = place.run("eval nothing/here/at-all --progress json");
     let error: Value = serde_json::from_str(&said.stderr).expect("one JSON line");

@@ -199,7 +199,7 @@ fn labels_that_cannot_be_learnt_from_are_refused() {
     place.run(&format!("compress {classes} {soft} --task sst2=gone.tsv")).refused(&["gone.tsv"]);
     place.run(&format!("compress {classes} {soft} --task cola")).refused(&["cola", "sst2, mrpc, stsb"]);
     let tokens = "--method soft --tokens 900 --window 32 -o x";
-    place.run(&format!("compress {classes} {tokens} --task sst2=s.tsv")).refused(&["--tokens 900", "--steps"]);
+    place.run(&format!("compress {classes} {tokens} --task sst2=s.tsv")).refused(&["tokens = 900", "give steps"]);
     let svd = "--method svd -o x --task sst2=s.tsv";
     place.run(&format!("compress {classes} {svd}")).refused(&["--task", "--heal"]);
     let text = "--calib sample --likelihood 0.5 -o x";
