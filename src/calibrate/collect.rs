@@ -3,6 +3,7 @@
 use super::stats::SiteStats;
 use crate::forward::States;
 use crate::linalg::{Mat, gram_add};
+use crate::memory;
 use crate::model::{Block, Flow, Site, Tap};
 use crate::ops::with_numbers;
 use crate::user_bail;
@@ -73,6 +74,7 @@ fn finish(collector: Collector, block: &Block, states: &States, heldout: &States
             );
         }
     }
+    memory::trim();
     Ok(stats)
 }
 

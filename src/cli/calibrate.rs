@@ -84,7 +84,6 @@ impl Calibrate {
         let mut states = States::embed(&model, &text.windows.ids())?;
         let mut heldout = States::embed(&model, &text.heldout.ids())?;
         context.ui.stage("calibrating", model.blocks() as u64);
-        crate::memory::keep();
         each_block(&model, |index, block| {
             if store.has(index) {
                 states.advance(&block)?;

@@ -49,7 +49,6 @@ impl Compress {
             None => options,
         };
         let recipe = options.resolve()?;
-        crate::memory::keep();
         if self.max_ppl.is_some() && recipe.ppl.is_empty() {
             user_bail!("--max-ppl needs a corpus, but --ppl is none"; "add --ppl sample");
         }

@@ -64,7 +64,6 @@ impl Export {
         let (Some(model), Some(form), Some(output)) = (self.model, self.to, self.output) else {
             user_bail!("an export needs a model, --to and -o"; "for example softlm export out --to dense -o out-dense");
         };
-        crate::memory::keep();
         let options = ExportOptions {
             form,
             output,

@@ -134,6 +134,7 @@ enum Outcome {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     settle_environment();
+    crate::memory::keep();
     let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let threads = set_threads(cli.global.threads);
     let ui = Arc::new(Ui::new(UiOptions {
