@@ -6,7 +6,7 @@
 use candle_core::{D, Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use softlm::calibrate::SiteStats;
-use softlm::linalg::{Mat, Qr, evd_symmetric, gram_add, thin_svd};
+use softlm::linalg::{GramSums, Mat, Qr, evd_symmetric, gram_add, thin_svd};
 use softlm::method::METHODS;
 use softlm::ops::{self, Activation};
 
@@ -28,7 +28,7 @@ fn matrix(rows: usize, cols: usize) -> Mat {
 
 fn stats(n: usize) -> SiteStats {
     let mut gram = Mat::zeros(n, n);
-    gram_add(&mut gram, &noise(2 * n * n));
+    gram_add(&mut gram, &noise(2 * n * n), GramSums::F64);
     gram.mirror_lower();
     SiteStats { tokens: 2 * n as u64, gram, sum: vec![0.0; n], heldout: Vec::new() }
 }
@@ -40,7 +40,9 @@ fn gram(c: &mut Criterion) {
         let x = noise(tokens * n);
         let mut acc = Mat::zeros(n, n);
         group.throughput(Throughput::Elements((tokens * n * (n + 1) / 2) as u64));
-        group.bench_function(BenchmarkId::from_parameter(n), |b| b.iter(|| gram_add(&mut acc, &x)));
+        for (name, sums) in [("f64", GramSums::F64), ("f32 blocks", GramSums::F32Blocks)] {
+            group.bench_function(BenchmarkId::new(name, n), |b| b.iter(|| gram_add(&mut acc, &x, sums)));
+        }
     }
     group.finish();
 }

@@ -2,7 +2,7 @@
 
 use super::stats::SiteStats;
 use crate::forward::States;
-use crate::linalg::{Mat, gram_add};
+use crate::linalg::{GramSums, Mat, gram_add};
 use crate::memory;
 use crate::model::{Block, Flow, Site, Tap};
 use crate::ops::with_numbers;
@@ -90,6 +90,8 @@ struct Collector<'a> {
     sites: &'a [Site],
     /// Whether anything is summed.
     sums: bool,
+    /// Number of tokens that go through the block.
+    tokens: usize,
     /// Whether the pass ends behind the last site.
     stops: bool,
     /// Whether the experts among the sites see what is routed to others too.
@@ -106,6 +108,7 @@ impl<'a> Collector<'a> {
         Self {
             sites,
             sums: !states.is_empty(),
+            tokens: states.tokens(),
             stops,
             every_token: false,
             keep: false,
@@ -132,7 +135,7 @@ impl Tap for Collector<'_> {
             let stats = self.stats.entry(site).or_insert_with(|| SiteStats::empty(width, self.sums));
             match (self.keep, x.device().is_cpu()) {
                 (true, _) => with_numbers(x, |rows| stats.heldout.extend_from_slice(rows))?,
-                (false, true) => with_numbers(x, |rows| stats.add(rows))?,
+                (false, true) => with_numbers(x, |rows| stats.add(rows, GramSums::suiting(width, self.tokens)))?,
                 (false, false) => match self.on_device.entry(site) {
                     Entry::Vacant(entry) => drop(entry.insert(DeviceSums::of(x)?)),
                     Entry::Occupied(mut entry) => entry.get_mut().add(DeviceSums::of(x)?)?,
@@ -187,10 +190,10 @@ impl SiteStats {
         Self { tokens: 0, gram: Mat::zeros(side, side), sum: vec![0.0; n], heldout: Vec::new() }
     }
 
-    /// Adds `rows`, row-major (tokens, n). The Gram matrix is complete only after `gram.mirror_lower()`.
-    pub fn add(&mut self, rows: &[f32]) {
+    /// Adds `rows`, row-major (tokens, n), to the Gram matrix as `sums` says. The Gram matrix is complete only after `gram.mirror_lower()`.
+    pub fn add(&mut self, rows: &[f32], sums: GramSums) {
         let n = self.width();
-        gram_add(&mut self.gram, rows);
+        gram_add(&mut self.gram, rows, sums);
         for row in rows.chunks_exact(n) {
             self.sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
@@ -208,7 +211,7 @@ mod tests {
         let values: Vec<f32> = (0..2 * 37 * 11).map(|i| (i as f32 * 1.7).sin()).collect();
         let x = Tensor::from_vec(values.clone(), (2, 37, 11), &Device::Cpu).unwrap();
         let mut here = SiteStats::empty(11, true);
-        (0..2).for_each(|_| here.add(&values));
+        (0..2).for_each(|_| here.add(&values, GramSums::F64));
         here.gram.mirror_lower();
         let mut sums = DeviceSums::of(&x).unwrap();
         sums.add(DeviceSums::of(&x).unwrap()).unwrap();

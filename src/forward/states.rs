@@ -91,6 +91,11 @@ impl States {
         self.batches.is_empty()
     }
 
+    /// Number of tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.batches.iter().map(Batch::tokens).sum()
+    }
+
     /// Batch `index`, (sequences, t, hidden).
     pub fn batch(&self, index: usize) -> Result<Tensor> {
         match &self.batches[index].place {
@@ -156,6 +161,17 @@ impl States {
 }
 
 impl Batch {
+    fn tokens(&self) -> usize {
+        let shape = match &self.place {
+            Place::Memory(x) => x.dims(),
+            Place::Disk { shape, .. } => shape,
+        };
+        match &self.lengths {
+            Some(lengths) => lengths.iter().sum(),
+            None => shape[0] * shape[1],
+        }
+    }
+
     fn bytes_in_memory(&self) -> usize {
         match &self.place {
             Place::Memory(x) => 4 * x.elem_count(),

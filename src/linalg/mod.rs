@@ -12,5 +12,5 @@ mod strided;
 
 pub use factor::{Evd, Qr, Svd, evd_symmetric, fix_signs, thin_svd};
 pub use mat::Mat;
-pub use product::{gram_add, on_one_thread};
+pub use product::{GramSums, gram_add, on_one_thread};
 pub use strided::{RowMajor, nn_product, nt_product, tn_product_add};

@@ -14,7 +14,9 @@ const TILE_ROWS: usize = 384;
 const TILE_COLS: usize = 512;
 /// Side of the square tiles of a Gram matrix.
 const GRAM_TILE: usize = 96;
-/// Tokens turned into f64 at a time.
+/// The same where a tile is summed in f32.
+const GRAM_TILE_F32: usize = 96;
+/// Tokens copied to panels at a time, and those whose products are summed in f32 at most.
 const GRAM_TOKENS: usize = 256;
 /// Below this many multiplications a product is not worth waking another thread for.
 const SMALL: usize = 1 << 20;
@@ -117,39 +119,89 @@ impl Mat {
     }
 }
 
+/// How the products of a Gram matrix are summed over tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GramSums {
+    /// In f64, in which products of f32 values are exact.
+    F64,
+    /// In f32 over 256 tokens at a time, and these sums in f64: half the work. An entry is off by less than
+    /// 1e-6 · √(G_ii G_jj), so what a singular matrix leaves of its null space is no longer zero to f64's rounding.
+    F32Blocks,
+}
+
+impl GramSums {
+    /// What `tokens` inputs of width `n` are best summed in: blocks where that saves time that counts, and where there are
+    /// tokens enough for the matrix to have full rank.
+    pub fn suiting(n: usize, tokens: usize) -> Self {
+        if n >= 512 && tokens >= 4 * n { Self::F32Blocks } else { Self::F64 }
+    }
+}
+
 /// Adds Σ x xᵀ over the rows of `x` to the lower triangle of `acc` (n, n).
 ///
-/// `x` is row-major (tokens, n). Products of f32 values are exact in f64. The upper triangle is left behind: call
-/// [`Mat::mirror_lower`] when all tokens are in.
-pub fn gram_add(acc: &mut Mat, x: &[f32]) {
+/// `x` is row-major (tokens, n). The upper triangle is left behind: call [`Mat::mirror_lower`] when all tokens are in.
+pub fn gram_add(acc: &mut Mat, x: &[f32], sums: GramSums) {
     let n = acc.rows();
     assert_eq!(n, acc.cols(), "a Gram matrix is square");
     if n == 0 || x.is_empty() {
         return;
     }
     assert_eq!(x.len() % n, 0, "rows of {n} values");
-    let tokens = x.len() / n;
-    // One panel per GRAM_TILE channels, each (channels, tokens) with the channels of a token side by side: the kernel
-    // then reads memory in order whatever n is.
-    let mut panels = vec![0f64; n * tokens.min(GRAM_TOKENS)];
+    // Squares of what is larger or smaller leave the range of f32.
+    let fits = || (1e-12..1e15).contains(&x.iter().fold(0f32, |largest, x| largest.max(x.abs())));
+    match sums {
+        GramSums::F32Blocks if !fits() => gram_add(acc, x, GramSums::F64),
+        GramSums::F64 => gram_add_panels(acc, x, GRAM_TILE, f64::from, |tile, a, b| {
+            matmul(tile, Accum::Add, a, b.transpose(), 1.0, Par::Seq);
+        }),
+        GramSums::F32Blocks => gram_add_panels(
+            acc,
+            x,
+            GRAM_TILE_F32,
+            |x| x,
+            |tile, a, b| {
+                let mut sums = [0f32; GRAM_TILE_F32 * GRAM_TILE_F32];
+                let (rows, cols) = (tile.nrows(), tile.ncols());
+                let block = MatMut::from_column_major_slice_mut(&mut sums[..rows * cols], rows, cols);
+                matmul(block, Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
+                for (column, sums) in tile.col_iter_mut().zip(sums.chunks_exact(rows)) {
+                    let column =
+                        column.try_as_col_major_mut().expect("columns of a Mat lie side by side").as_slice_mut();
+                    column.iter_mut().zip(sums).for_each(|(to, x)| *to += f64::from(*x));
+                }
+            },
+        ),
+    }
+}
+
+/// The work of [`gram_add`]: tokens as T in panels of `side` channels, and `add` for every pair of panels.
+fn gram_add_panels<T: Copy + Default + Send + Sync>(
+    acc: &mut Mat,
+    x: &[f32],
+    side: usize,
+    convert: impl Fn(f32) -> T + Sync + Send,
+    add: impl Fn(MatMut<'_, f64>, MatRef<'_, T>, MatRef<'_, T>) + Sync + Send,
+) {
+    let n = acc.rows();
+    // One panel per `side` channels, each (channels, tokens) with the channels of a token side by side: the kernel then
+    // reads memory in order whatever n is.
+    let mut panels = vec![T::default(); n * (x.len() / n).min(GRAM_TOKENS)];
     for x in x.chunks(n * GRAM_TOKENS) {
         let tokens = x.len() / n;
-        for_each_tile(panels[..x.len()].chunks_mut(GRAM_TILE * tokens).enumerate().collect(), x.len(), |(p, panel)| {
+        for_each_tile(panels[..x.len()].chunks_mut(side * tokens).enumerate().collect(), x.len(), |(p, panel)| {
             let width = panel.len() / tokens;
             for (to, from) in panel.chunks_mut(width).zip(x.chunks(n)) {
-                let from = &from[p * GRAM_TILE..][..width];
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = f64::from(*from));
+                let from = &from[p * side..][..width];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = convert(*from));
             }
         });
         let panel = |start: usize| {
-            let width = GRAM_TILE.min(n - start);
+            let width = side.min(n - start);
             MatRef::from_column_major_slice(&panels[start * tokens..(start + width) * tokens], width, tokens)
         };
-        let mut tiles = cut(acc.0.as_mut(), GRAM_TILE, GRAM_TILE);
+        let mut tiles = cut(acc.0.as_mut(), side, side);
         tiles.retain(|(i, j, _)| i >= j);
-        for_each_tile(tiles, tokens * n * n / 2, |(i, j, tile)| {
-            matmul(tile, Accum::Add, panel(i), panel(j).transpose(), 1.0, Par::Seq);
-        });
+        for_each_tile(tiles, tokens * n * n / 2, |(i, j, tile)| add(tile, panel(i), panel(j)));
     }
 }
 
@@ -184,16 +236,53 @@ mod tests {
 
     #[test]
     fn gram_matrices_are_right_across_tiles_and_token_blocks() {
-        for (tokens, n) in [(1, 1), (3, 5), (GRAM_TOKENS + 3, 4), (2, GRAM_TILE + 1), (GRAM_TOKENS, 2 * GRAM_TILE + 7)]
+        for (tokens, n) in
+            [(1, 1), (3, 5), (GRAM_TOKENS + 3, 4), (2, GRAM_TILE + 1), (GRAM_TOKENS, 2 * GRAM_TILE_F32 + 7)]
         {
             let x = integers(tokens, n, 4);
-            let mut gram = Mat::zeros(n, n);
-            gram_add(&mut gram, &x.to_f32_rows());
-            gram_add(&mut gram, &[]);
-            gram_add(&mut gram, &x.to_f32_rows());
-            gram.mirror_lower();
             let once = naive(&x.transpose(), &x);
-            assert_eq!(gram, Mat::from_fn(n, n, |i, j| 2.0 * once.get(i, j)), "{tokens} {n}");
+            for sums in [GramSums::F64, GramSums::F32Blocks] {
+                let mut gram = Mat::zeros(n, n);
+                gram_add(&mut gram, &x.to_f32_rows(), sums);
+                gram_add(&mut gram, &[], sums);
+                gram_add(&mut gram, &x.to_f32_rows(), sums);
+                gram.mirror_lower();
+                assert_eq!(gram, Mat::from_fn(n, n, |i, j| 2.0 * once.get(i, j)), "{tokens} {n} {sums:?}");
+            }
+        }
+    }
+
+    /// Channels of very different size, and many tokens: the error of an entry is relative to its own two channels.
+    #[test]
+    fn blocks_summed_in_single_precision_keep_the_digits_of_every_entry() {
+        let (n, tokens) = (GRAM_TILE_F32 + 9, 4 * GRAM_TOKENS + 5);
+        let value = |t: usize, c: usize| ((t * 7919 + c * 104_729) as f64).sin() * 10f64.powi(c as i32 % 9 - 4);
+        let x = Mat::from_fn(tokens, n, value).to_f32_rows();
+        let sum = |sums| {
+            let mut gram = Mat::zeros(n, n);
+            gram_add(&mut gram, &x, sums);
+            gram
+        };
+        let (exact, blocks) = (sum(GramSums::F64), sum(GramSums::F32Blocks));
+        assert_eq!(on_one_thread(|| sum(GramSums::F32Blocks)), blocks);
+        let mut largest = 0.0f64;
+        for j in 0..n {
+            for i in j..n {
+                let scale = (exact.get(i, i) * exact.get(j, j)).sqrt();
+                largest = largest.max((exact.get(i, j) - blocks.get(i, j)).abs() / scale);
+            }
+        }
+        assert!(largest > 0.0 && largest < 1e-6, "{largest:e}");
+        for scale in [1e-25f32, 1e20] {
+            let x: Vec<f32> = x.iter().map(|x| x * scale).collect();
+            let mut sums = [GramSums::F64, GramSums::F32Blocks].map(|sums| {
+                let mut gram = Mat::zeros(n, n);
+                gram_add(&mut gram, &x, sums);
+                gram
+            });
+            assert_eq!(sums[0], sums[1], "{scale:e}");
+            sums[0].mirror_lower();
+            assert!(sums[0].is_finite() && sums[0].max_abs() > 0.0);
         }
     }
 

@@ -1,17 +1,20 @@
 //! Every linear of the dense model decomposed, each once, before the budget is shared out.
 //!
-//! Of a closed form no more components are kept than pay, those below break-even, so that a block's file is never larger
-//! than the block in f32; a learned method gets them all.
+//! Of a closed form no more components are kept than pay, those below break-even, or than a budget that is shared out by
+//! shape leaves, so that a block's file is never larger than the block in f32; a learned method gets them all.
 
 use super::decompositions::{Decomposed, Decompositions};
 use super::waves::in_waves;
 use super::{Run, stored};
 use crate::calibrate::{BlockStats, SiteStats, collect, collect_and_advance};
+use crate::checkpoint::NamedTensor;
 use crate::forward::{States, each_block};
 use crate::linalg::Mat;
 use crate::method::{Method, Needs, heldout_curve};
 use crate::model::{Block, LinearSpec, Site};
 use anyhow::{Context, Result};
+use std::panic::resume_unwind;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
 impl Run<'_> {
@@ -28,25 +31,46 @@ impl Run<'_> {
             return self.progress.step(finished as u64);
         }
         let (mut states, mut heldout) = self.embed(method.needs())?;
-        each_block(&self.model, |index, block| {
-            if index < finished {
-                states.advance(&block)?;
-                heldout.advance(&block)?;
-                return self.progress.step(1);
-            }
-            let stats = self.stats_and_advance(index, &block, &mut states, &mut heldout)?;
-            let limits: Vec<(&LinearSpec, usize)> =
-                self.model.block_linears(index).filter_map(|spec| Some((spec, components(spec)?))).collect();
-            let work = |&(spec, limit): &(&LinearSpec, usize)| {
-                let found = decompose_linear(method, &block, spec, &stats, limit)?;
-                let dtype = stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)?;
-                found.encode(spec, limit.min(found.parts.rank()), dtype)
-            };
-            let tensors = in_waves(self.model.compute().limits.decompositions, &limits, |(spec, _)| *spec, work)
-                .with_context(|| format!("decomposing block {index}"))?;
-            Decompositions::write(&path(index), &tensors.concat())?;
-            self.progress.step(1)
+        // A block's file is written while the next block computes.
+        thread::scope(|scope| {
+            let mut writing = None;
+            each_block(&self.model, |index, block| {
+                if index < finished {
+                    states.advance(&block)?;
+                    heldout.advance(&block)?;
+                    return self.progress.step(1);
+                }
+                let stats = self.stats_and_advance(index, &block, &mut states, &mut heldout)?;
+                let tensors = self
+                    .decompose_block(method, index, &block, &stats, components)
+                    .with_context(|| format!("decomposing block {index}"))?;
+                written(writing.take())?;
+                let path = path(index);
+                writing = Some(scope.spawn(move || Decompositions::write(&path, &tensors)));
+                self.progress.step(1)
+            })?;
+            written(writing)
         })
+    }
+
+    /// What is stored of the linears of a block.
+    fn decompose_block(
+        &self,
+        method: &dyn Method,
+        index: usize,
+        block: &Block,
+        stats: &BlockStats,
+        components: &dyn Fn(&LinearSpec) -> Option<usize>,
+    ) -> Result<Vec<NamedTensor>> {
+        let limits: Vec<(&LinearSpec, usize)> =
+            self.model.block_linears(index).filter_map(|spec| Some((spec, components(spec)?))).collect();
+        let work = |&(spec, limit): &(&LinearSpec, usize)| {
+            let found = decompose_linear(method, block, spec, stats, limit)?;
+            let dtype = stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)?;
+            found.encode(spec, limit.min(found.parts.rank()), dtype)
+        };
+        let tensors = in_waves(self.model.compute().limits.decompositions, &limits, |(spec, _)| *spec, work)?;
+        Ok(tensors.into_iter().flatten().collect())
     }
 
     /// The calibration and held-out windows in front of the first block; nothing where all there is to see was seen before,
@@ -99,6 +123,11 @@ impl Run<'_> {
             None => collect(block, states, heldout, sites),
         }
     }
+}
+
+/// Waits for a file that is being written.
+fn written(writing: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
+    writing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
 /// Decomposes one linear and measures the cuts to up to `rank` components on held-out inputs.

@@ -40,9 +40,11 @@ impl Run<'_> {
             return Ok(Shrunk { plan: plan.clone(), weights: None, learning: None });
         }
         clock.stage("decomposing", blocks);
-        let stays =
-            |spec: &LinearSpec| by_shape.as_ref().is_some_and(|plan| plan.choice(spec.id) == Some(Choice::Dense));
-        let pays = |spec: &LinearSpec| (!stays(spec)).then(|| largest_saving_rank(spec.out, spec.input));
+        let pays = |spec: &LinearSpec| match by_shape.as_ref().and_then(|plan| plan.choice(spec.id)) {
+            Some(Choice::Rank(rank)) => Some(rank),
+            Some(_) => None,
+            None => Some(largest_saving_rank(spec.out, spec.input)),
+        };
         self.decompose(self.method, &pays)?;
         let (plan, weights) = match by_shape {
             Some(plan) => (plan, None),

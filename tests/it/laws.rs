@@ -3,7 +3,7 @@
 use rayon::ThreadPoolBuilder;
 use softlm::calibrate::SiteStats;
 use softlm::error::UserError;
-use softlm::linalg::{Mat, evd_symmetric, gram_add, thin_svd};
+use softlm::linalg::{GramSums, Mat, evd_symmetric, gram_add, thin_svd};
 use softlm::method::{Decomposition, METHODS, Method, Needs, by_name, input_scales};
 
 /// Deterministic noise, roughly normal.
@@ -35,7 +35,7 @@ impl Noise {
 
 pub fn stats(n: usize, x: &[f32]) -> SiteStats {
     let mut gram = Mat::zeros(n, n);
-    gram_add(&mut gram, x);
+    gram_add(&mut gram, x, GramSums::F64);
     gram.mirror_lower();
     let sum = (0..n).map(|j| x.chunks(n).map(|x| f64::from(x[j])).sum()).collect();
     SiteStats { tokens: (x.len() / n) as u64, gram, sum, heldout: Vec::new() }
