@@ -190,7 +190,8 @@ impl SiteStats {
         Self { tokens: 0, gram: Mat::zeros(side, side), sum: vec![0.0; n], heldout: Vec::new() }
     }
 
-    /// Adds `rows`, row-major (tokens, n), to the Gram matrix as `sums` says. The Gram matrix is complete only after `gram.mirror_lower()`.
+    /// Adds `rows`, row-major (tokens, n), with products summed as `sums` says. The Gram matrix is complete only after
+    /// `gram.mirror_lower()`.
     pub fn add(&mut self, rows: &[f32], sums: GramSums) {
         let n = self.width();
         gram_add(&mut self.gram, rows, sums);

@@ -91,8 +91,9 @@ mod tests {
         (0..1000).for_each(|_| flat.add(&[0.1, -0.3], GramSums::F64));
         flat.gram.mirror_lower();
         assert_eq!(flat.fault(), None);
-        let mut blocks = SiteStats::empty(2, true);
-        blocks.add(&[0.1, -0.3].repeat(4000), GramSums::F32Blocks);
+        // In f32 the products of the last two channels would be rounded up to the smallest number there is.
+        let mut blocks = SiteStats::empty(4, true);
+        blocks.add(&[0.1, -0.3, 3e-23, 3e-23].repeat(4000), GramSums::F32Blocks);
         blocks.gram.mirror_lower();
         assert_eq!(blocks.fault(), None);
         let faulty = |change: &dyn Fn(&mut SiteStats), says: &str| {

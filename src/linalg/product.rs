@@ -2,7 +2,8 @@
 
 use super::Mat;
 use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::reborrow::ReborrowMut;
+use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 use std::cell::Cell;
 
@@ -14,8 +15,6 @@ const TILE_ROWS: usize = 384;
 const TILE_COLS: usize = 512;
 /// Side of the square tiles of a Gram matrix.
 const GRAM_TILE: usize = 96;
-/// The same where a tile is summed in f32.
-const GRAM_TILE_F32: usize = 96;
 /// Tokens copied to panels at a time, and those whose products are summed in f32 at most.
 const GRAM_TOKENS: usize = 256;
 /// Below this many multiplications a product is not worth waking another thread for.
@@ -126,6 +125,7 @@ pub enum GramSums {
     F64,
     /// In f32 over 256 tokens at a time, and these sums in f64: half the work. An entry is off by less than
     /// 1e-6 · √(G_ii G_jj), so what a singular matrix leaves of its null space is no longer zero to f64's rounding.
+    /// The diagonal is summed in f64; elsewhere numbers below 1e-17, whose products leave the range of f32, count as zero.
     F32Blocks,
 }
 
@@ -147,59 +147,55 @@ pub fn gram_add(acc: &mut Mat, x: &[f32], sums: GramSums) {
         return;
     }
     assert_eq!(x.len() % n, 0, "rows of {n} values");
-    // Squares of what is larger or smaller leave the range of f32.
-    let fits = || (1e-12..1e15).contains(&x.iter().fold(0f32, |largest, x| largest.max(x.abs())));
+    // Larger squares overflow f32, and smaller numbers come too close to those that count as zero.
+    let fits = || (1e-9..1e15).contains(&x.iter().fold(0f32, |largest, x| largest.max(x.abs())));
     match sums {
-        GramSums::F32Blocks if !fits() => gram_add(acc, x, GramSums::F64),
-        GramSums::F64 => gram_add_panels(acc, x, GRAM_TILE, f64::from, |tile, a, b| {
+        GramSums::F32Blocks if fits() => {
+            let mut diagonal: Vec<f64> = (0..n).map(|j| acc.get(j, j)).collect();
+            for row in x.chunks_exact(n) {
+                diagonal.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+            }
+            let flush = |x: f32| if x.abs() < 1e-17 { 0.0 } else { x };
+            gram_add_panels(acc, x, flush, |tile, a, b| {
+                let mut sums = [0f32; GRAM_TILE * GRAM_TILE];
+                let (rows, cols) = (tile.nrows(), tile.ncols());
+                let mut block = MatMut::from_column_major_slice_mut(&mut sums[..rows * cols], rows, cols);
+                matmul(block.rb_mut(), Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
+                zip!(tile, block).for_each(|unzip!(to, sum)| *to += f64::from(*sum));
+            });
+            diagonal.into_iter().enumerate().for_each(|(j, sum)| acc.set(j, j, sum));
+        }
+        _ => gram_add_panels(acc, x, f64::from, |tile, a, b| {
             matmul(tile, Accum::Add, a, b.transpose(), 1.0, Par::Seq);
         }),
-        GramSums::F32Blocks => gram_add_panels(
-            acc,
-            x,
-            GRAM_TILE_F32,
-            |x| x,
-            |tile, a, b| {
-                let mut sums = [0f32; GRAM_TILE_F32 * GRAM_TILE_F32];
-                let (rows, cols) = (tile.nrows(), tile.ncols());
-                let block = MatMut::from_column_major_slice_mut(&mut sums[..rows * cols], rows, cols);
-                matmul(block, Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
-                for (column, sums) in tile.col_iter_mut().zip(sums.chunks_exact(rows)) {
-                    let column =
-                        column.try_as_col_major_mut().expect("columns of a Mat lie side by side").as_slice_mut();
-                    column.iter_mut().zip(sums).for_each(|(to, x)| *to += f64::from(*x));
-                }
-            },
-        ),
     }
 }
 
-/// The work of [`gram_add`]: tokens as T in panels of `side` channels, and `add` for every pair of panels.
+/// The work of [`gram_add`]: tokens as T in panels of channels, and `add` for every pair of panels.
 fn gram_add_panels<T: Copy + Default + Send + Sync>(
     acc: &mut Mat,
     x: &[f32],
-    side: usize,
     convert: impl Fn(f32) -> T + Sync + Send,
     add: impl Fn(MatMut<'_, f64>, MatRef<'_, T>, MatRef<'_, T>) + Sync + Send,
 ) {
     let n = acc.rows();
-    // One panel per `side` channels, each (channels, tokens) with the channels of a token side by side: the kernel then
+    // One panel per GRAM_TILE channels, each (channels, tokens) with the channels of a token side by side: the kernel then
     // reads memory in order whatever n is.
     let mut panels = vec![T::default(); n * (x.len() / n).min(GRAM_TOKENS)];
     for x in x.chunks(n * GRAM_TOKENS) {
         let tokens = x.len() / n;
-        for_each_tile(panels[..x.len()].chunks_mut(side * tokens).enumerate().collect(), x.len(), |(p, panel)| {
+        for_each_tile(panels[..x.len()].chunks_mut(GRAM_TILE * tokens).enumerate().collect(), x.len(), |(p, panel)| {
             let width = panel.len() / tokens;
             for (to, from) in panel.chunks_mut(width).zip(x.chunks(n)) {
-                let from = &from[p * side..][..width];
+                let from = &from[p * GRAM_TILE..][..width];
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = convert(*from));
             }
         });
         let panel = |start: usize| {
-            let width = side.min(n - start);
+            let width = GRAM_TILE.min(n - start);
             MatRef::from_column_major_slice(&panels[start * tokens..(start + width) * tokens], width, tokens)
         };
-        let mut tiles = cut(acc.0.as_mut(), side, side);
+        let mut tiles = cut(acc.0.as_mut(), GRAM_TILE, GRAM_TILE);
         tiles.retain(|(i, j, _)| i >= j);
         for_each_tile(tiles, tokens * n * n / 2, |(i, j, tile)| add(tile, panel(i), panel(j)));
     }
@@ -236,8 +232,7 @@ mod tests {
 
     #[test]
     fn gram_matrices_are_right_across_tiles_and_token_blocks() {
-        for (tokens, n) in
-            [(1, 1), (3, 5), (GRAM_TOKENS + 3, 4), (2, GRAM_TILE + 1), (GRAM_TOKENS, 2 * GRAM_TILE_F32 + 7)]
+        for (tokens, n) in [(1, 1), (3, 5), (GRAM_TOKENS + 3, 4), (2, GRAM_TILE + 1), (GRAM_TOKENS, 2 * GRAM_TILE + 7)]
         {
             let x = integers(tokens, n, 4);
             let once = naive(&x.transpose(), &x);
@@ -255,7 +250,7 @@ mod tests {
     /// Channels of very different size, and many tokens: the error of an entry is relative to its own two channels.
     #[test]
     fn blocks_summed_in_single_precision_keep_the_digits_of_every_entry() {
-        let (n, tokens) = (GRAM_TILE_F32 + 9, 4 * GRAM_TOKENS + 5);
+        let (n, tokens) = (GRAM_TILE + 9, 4 * GRAM_TOKENS + 5);
         let value = |t: usize, c: usize| ((t * 7919 + c * 104_729) as f64).sin() * 10f64.powi(c as i32 % 9 - 4);
         let x = Mat::from_fn(tokens, n, value).to_f32_rows();
         let sum = |sums| {
@@ -271,6 +266,7 @@ mod tests {
                 let scale = (exact.get(i, i) * exact.get(j, j)).sqrt();
                 largest = largest.max((exact.get(i, j) - blocks.get(i, j)).abs() / scale);
             }
+            assert!((exact.get(j, j) - blocks.get(j, j)).abs() <= 1e-14 * exact.get(j, j));
         }
         assert!(largest > 0.0 && largest < 1e-6, "{largest:e}");
         for scale in [1e-25f32, 1e20] {

@@ -34,8 +34,12 @@ impl Noise {
 }
 
 pub fn stats(n: usize, x: &[f32]) -> SiteStats {
+    summed(n, x, GramSums::F64)
+}
+
+fn summed(n: usize, x: &[f32], sums: GramSums) -> SiteStats {
     let mut gram = Mat::zeros(n, n);
-    gram_add(&mut gram, x, GramSums::F64);
+    gram_add(&mut gram, x, sums);
     gram.mirror_lower();
     let sum = (0..n).map(|j| x.chunks(n).map(|x| f64::from(x[j])).sum()).collect();
     SiteStats { tokens: (x.len() / n) as u64, gram, sum, heldout: Vec::new() }
@@ -294,6 +298,29 @@ fn spare_rank_goes_to_what_calibration_did_not_see() {
             let left: f64 = rest.s[rank - 2..].iter().map(|s| s * s).sum();
             let error = w.sub(&cut(&d, rank)).frobenius().powi(2);
             assert!((error - left).abs() < 1e-11 * w.frobenius().powi(2), "rank {rank}: {error} for {left}");
+        }
+    }
+}
+
+/// Products summed in f32 blocks, with inputs of full rank and with inputs that span a third of their channels.
+#[test]
+fn single_precision_sums_find_the_same_subspaces() {
+    let mut noise = Noise(23);
+    for (m, n) in [(140, 130), (130, 140)] {
+        let w = noise.mat(m, n);
+        let thin = noise.mat(2000, n / 3).matmul(&noise.mat(n / 3, n)).to_f32_rows();
+        for (x, full) in [(noise.inputs(2000, n), true), (thin, false)] {
+            let (exact, blocks) = (stats(n, &x), summed(n, &x, GramSums::F32Blocks));
+            assert!(exact.gram != blocks.gram);
+            let [best, found] = [&exact, &blocks].map(|s| by_name("whiten").unwrap().decompose(&w, Some(s)).unwrap());
+            let total = output_error(&w, &exact.gram);
+            let k = m.min(n);
+            for rank in (0..=k).step_by(7).chain([n / 3, k]) {
+                let [best, error] = [&best, &found].map(|d| output_error(&w.sub(&cut(d, rank)), &exact.gram) / total);
+                assert!((error - best).abs() < 1e-9, "({m}, {n}) rank {rank}: {error:e} for {best:e}");
+                assert!(full || rank < n / 3 || error < 1e-9, "({m}, {n}) rank {rank}: {error:e}");
+            }
+            assert!(relative(&cut(&found, k), &w) < 1e-11);
         }
     }
 }
