@@ -1,8 +1,30 @@
 //! Where a model computes, in which type and in how much memory: one value, handed down from the command line.
 
 use crate::checkpoint::Source;
+use crate::linalg::bf16;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// What may be lost in products of f32 matrices, in the words of `torch.set_float32_matmul_precision`. Sums are in f32
+/// whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MatmulPrecision {
+    /// Nothing: products are in f32.
+    #[default]
+    Highest,
+    /// Factors may be rounded to bf16, where the processor multiplies such numbers faster.
+    Medium,
+}
+
+impl MatmulPrecision {
+    /// Whether products on `device` are of numbers rounded to bf16.
+    pub fn is_bf16_on(self, device: &Device) -> bool {
+        self == Self::Medium && device.is_cpu() && bf16::is_supported()
+    }
+}
 
 /// Device, type and limits.
 #[derive(Debug, Clone)]
@@ -11,6 +33,8 @@ pub struct Compute {
     pub device: Device,
     /// What weights are read as and activations computed in.
     pub dtype: DType,
+    /// What products of weights and activations may lose.
+    pub precision: MatmulPrecision,
     /// What may be in memory at once.
     pub limits: Limits,
 }
@@ -49,7 +73,12 @@ impl Default for Limits {
 /// f32 on a device, with the usual limits.
 impl From<&Device> for Compute {
     fn from(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: DType::F32, limits: Limits::default() }
+        Self {
+            device: device.clone(),
+            dtype: DType::F32,
+            precision: MatmulPrecision::default(),
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -60,6 +89,12 @@ impl From<&Compute> for Compute {
 }
 
 impl Compute {
+    /// What activations are, and what they are multiplied as where that is something else.
+    pub fn describe_type(&self) -> String {
+        let dtype = self.dtype.as_str();
+        if self.precision.is_bf16_on(&self.device) { format!("{dtype} with bf16 products") } else { dtype.to_string() }
+    }
+
     /// The tensor `name`, which must have this shape, as it is computed with.
     pub fn read(&self, source: &Source, name: &str, shape: &[usize]) -> Result<Tensor> {
         source.tensor(name, shape, self.dtype, &self.device)

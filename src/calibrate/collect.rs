@@ -1,6 +1,7 @@
 //! Sends states through a block and sums what enters its sites.
 
 use super::stats::SiteStats;
+use crate::compute::MatmulPrecision;
 use crate::forward::States;
 use crate::linalg::{GramSums, Mat, gram_add};
 use crate::memory;
@@ -23,7 +24,7 @@ pub type BlockStats = BTreeMap<Site, SiteStats>;
 /// An expert to which fewer tokens were routed than a site of it has channels has too little to be calibrated with: that
 /// site then sees every token of the block, as if all of them had been routed there.
 pub fn collect(block: &Block, states: &States, heldout: &States, sites: &[Site]) -> Result<BlockStats> {
-    let mut collector = Collector::new(sites, states, true);
+    let mut collector = Collector::new(block, sites, states, true);
     states.show(block, &mut collector)?;
     collector.keep = true;
     heldout.show(block, &mut collector)?;
@@ -37,7 +38,7 @@ pub fn collect_and_advance(
     heldout: &mut States,
     sites: &[Site],
 ) -> Result<BlockStats> {
-    let mut collector = Collector::new(sites, states, false);
+    let mut collector = Collector::new(block, sites, states, false);
     // Experts that saw too little have to see what entered the block.
     let experts = sites.iter().any(|site| expert(*site).is_some());
     let before = if experts { Some((states.copy()?, heldout.copy()?)) } else { None };
@@ -59,7 +60,7 @@ fn finish(collector: Collector, block: &Block, states: &States, heldout: &States
     };
     let starved: Vec<Site> = sites.iter().copied().filter(few).collect();
     if !starved.is_empty() {
-        let mut collector = Collector { every_token: true, ..Collector::new(&starved, states, true) };
+        let mut collector = Collector { every_token: true, ..Collector::new(block, &starved, states, true) };
         states.show(block, &mut collector)?;
         collector.keep = true;
         heldout.show(block, &mut collector)?;
@@ -87,6 +88,8 @@ pub(super) fn expert(site: Site) -> Option<u16> {
 }
 
 struct Collector<'a> {
+    /// What is lost of inputs on their way into a linear.
+    precision: MatmulPrecision,
     sites: &'a [Site],
     /// Whether anything is summed.
     sums: bool,
@@ -104,8 +107,9 @@ struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    fn new(sites: &'a [Site], states: &States, stops: bool) -> Self {
+    fn new(block: &Block, sites: &'a [Site], states: &States, stops: bool) -> Self {
         Self {
+            precision: block.precision(),
             sites,
             sums: !states.is_empty(),
             tokens: states.tokens(),
@@ -135,7 +139,10 @@ impl Tap for Collector<'_> {
             let stats = self.stats.entry(site).or_insert_with(|| SiteStats::empty(width, self.sums));
             match (self.keep, x.device().is_cpu()) {
                 (true, _) => with_numbers(x, |rows| stats.heldout.extend_from_slice(rows))?,
-                (false, true) => with_numbers(x, |rows| stats.add(rows, GramSums::suiting(width, self.tokens)))?,
+                (false, true) => {
+                    let sums = GramSums::suiting(width, self.tokens, self.precision.is_bf16_on(x.device()));
+                    with_numbers(x, |rows| stats.add(rows, sums))?;
+                }
                 (false, false) => match self.on_device.entry(site) {
                     Entry::Vacant(entry) => drop(entry.insert(DeviceSums::of(x)?)),
                     Entry::Occupied(mut entry) => entry.get_mut().add(DeviceSums::of(x)?)?,

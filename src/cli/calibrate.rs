@@ -61,7 +61,7 @@ impl Calibrate {
     fn collect(&self, context: &Context) -> Result<StatsStore> {
         let name = self.model.as_deref().unwrap_or_default();
         let source = pipeline::open_source(name, &context.hub)?;
-        let model = pipeline::load_model(source, &context.device, context.ui)?;
+        let model = pipeline::load_model(source, &context.compute, context.ui)?;
         let tokenizer = pipeline::tokenizer(model.source())?;
         let wish = CalibrationWish {
             specs: &split_names(&self.calib),

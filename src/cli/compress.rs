@@ -55,7 +55,7 @@ impl Compress {
         if self.max_ppl.is_some() && !predicts_tokens(&recipe.model, context)? {
             user_bail!("--max-ppl checks a perplexity, and {} predicts no tokens", recipe.model; "leave it out");
         }
-        let report = match pipeline::compress(&recipe, self.force, &context.hub, &context.device, context.ui) {
+        let report = match pipeline::compress(&recipe, self.force, &context.hub, &context.compute, context.ui) {
             Err(error) if self.max_ppl.is_some() && error.is::<ResultNotMeasured>() && is_not_finite(&error) => {
                 let limit = self.max_ppl.unwrap_or_default();
                 context.ui.check_failed(&format!("no perplexity that --max-ppl {limit} could hold for: {error:#}"));
@@ -85,6 +85,6 @@ impl Compress {
 }
 
 fn predicts_tokens(name: &str, context: &Context) -> Result<bool> {
-    let model = Model::load(pipeline::open_source(name, &context.hub)?, &context.device)?;
+    let model = Model::load(pipeline::open_source(name, &context.hub)?, &context.compute)?;
     Ok(matches!(model.output(), Output::NextToken | Output::MaskedToken))
 }

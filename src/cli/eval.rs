@@ -4,6 +4,7 @@ use super::gates::Gates;
 use super::page::{page_width, print_json, print_result, stdout_color};
 use super::values::{fraction, limit, percentage, switch};
 use super::{Context, Outcome};
+use crate::compute::{Compute, MatmulPrecision};
 use crate::error::is_not_finite;
 use crate::eval::{Evaluation, GlueResult};
 use crate::model::{Model, Output};
@@ -27,6 +28,10 @@ pub struct Eval {
     /// --glue]
     #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
+    /// Products of weights and activations: highest (f32), or medium, of factors rounded to bf16 where the processor
+    /// multiplies these faster (AVX512-BF16)
+    #[arg(long, env = "SOFTLM_MATMUL_PRECISION", default_value = "highest", value_name = "P")]
+    matmul_precision: MatmulPrecision,
     /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS
     /// benchmark's CSV, JSON, parquet); several separated by commas
     #[arg(long, env = "SOFTLM_GLUE")]
@@ -82,7 +87,7 @@ impl Eval {
         if let Some(original) = &original {
             original.check_output(&source, context.ui)?;
         }
-        let model = pipeline::load_model(source, &context.device, context.ui)?;
+        let model = pipeline::load_model(source, self.compute(context), context.ui)?;
         let base = self.base(original.as_ref(), context)?;
         if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {
             user_bail!("--max-ppl-increase and --min-top1 compare with an original"; "name it with --against");
@@ -116,7 +121,7 @@ impl Eval {
                 // Who asks for a check wants to hear that it failed; everybody else, what is wrong.
                 Err(error) if self.gates().any() && is_not_finite(&error) => {
                     let why = format!("{error:#}");
-                    let model = Evaluation::not_a_number(&text.corpus.name, &text.windows, &why);
+                    let model = Evaluation::not_a_number(&model, &text.corpus.name, &text.windows, &why);
                     measured.push(Measured { model, base: None });
                 }
                 Err(error) => return Err(error),
@@ -181,7 +186,11 @@ impl Eval {
                 return Ok(None);
             }
         };
-        Model::load(source, &context.device).map(Some)
+        Model::load(source, self.compute(context)).map(Some)
+    }
+
+    fn compute(&self, context: &Context) -> Compute {
+        Compute { precision: self.matmul_precision, ..context.compute.clone() }
     }
 
     fn gates(&self) -> Gates {

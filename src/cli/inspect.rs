@@ -167,7 +167,7 @@ fn describe(source: &Source, context: &Context) -> Result<(Map<String, Value>, O
     if let Some(section) = source.config().get("softlm") {
         fact("softlm", section.clone());
     }
-    let model = match Model::load(source.clone(), &context.device) {
+    let model = match Model::load(source.clone(), &context.compute) {
         Ok(model) => model,
         Err(error) => {
             fact("not_run", json!(format!("{error:#}")));

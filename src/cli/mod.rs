@@ -17,6 +17,7 @@ mod ui;
 mod values;
 mod verify;
 
+use crate::compute::Compute;
 use crate::device::Choice;
 use crate::hub::HubOptions;
 use crate::method::{flag, variable};
@@ -120,7 +121,7 @@ impl Command {
 struct Context<'a> {
     ui: &'a Ui,
     hub: HubOptions,
-    device: Device,
+    compute: Compute,
     verbose: bool,
 }
 
@@ -163,7 +164,7 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     hub.stop = Some(ui.stop());
     let choice = Choice::parse(&cli.global.device)?;
     let device = if cli.command.computes() { choice.open(|why| ui.note(why))? } else { Device::Cpu };
-    let context = Context { ui, hub, device, verbose: cli.global.verbose };
+    let context = Context { ui, hub, compute: Compute::from(&device), verbose: cli.global.verbose };
     match cli.command {
         Command::Compress(command) => command.run(&context),
         Command::Eval(command) => command.run(&context),

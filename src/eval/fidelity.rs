@@ -64,7 +64,7 @@ pub fn fidelity(
         window: windows.window,
         windows: windows.len(),
         pooling: modules.name(),
-        dtype: "f32".into(),
+        dtype: model.compute().describe_type(),
         cosine: mean,
         stderr: (cosines.len() > 1).then(|| (variance / n).sqrt()),
         // Unlike `f64::min`, this does not pass over what is no number.

@@ -89,7 +89,7 @@ pub fn glue(
         sha256: examples.sha256.clone(),
         max_length: protocol.max_length,
         predictions: predictions.clone(),
-        dtype: "f32".into(),
+        dtype: model.compute().describe_type(),
     };
     Ok(metrics.iter().map(result).collect())
 }

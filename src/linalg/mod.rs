@@ -4,6 +4,7 @@
 //! on the machine, each tile is computed by one thread, and factorisations run on one thread. Callers gain more from
 //! working on several matrices at once; see [`on_one_thread`].
 
+pub(crate) mod bf16;
 mod factor;
 mod mat;
 mod product;

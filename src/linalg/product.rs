@@ -1,6 +1,6 @@
 //! Matrix products and Gram accumulation, cut into tiles so that the bytes of the result depend on the shapes alone.
 
-use super::Mat;
+use super::{Mat, bf16};
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
@@ -127,13 +127,20 @@ pub enum GramSums {
     /// 1e-6 · √(G_ii G_jj), so what a singular matrix leaves of its null space is no longer zero to f64's rounding.
     /// The diagonal is summed in f64; elsewhere numbers below 1e-17, whose products leave the range of f32, count as zero.
     F32Blocks,
+    /// As in blocks, of inputs rounded to bf16, which is what a linear sees where products are of such numbers. Only where
+    /// [`bf16::is_supported`].
+    Bf16Blocks,
 }
 
 impl GramSums {
     /// What `tokens` inputs of width `n` are best summed in: blocks where that saves time that counts, and where there are
-    /// tokens enough for the matrix to have full rank.
-    pub fn suiting(n: usize, tokens: usize) -> Self {
-        if n >= 512 && tokens >= 4 * n { Self::F32Blocks } else { Self::F64 }
+    /// tokens enough for the matrix to have full rank. `is_bf16` says whether the linears round their inputs.
+    pub fn suiting(n: usize, tokens: usize, is_bf16: bool) -> Self {
+        match (n >= 512 && tokens >= 4 * n, is_bf16) {
+            (true, false) => Self::F32Blocks,
+            (true, true) => Self::Bf16Blocks,
+            (false, _) => Self::F64,
+        }
     }
 }
 
@@ -150,11 +157,13 @@ pub fn gram_add(acc: &mut Mat, x: &[f32], sums: GramSums) {
     // Larger squares overflow f32, and smaller numbers come too close to those that count as zero.
     let fits = || (1e-9..1e15).contains(&x.iter().fold(0f32, |largest, x| largest.max(x.abs())));
     match sums {
+        GramSums::Bf16Blocks if fits() => {
+            let diagonal = diagonal(acc, x, bf16::rounded);
+            gram_add_bf16(acc, x);
+            diagonal.into_iter().enumerate().for_each(|(j, sum)| acc.set(j, j, sum));
+        }
         GramSums::F32Blocks if fits() => {
-            let mut diagonal: Vec<f64> = (0..n).map(|j| acc.get(j, j)).collect();
-            for row in x.chunks_exact(n) {
-                diagonal.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
-            }
+            let diagonal = diagonal(acc, x, |x| x);
             let flush = |x: f32| if x.abs() < 1e-17 { 0.0 } else { x };
             gram_add_panels(acc, x, flush, |tile, a, b| {
                 let mut sums = [0f32; GRAM_TILE * GRAM_TILE];
@@ -171,7 +180,33 @@ pub fn gram_add(acc: &mut Mat, x: &[f32], sums: GramSums) {
     }
 }
 
-/// The work of [`gram_add`]: tokens as T in panels of channels, and `add` for every pair of panels.
+/// The diagonal of `acc` and Σ x² of what `rounded` makes of each channel.
+fn diagonal(acc: &Mat, x: &[f32], rounded: impl Fn(f32) -> f32) -> Vec<f64> {
+    let mut diagonal: Vec<f64> = (0..acc.rows()).map(|j| acc.get(j, j)).collect();
+    for row in x.chunks_exact(acc.rows()) {
+        diagonal.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(rounded(x)).powi(2));
+    }
+    diagonal
+}
+
+/// The work of [`gram_add`] in bf16.
+fn gram_add_bf16(acc: &mut Mat, x: &[f32]) {
+    let n = acc.rows();
+    for x in x.chunks(n * GRAM_TOKENS) {
+        let tokens = x.len() / n;
+        let channels = bf16::Panels::of(bf16::Operand { numbers: x, rows: n, inner: tokens, transposed: true });
+        let mut tiles = cut(acc.0.as_mut(), GRAM_TILE, GRAM_TILE);
+        tiles.retain(|(i, j, _)| i >= j);
+        for_each_tile(tiles, tokens * n * n / 2, |(i, j, tile)| {
+            let (rows, cols) = (tile.nrows(), tile.ncols());
+            let sums = channels.products(j..j + cols, i..i + rows);
+            let block = MatRef::from_column_major_slice(&sums, rows, cols);
+            zip!(tile, block).for_each(|unzip!(to, sum)| *to += f64::from(*sum));
+        });
+    }
+}
+
+/// The work of [`gram_add`] in f32 and f64: tokens as T in panels of channels, and `add` for every pair of panels.
 fn gram_add_panels<T: Copy + Default + Send + Sync>(
     acc: &mut Mat,
     x: &[f32],
@@ -236,7 +271,7 @@ mod tests {
         {
             let x = integers(tokens, n, 4);
             let once = naive(&x.transpose(), &x);
-            for sums in [GramSums::F64, GramSums::F32Blocks] {
+            for sums in here([GramSums::F64, GramSums::F32Blocks, GramSums::Bf16Blocks]) {
                 let mut gram = Mat::zeros(n, n);
                 gram_add(&mut gram, &x.to_f32_rows(), sums);
                 gram_add(&mut gram, &[], sums);
@@ -247,19 +282,37 @@ mod tests {
         }
     }
 
+    /// Those that this processor can.
+    fn here<const N: usize>(all: [GramSums; N]) -> impl Iterator<Item = GramSums> {
+        let is_there = |sums: &GramSums| *sums != GramSums::Bf16Blocks || bf16::is_supported();
+        if !bf16::is_supported() {
+            println!("sums in bf16 skipped: this processor has no AVX512-BF16");
+        }
+        all.into_iter().filter(is_there)
+    }
+
     /// Channels of very different size, and many tokens: the error of an entry is relative to its own two channels.
     #[test]
     fn blocks_summed_in_single_precision_keep_the_digits_of_every_entry() {
         let (n, tokens) = (GRAM_TILE + 9, 4 * GRAM_TOKENS + 5);
         let value = |t: usize, c: usize| ((t * 7919 + c * 104_729) as f64).sin() * 10f64.powi(c as i32 % 9 - 4);
-        let x = Mat::from_fn(tokens, n, value).to_f32_rows();
+        for sums in here([GramSums::F32Blocks, GramSums::Bf16Blocks]) {
+            let mut x = Mat::from_fn(tokens, n, value).to_f32_rows();
+            if sums == GramSums::Bf16Blocks {
+                x.iter_mut().for_each(|x| *x = bf16::rounded(*x));
+            }
+            keeps_digits(n, &x, sums);
+        }
+    }
+
+    fn keeps_digits(n: usize, x: &[f32], sums: GramSums) {
         let sum = |sums| {
             let mut gram = Mat::zeros(n, n);
-            gram_add(&mut gram, &x, sums);
+            gram_add(&mut gram, x, sums);
             gram
         };
-        let (exact, blocks) = (sum(GramSums::F64), sum(GramSums::F32Blocks));
-        assert_eq!(on_one_thread(|| sum(GramSums::F32Blocks)), blocks);
+        let (exact, blocks) = (sum(GramSums::F64), sum(sums));
+        assert_eq!(on_one_thread(|| sum(sums)), blocks);
         let mut largest = 0.0f64;
         for j in 0..n {
             for i in j..n {
@@ -271,7 +324,7 @@ mod tests {
         assert!(largest > 0.0 && largest < 1e-6, "{largest:e}");
         for scale in [1e-25f32, 1e20] {
             let x: Vec<f32> = x.iter().map(|x| x * scale).collect();
-            let mut sums = [GramSums::F64, GramSums::F32Blocks].map(|sums| {
+            let mut sums = [GramSums::F64, sums].map(|sums| {
                 let mut gram = Mat::zeros(n, n);
                 gram_add(&mut gram, &x, sums);
                 gram

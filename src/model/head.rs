@@ -5,8 +5,8 @@ use super::layout::{ClassLayout, DenseLayout, HeadLayout, Layout};
 use super::linear::Linear;
 use super::norm::Norm;
 use crate::checkpoint::Source;
-use crate::compute::Compute;
-use crate::ops::{Activation, activation};
+use crate::compute::{Compute, MatmulPrecision};
+use crate::ops::{Activation, activation, linear, linear_back};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -17,6 +17,7 @@ pub struct Head {
     weight: Tensor,
     bias: Option<Tensor>,
     soft_cap: Option<f64>,
+    precision: MatmulPrecision,
     /// Bytes that logits may take.
     limit: usize,
 }
@@ -25,17 +26,18 @@ pub struct Head {
 struct Dense {
     linear: Linear,
     activation: Activation,
+    precision: MatmulPrecision,
 }
 
 impl Dense {
     fn load(source: &Source, layout: &DenseLayout, width: usize, compute: &Compute) -> Result<Self> {
         let linear = dense(source, &layout.name, width, width, compute)?;
-        Ok(Self { linear, activation: layout.activation })
+        Ok(Self { linear, activation: layout.activation, precision: compute.precision })
     }
 
     /// h (rows, hidden) to (rows, hidden).
     fn forward(&self, h: &Tensor) -> Result<Tensor> {
-        Ok(activation(self.activation, &self.linear.forward(h)?)?)
+        Ok(activation(self.activation, &self.linear.forward(h, self.precision)?)?)
     }
 }
 
@@ -55,6 +57,7 @@ impl Head {
             weight: read(&head.weight.name, &[vocab, hidden])?,
             bias: head.bias.as_ref().map(|name| read(name, &[vocab])).transpose()?,
             soft_cap: head.soft_cap,
+            precision: compute.precision,
             limit: compute.limits.logits,
         })
     }
@@ -82,7 +85,7 @@ impl Head {
 
     /// Normalised states (rows, hidden) to logits (rows, vocab).
     pub fn project(&self, normalised: &Tensor) -> Result<Tensor> {
-        let mut z = normalised.matmul(&self.weight.t()?)?;
+        let mut z = linear(normalised, &self.weight, self.precision)?;
         if let Some(bias) = &self.bias {
             z = z.broadcast_add(bias)?;
         }
@@ -99,9 +102,9 @@ impl Head {
             // d cap(z) / dz = 1 − tanh²(z / c)
             Some(cap) => {
                 let slope = (logits / cap)?.sqr()?.affine(-1.0, 1.0)?;
-                Ok((gradient * slope)?.matmul(&self.weight)?)
+                Ok(linear_back(&(gradient * slope)?, &self.weight, self.precision)?)
             }
-            None => Ok(gradient.matmul(&self.weight)?),
+            None => Ok(linear_back(gradient, &self.weight, self.precision)?),
         }
     }
 }
@@ -125,7 +128,7 @@ impl Classifier {
     /// Final states (sequences, t, hidden) to logits (sequences, classes). Nothing but the first position is looked at.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let first = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-        self.linear.forward(&self.pooler.forward(&first)?)
+        self.linear.forward(&self.pooler.forward(&first)?, self.pooler.precision)
     }
 
     /// Number of classes; 1 if the logit is a score.

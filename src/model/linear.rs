@@ -3,7 +3,8 @@
 use super::needed::Form;
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
-use crate::compute::Compute;
+use crate::compute::{Compute, MatmulPrecision};
+use crate::ops::linear;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -55,13 +56,13 @@ impl Linear {
     }
 
     /// x (…, in) to (…, out).
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let width = shape.pop().unwrap_or(0);
         let rows = x.reshape(((), width))?;
         let (y, bias) = match self {
-            Linear::Dense { weight, bias } => (rows.matmul(&weight.t()?)?, bias),
-            Linear::LowRank { a, b, bias } => (rows.matmul(&a.t()?)?.matmul(&b.t()?)?, bias),
+            Linear::Dense { weight, bias } => (linear(&rows, weight, precision)?, bias),
+            Linear::LowRank { a, b, bias } => (linear(&linear(&rows, a, precision)?, b, precision)?, bias),
         };
         let y = match bias {
             Some(bias) => y.broadcast_add(bias)?,

@@ -42,6 +42,7 @@ pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TO
 
 use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
+use crate::compute::Compute;
 use crate::hub::HubOptions;
 use crate::job::Job;
 use crate::machine::StageClock;
@@ -51,7 +52,6 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report::Report;
 use anyhow::Result;
-use candle_core::Device;
 use prepare::{Prepared, prepare};
 
 /// Windows of 128 tokens to judge a classifier by: 64 of them.
@@ -78,11 +78,12 @@ pub fn compress(
     recipe: &Recipe,
     force: bool,
     hub: &HubOptions,
-    device: &Device,
+    compute: impl Into<Compute>,
     progress: &dyn Progress,
 ) -> Result<Report> {
     let mut clock = StageClock::start(progress);
-    let mut model = open::open_dense(&recipe.model, hub, device, progress)?;
+    let compute = Compute { precision: recipe.matmul_precision, ..compute.into() };
+    let mut model = open::open_dense(&recipe.model, hub, compute, progress)?;
     if recipe.small_linears {
         model = model.with_small_linears();
     }

@@ -4,6 +4,7 @@
 //! ([`crate::method::MethodOption`]) and travels by key. [`Options::resolve`] makes a [`Recipe`] of it.
 
 use crate::checkpoint::read_settings;
+use crate::compute::MatmulPrecision;
 use crate::method::{Inputs, OptionValues};
 use crate::plan::AllocationRule;
 use crate::text::split_names;
@@ -102,6 +103,11 @@ pub struct Options {
     /// Which windows: random, first [default: random]
     #[arg(long, value_name = "RULE", help_heading = "Calibration")]
     pub sampling: Option<SamplingRule>,
+
+    /// Products of weights and activations: highest (f32), or medium, of factors rounded to bf16 where the processor
+    /// multiplies these faster (AVX512-BF16) [default: highest]
+    #[arg(long, value_name = "P", help_heading = "Calibration")]
+    pub matmul_precision: Option<MatmulPrecision>,
 
     /// Seed of the random choice [default: 0]
     #[arg(long, value_name = "N", help_heading = "Calibration")]

@@ -3,6 +3,7 @@
 use super::size::{default_output, parse_bytes};
 use super::{BosRule, Learn, Options, SamplingRule, StoredType, WeightRule, table};
 use crate::backward::Objective;
+use crate::compute::MatmulPrecision;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
 use crate::plan::AllocationRule;
 use crate::text::Sampling;
@@ -119,6 +120,13 @@ impl Options {
         if heal > 0 {
             (self.heal_lr, self.heal_batch) = (Some(heal_lr), Some(heal_batch));
         }
+        let precision = *self.matmul_precision.get_or_insert_default();
+        if precision != MatmulPrecision::Highest && self.stats.is_some() {
+            user_bail!(
+                "--stats with --matmul-precision medium: statistics in a folder are those of f32 products";
+                "leave one of them out"
+            );
+        }
         let name = method.card().name.to_string();
         let calib = self.calib.get_or_insert_with(|| vec![self.task.clone().unwrap_or_else(|| "sample".into())]);
         let ppl = self.ppl.get_or_insert_with(|| vec!["sample".into()]);
@@ -140,6 +148,7 @@ impl Options {
             calib_windows: *self.calib_windows.get_or_insert(128),
             window: self.window,
             sampling: *self.sampling.get_or_insert(SamplingRule::Random),
+            matmul_precision: precision,
             seed: *self.seed.get_or_insert(0),
             bos: *self.bos.get_or_insert_default(),
             inputs: *self.inputs.get_or_insert(method.inputs()),
@@ -182,6 +191,7 @@ pub struct Recipe {
     pub calib_windows: usize,
     pub window: Option<usize>,
     pub sampling: SamplingRule,
+    pub matmul_precision: MatmulPrecision,
     pub seed: u64,
     pub bos: BosRule,
     pub inputs: Inputs,

@@ -109,6 +109,33 @@ fn checks_that_fail_are_named_and_exit_with_1() {
 }
 
 #[test]
+fn products_of_rounded_factors_are_named_and_do_not_depend_on_threads() {
+    let place = Place::new();
+    let eval = |precision: &str| {
+        let line = format!("eval demo --window 64 --max-windows 3 --json --matmul-precision {precision}");
+        let object: Value = serde_json::from_str(&place.run(&line).fine().stdout).expect("one JSON value");
+        let entry = &object["perplexity"][0];
+        (entry["dtype"].as_str().unwrap().to_string(), entry["ppl"].as_f64().unwrap())
+    };
+    let (highest, medium) = (eval("highest"), eval("medium"));
+    assert_eq!(highest.0, "f32");
+    if medium.0 == "f32" {
+        assert_eq!(medium, highest);
+        println!("the rest is skipped: this processor has no AVX512-BF16");
+        return;
+    }
+    assert_eq!(medium.0, "f32 with bf16 products");
+    assert!(medium.1 != highest.1 && (medium.1 / highest.1 - 1.0).abs() < 5e-3, "{medium:?}, {highest:?}");
+    let weights = |out: &str, flags: &str| {
+        place.run(&format!("compress demo --method whiten --weight unit {FAST} {flags} -o {out}")).fine();
+        std::fs::read(place.path(&format!("{out}/model.safetensors"))).expect("weights")
+    };
+    let one = weights("one", "--matmul-precision medium --threads 1");
+    assert!(one == weights("two", "--matmul-precision medium --threads 2"));
+    assert!(one != weights("highest", ""));
+}
+
+#[test]
 fn eval_prints_one_object_with_its_protocol() {
     let place = Place::new();
     let object =

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use softlm::calibrate::{Origin, StatsStore, collect};
 use softlm::checkpoint::{FORMAT, GUARD, MODEL_TYPE, Section, Source, base_config, family_config};
+use softlm::compute::MatmulPrecision;
 use softlm::export::StoredLinear;
 use softlm::forward::States;
 use softlm::machine::StageClock;
@@ -162,7 +163,13 @@ fn experts_with_few_tokens_are_calibrated_with_all() {
         if inner.tokens == 40 {
             // act(Gate x) ∘ Up x of every token, by hand.
             let x = rows_at(&block, &states, Site::MlpIn);
-            let role = |part| block.linear(Role::Expert(expert, part)).expect("an expert").forward(&x).expect("rows");
+            let role = |part| {
+                block
+                    .linear(Role::Expert(expert, part))
+                    .expect("an expert")
+                    .forward(&x, MatmulPrecision::Highest)
+                    .expect("rows")
+            };
             let (gate, up) = (role(FfnPart::Gate), role(FfnPart::Up));
             let wanted: Vec<f32> = (gate.silu().unwrap() * up).unwrap().sum(0).unwrap().to_vec1().expect("numbers");
             let close = |(sum, wanted): (&f64, &f32)| {

@@ -26,7 +26,7 @@ use super::linear::Linear;
 use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
-use crate::compute::Compute;
+use crate::compute::{Compute, MatmulPrecision};
 use crate::error::UserError;
 use crate::ops::{Activation, activation, gated_activation, is_finite};
 use anyhow::{Context, Result, ensure};
@@ -126,6 +126,7 @@ pub struct Block<'m> {
     tensors: BTreeMap<&'static str, Tensor>,
     linears: BTreeMap<Role, Linear>,
     checked: bool,
+    precision: MatmulPrecision,
     output_gradients: Option<OutputGradients>,
 }
 
@@ -147,12 +148,18 @@ impl<'m> Block<'m> {
             norms: norms.collect::<Result<_>>()?,
             tensors: tensors.collect::<Result<_>>()?,
             checked: true,
+            precision: compute.precision,
             output_gradients: None,
         })
     }
 }
 
 impl Block<'_> {
+    /// What products of its weights may lose.
+    pub fn precision(&self) -> MatmulPrecision {
+        self.precision
+    }
+
     /// The linear with this role, if the block has one.
     pub fn linear(&self, role: Role) -> Option<&Linear> {
         self.linears.get(&role)
@@ -266,7 +273,7 @@ impl Block<'_> {
     /// The linear `role` of x (…, in).
     fn apply(&self, role: Role, x: &Tensor) -> Result<Tensor> {
         let linear = self.linears.get(&role).with_context(|| format!("block {} has no {role}", self.index))?;
-        let y = linear.forward(x)?;
+        let y = linear.forward(x, self.precision)?;
         match &self.output_gradients {
             Some(found) => found.watch(role, &y),
             None => Ok(y),

@@ -1,0 +1,120 @@
+//! Product with a weight.
+//!
+//! ```text
+//! y = x Wᵀ        x (rows, in), W (out, in)
+//! ```
+//! Back, with g (rows, out) the gradient on y: on x it is g W, on W gᵀ x.
+
+use super::cpu::{CpuOp, Input, apply};
+use crate::compute::MatmulPrecision;
+use crate::linalg::bf16::{Operand, product};
+use crate::ops::cpu::numbers;
+use candle_core::{Result, Shape, Tensor};
+
+/// Fewer rows do not pay for the copy of the weight that bf16 products need.
+const ROWS: usize = 16;
+
+/// `x` (rows, in) and `weight` (out, in) to (rows, out).
+pub fn linear(x: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
+    if precision.is_bf16_on(x.device()) && x.dim(0)? >= ROWS {
+        return apply(Bf16Linear, [x, weight]);
+    }
+    x.matmul(&weight.t()?)
+}
+
+/// The gradient on x, (rows, in), that `gradient` (rows, out) on y leaves: for what keeps no graph.
+pub fn linear_back(gradient: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
+    if !precision.is_bf16_on(weight.device()) || gradient.dim(0)? < ROWS {
+        return gradient.matmul(weight);
+    }
+    let (gradient, weight) = (gradient.contiguous()?, weight.contiguous()?);
+    let (rows, (out, width)) = (gradient.dim(0)?, weight.dims2()?);
+    let on_x = back(&numbers(&gradient)?, &numbers(&weight)?, rows, out, width);
+    Tensor::from_vec(on_x, (rows, width), weight.device())
+}
+
+/// g W
+fn back(g: &[f32], weight: &[f32], rows: usize, out: usize, width: usize) -> Vec<f32> {
+    let g = Operand { numbers: g, rows, inner: out, transposed: false };
+    product(g, Operand { numbers: weight, rows: width, inner: out, transposed: true })
+}
+
+/// With every factor rounded to bf16, forward and backward.
+struct Bf16Linear;
+
+impl CpuOp<2> for Bf16Linear {
+    const NAME: &'static str = "bf16-linear";
+
+    fn forward(&self, [x, weight]: [Input; 2]) -> Result<(Vec<f32>, Shape)> {
+        let (rows, inner) = x.shape.dims2()?;
+        let out = weight.shape.dims2()?.0;
+        let x = Operand { numbers: &x, rows, inner, transposed: false };
+        let weight = Operand { numbers: &weight, rows: out, inner, transposed: false };
+        Ok((product(x, weight), (rows, out).into()))
+    }
+
+    fn backward(&self, [x, weight]: [Input; 2], g: &[f32], wanted: [bool; 2]) -> Result<[Vec<f32>; 2]> {
+        let (rows, width) = x.shape.dims2()?;
+        let out = weight.shape.dims2()?.0;
+        let transposed = |numbers, rows, inner| Operand { numbers, rows, inner, transposed: true };
+        let on_x = if wanted[0] { back(g, &weight, rows, out, width) } else { Vec::new() };
+        let on_weight =
+            if wanted[1] { product(transposed(g, out, rows), transposed(&x, width, rows)) } else { Vec::new() };
+        Ok([on_x, on_weight])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linalg::bf16::{is_supported, rounded};
+    use candle_core::{Device, Var};
+
+    /// Against f32 products of the rounded factors. Unrounded ones are a thousand times as far off.
+    #[test]
+    fn medium_precision_rounds_factors_and_nothing_else() -> Result<()> {
+        if !is_supported() {
+            println!("skipped: this processor has no AVX512-BF16");
+            return Ok(());
+        }
+        let (rows, width, out) = (37, 70, 45);
+        let of = |rows: usize, cols: usize, seed: usize| {
+            let value = |i: usize| ((i * 7919 + seed) as f32).sin();
+            Tensor::from_vec((0..rows * cols).map(value).collect(), (rows, cols), &Device::Cpu)
+        };
+        let (x, weight, g) =
+            (Var::from_tensor(&of(rows, width, 1)?)?, Var::from_tensor(&of(out, width, 2)?)?, of(rows, out, 3)?);
+        let y = linear(&x, &weight, MatmulPrecision::Medium)?;
+        let mut gradients = (&y * &g)?.sum_all()?.backward()?;
+        let mut on = |var: &Var| gradients.remove(var).expect("a gradient");
+        let results = [y.detach(), on(&x), on(&weight), linear_back(&g, &weight, MatmulPrecision::Medium)?];
+
+        let bf16 = |x: &Tensor| {
+            let numbers: Vec<f32> = x.flatten_all()?.to_vec1()?;
+            Tensor::from_vec(numbers.into_iter().map(rounded).collect(), x.shape(), x.device())
+        };
+        let products = |x: &Tensor, weight: &Tensor, g: &Tensor| -> Result<[Tensor; 4]> {
+            let back = g.matmul(weight)?;
+            Ok([x.matmul(&weight.t()?)?, back.clone(), g.t()?.matmul(x)?, back])
+        };
+        let rounded = products(&bf16(&x)?, &bf16(&weight)?, &bf16(&g)?)?;
+        let exact = products(&x, &weight, &g)?;
+        let distance = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
+        for ((ours, rounded), exact) in results.iter().zip(&rounded).zip(&exact) {
+            assert!(distance(ours, rounded)? < 1e-5, "{}", distance(ours, rounded)?);
+            assert!(distance(ours, exact)? > 1e-3);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn few_rows_and_highest_precision_are_products_in_f32() -> Result<()> {
+        let x = Tensor::from_vec((0..60).map(|i| (i as f32).sin()).collect(), (20, 3), &Device::Cpu)?;
+        let weight = Tensor::from_vec(vec![0.1f32, 0.2, 0.3, 0.4, 0.5, 0.6], (2, 3), &Device::Cpu)?;
+        let exact: Vec<Vec<f32>> = x.matmul(&weight.t()?)?.to_vec2()?;
+        assert_eq!(linear(&x, &weight, MatmulPrecision::Highest)?.to_vec2::<f32>()?, exact);
+        let few = linear(&x.narrow(0, 0, ROWS - 1)?, &weight, MatmulPrecision::Medium)?;
+        assert_eq!(few.to_vec2::<f32>()?, exact[..ROWS - 1]);
+        Ok(())
+    }
+}
