@@ -1,30 +1,9 @@
 //! Where a model computes, in which type and in how much memory: one value, handed down from the command line.
 
 use crate::checkpoint::Source;
-use crate::linalg::bf16;
+use crate::ops::MatmulPrecision;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-
-/// What may be lost in products of f32 matrices, in the words of `torch.set_float32_matmul_precision`. Sums are in f32
-/// whatever it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum MatmulPrecision {
-    /// Nothing: products are in f32.
-    #[default]
-    Highest,
-    /// Factors may be rounded to bf16, where the processor multiplies such numbers faster.
-    Medium,
-}
-
-impl MatmulPrecision {
-    /// Whether products on `device` are of numbers rounded to bf16.
-    pub fn is_bf16_on(self, device: &Device) -> bool {
-        self == Self::Medium && device.is_cpu() && bf16::is_supported()
-    }
-}
 
 /// Device, type and limits.
 #[derive(Debug, Clone)]

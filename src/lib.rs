@@ -6,6 +6,7 @@ pub mod visible;
 pub mod error;
 pub mod number;
 pub mod hash;
+pub mod random;
 pub mod progress;
 pub mod lock;
 pub mod memory;
@@ -29,6 +30,7 @@ pub mod machine;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
+pub mod synthetic;
 pub mod recipe;
 pub mod job;
 pub mod export;

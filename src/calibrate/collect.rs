@@ -1,11 +1,11 @@
 //! Sends states through a block and sums what enters its sites.
 
 use super::stats::SiteStats;
-use crate::compute::MatmulPrecision;
 use crate::forward::States;
 use crate::linalg::{GramSums, Mat, gram_add};
 use crate::memory;
 use crate::model::{Block, Flow, Site, Tap};
+use crate::ops::MatmulPrecision;
 use crate::ops::with_numbers;
 use crate::user_bail;
 use anyhow::Result;

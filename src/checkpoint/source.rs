@@ -102,6 +102,16 @@ impl Source {
         open().expect("the built-in model is part of the program and tested with it")
     }
 
+    /// A configuration alone: what a checkpoint that is yet to be written will have.
+    pub fn without_weights(label: &str, config: Map<String, Value>) -> Result<Source> {
+        Self::assemble(label.into(), None, config, Vec::new(), None)
+    }
+
+    /// Whether there are files of weights: not so of a configuration alone.
+    pub fn has_weights(&self) -> bool {
+        !self.files.is_empty()
+    }
+
     fn assemble(
         label: String,
         dir: Option<PathBuf>,

@@ -13,6 +13,7 @@ mod generate;
 mod inspect;
 mod methods;
 mod page;
+mod synthetic;
 mod ui;
 mod values;
 mod verify;
@@ -108,6 +109,9 @@ enum Command {
     Inspect(inspect::Inspect),
     /// List the methods, or explain one
     Methods(methods::Methods),
+    /// Write a checkpoint of a configuration's shapes with made-up weights, for benchmarks
+    #[command(hide = true)]
+    Synthetic(synthetic::Synthetic),
 }
 
 impl Command {
@@ -174,6 +178,7 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
         Command::Verify(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Methods(command) => command.run(),
+        Command::Synthetic(command) => command.run(&context),
     }
 }
 

@@ -3,7 +3,8 @@
 use super::needed::Form;
 use super::spec::{LinearSpec, Stored};
 use crate::checkpoint::Source;
-use crate::compute::{Compute, MatmulPrecision};
+use crate::compute::Compute;
+use crate::ops::MatmulPrecision;
 use crate::ops::linear;
 use crate::user_bail;
 use anyhow::Result;

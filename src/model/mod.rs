@@ -21,6 +21,7 @@ mod sound;
 mod verify;
 mod decoder;
 mod tensors;
+mod synthetic;
 mod family;
 mod quantised;
 
@@ -35,4 +36,5 @@ pub use linear::{Linear, load_bias};
 pub use opened::{Model, Output};
 pub use sound::Touched;
 pub use spec::{LinearSpec, RowRuns, Stored};
+pub use synthetic::{Described, Purpose, describe_tensors, with_blocks};
 pub use verify::{Verification, verify};

@@ -5,14 +5,33 @@
 //! ```
 //! Back, with g (rows, out) the gradient on y: on x it is g W, on W gᵀ x.
 
-use super::cpu::{CpuOp, Input, apply};
-use crate::compute::MatmulPrecision;
-use crate::linalg::bf16::{Operand, product};
-use crate::ops::cpu::numbers;
-use candle_core::{Result, Shape, Tensor};
+use super::cpu::{CpuOp, Input, apply, numbers};
+use crate::linalg::bf16::{self, Operand, product};
+use candle_core::{Device, Result, Shape, Tensor};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// Fewer rows do not pay for the copy of the weight that bf16 products need.
 const ROWS: usize = 16;
+
+/// What may be lost in products of f32 matrices, in the words of `torch.set_float32_matmul_precision`. Sums are in f32
+/// whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MatmulPrecision {
+    /// Nothing: products are in f32.
+    #[default]
+    Highest,
+    /// Factors may be rounded to bf16, where the processor multiplies such numbers faster.
+    Medium,
+}
+
+impl MatmulPrecision {
+    /// Whether products on `device` are of numbers rounded to bf16.
+    pub fn is_bf16_on(self, device: &Device) -> bool {
+        self == Self::Medium && device.is_cpu() && bf16::is_supported()
+    }
+}
 
 /// `x` (rows, in) and `weight` (out, in) to (rows, out).
 pub fn linear(x: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
@@ -68,7 +87,7 @@ impl CpuOp<2> for Bf16Linear {
 mod tests {
     use super::*;
     use crate::linalg::bf16::{is_supported, rounded};
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     /// Against f32 products of the rounded factors. Unrounded ones are a thousand times as far off.
     #[test]

@@ -2,9 +2,10 @@
 
 use super::texts::{Calibration, EvalText};
 use crate::checkpoint::{Section, Source};
-use crate::compute::{Compute, MatmulPrecision};
+use crate::compute::Compute;
 use crate::hub::{self, HubOptions};
 use crate::model::{Model, Touched};
+use crate::ops::MatmulPrecision;
 use crate::progress::Progress;
 use crate::report::UnusedTensors;
 use crate::text::Tokenizer;

@@ -4,8 +4,8 @@
 //! ([`crate::method::MethodOption`]) and travels by key. [`Options::resolve`] makes a [`Recipe`] of it.
 
 use crate::checkpoint::read_settings;
-use crate::compute::MatmulPrecision;
 use crate::method::{Inputs, OptionValues};
+use crate::ops::MatmulPrecision;
 use crate::plan::AllocationRule;
 use crate::text::split_names;
 use crate::user_bail;

@@ -3,8 +3,8 @@
 use super::size::{default_output, parse_bytes};
 use super::{BosRule, Learn, Options, SamplingRule, StoredType, WeightRule, table};
 use crate::backward::Objective;
-use crate::compute::MatmulPrecision;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
+use crate::ops::MatmulPrecision;
 use crate::plan::AllocationRule;
 use crate::text::Sampling;
 use crate::user_bail;

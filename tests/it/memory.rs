@@ -8,18 +8,17 @@
 //! cargo test --release --test it -- --ignored --nocapture memory::full_size_whiten
 //! ```
 
-use half::bf16;
-use serde_json::{Map, Value, json};
-use softlm::checkpoint::Source;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use serde_json::{Value, json};
+use softlm::checkpoint::Dtype;
+use softlm::synthetic::{SyntheticOptions, write_synthetic};
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 const MIB: u64 = 1 << 20;
 
-/// A Llama of random bf16 weights.
+/// A Llama of made-up bf16 weights.
 #[derive(Clone, Copy)]
 struct Shape {
     hidden: usize,
@@ -34,33 +33,7 @@ const TINY_LLAMA: Shape = Shape { hidden: 2048, ffn: 5632, heads: 32, kv_heads: 
 const SMALL: Shape = Shape { hidden: 512, ffn: 1408, heads: 8, kv_heads: 1, vocab: 8000, blocks: 3 };
 
 impl Shape {
-    /// Every tensor with its shape; a norm has one dimension.
-    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let Shape { hidden, ffn, vocab, .. } = *self;
-        let kv = hidden / self.heads * self.kv_heads;
-        let mut tensors = vec![
-            ("model.embed_tokens.weight".to_string(), vec![vocab, hidden]),
-            ("lm_head.weight".to_string(), vec![vocab, hidden]),
-            ("model.norm.weight".to_string(), vec![hidden]),
-        ];
-        for block in 0..self.blocks {
-            let parts = [
-                ("input_layernorm", vec![hidden]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("self_attn.q_proj", vec![hidden, hidden]),
-                ("self_attn.k_proj", vec![kv, hidden]),
-                ("self_attn.v_proj", vec![kv, hidden]),
-                ("self_attn.o_proj", vec![hidden, hidden]),
-                ("mlp.gate_proj", vec![ffn, hidden]),
-                ("mlp.up_proj", vec![ffn, hidden]),
-                ("mlp.down_proj", vec![hidden, ffn]),
-            ];
-            tensors.extend(parts.map(|(name, shape)| (format!("model.layers.{block}.{name}.weight"), shape)));
-        }
-        tensors
-    }
-
-    /// Writes the model with the demo's tokenizer, tensor by tensor.
+    /// Writes a model of this shape with the demo's tokenizer.
     fn write(&self, dir: &Path) {
         let config = json!({
             "model_type": "llama", "hidden_size": self.hidden, "intermediate_size": self.ffn,
@@ -68,65 +41,21 @@ impl Shape {
             "num_hidden_layers": self.blocks, "vocab_size": self.vocab, "max_position_embeddings": 2048,
             "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
         });
-        fs::write(dir.join("config.json"), config.to_string()).unwrap();
-        let demo = Source::demo();
-        for name in ["tokenizer.json", "tokenizer_config.json"] {
-            fs::write(dir.join(name), demo.side_file(name).unwrap().unwrap()).unwrap();
-        }
-        let tensors = self.tensors();
-        let mut header = Map::new();
-        let mut end = 0;
-        for (name, shape) in &tensors {
-            let start = end;
-            end += 2 * shape.iter().product::<usize>();
-            header.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}));
-        }
-        let header = Value::Object(header).to_string();
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(dir.join("model.safetensors")).unwrap());
-        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-        file.write_all(header.as_bytes()).unwrap();
-        // One pool of noise; its odd length keeps the rows of a matrix different.
-        let noise = noise(4_000_037);
-        let mut at = 0;
-        for (_, shape) in &tensors {
-            if shape.len() == 1 {
-                file.write_all(&bf16::ONE.to_le_bytes().repeat(shape[0])).unwrap();
-                continue;
-            }
-            let mut left = 2 * shape.iter().product::<usize>();
-            while left > 0 {
-                let piece = left.min(noise.len() - at);
-                file.write_all(&noise[at..at + piece]).unwrap();
-                at = (at + piece) % noise.len();
-                left -= piece;
-            }
-        }
-        file.flush().unwrap();
+        let file = dir.join("shape.json");
+        fs::write(&file, config.to_string()).unwrap();
+        let options = SyntheticOptions { blocks: None, seed: 0, dtype: Dtype::BF16 };
+        write_synthetic(&file, &dir.join("model"), &options, &()).unwrap();
     }
-}
-
-/// `count` bf16 numbers in [-0.03, 0.03), little-endian.
-fn noise(count: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bf16::from_f64(((state >> 11) as f64 / (1u64 << 52) as f64 - 1.0) * 0.03).to_le_bytes()
-    };
-    (0..count).flat_map(|_| next()).collect()
 }
 
 /// Compresses a model of this shape in a process of its own and returns its peak resident memory.
 fn peak(shape: Shape, method: &str, threads: usize) -> u64 {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let model = dir.path().join("model");
-    fs::create_dir(&model).unwrap();
-    shape.write(&model);
+    shape.write(dir.path());
     let started = Instant::now();
     let output = Command::new(env!("CARGO_BIN_EXE_softlm"))
         .args(["--quiet", "--threads", &threads.to_string(), "compress"])
-        .arg(&model)
+        .arg(dir.path().join("model"))
         .arg("-o")
         .arg(dir.path().join("out"))
         .args(["--method", method, "--keep", "0.6", "--calib", "sample", "--calib-windows", "8", "--window", "256"])

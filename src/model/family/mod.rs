@@ -121,7 +121,8 @@ fn must_divide(whole_name: &str, whole: usize, part_name: &str, part: usize) -> 
 /// Makes sure that the embedding and the head can be read: a tied checkpoint may store either or both.
 fn resolve_head(tensors: &mut Tensors, embedding: &str, head: &str, tied: bool) -> Result<HeadWeight> {
     let shared = || HeadWeight { name: embedding.to_string(), tied: Some(head.to_string()) };
-    match (tensors.is_there(embedding), tensors.is_there(head), tied) {
+    let is_there = |name: &str| tensors.is_there(name) || tensors.are_to_come();
+    match (is_there(embedding), is_there(head), tied) {
         (true, _, true) => Ok(shared()),
         (false, true, true) => {
             tensors.alias(embedding, head);
