@@ -2,7 +2,7 @@
 
 use super::forward::{Slot, cublas, curand, driver};
 use crate::user_bail;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libloading::Library;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -44,6 +44,20 @@ pub fn load() -> Result<()> {
     fill("libcurand.so.10", find("libcurand.so.10")?, curand::slots())?;
     *loaded = true;
     Ok(())
+}
+
+/// Opens cuSOLVER, which a GPU can be used without. [`load`] comes first.
+///
+/// # Errors
+/// Says which library is missing.
+pub fn solver() -> Result<Library> {
+    let folders = library_folders();
+    let find = |file: &str| open(file, &folders)?.with_context(|| format!("{file} is not there"));
+    // It is linked to these and would not find them in a folder that the loader does not know.
+    for file in ["libnvJitLink.so.13", "libcusparse.so.12"] {
+        std::mem::forget(find(file)?);
+    }
+    find("libcusolver.so.12")
 }
 
 fn driver_folders() -> [PathBuf; 2] {
