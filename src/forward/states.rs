@@ -136,10 +136,11 @@ impl States {
 
     /// Takes the states through `block` and shows what enters its sites to `tap`, which must not stop a pass.
     pub fn advance_showing(&mut self, block: &Block, tap: &mut dyn Tap) -> Result<()> {
+        let mut magnitudes = Vec::with_capacity(self.len());
         for index in 0..self.len() {
             let x = self.batch(index)?;
             let batch = &mut self.batches[index];
-            let y = block.forward_padded(&x, batch.lengths.as_deref(), tap)?;
+            let y = block.forward_unsettled(&x, batch.lengths.as_deref(), tap, &mut magnitudes)?;
             let y = y.context("a forward pass was stopped although its result is needed")?;
             match &mut batch.place {
                 Place::Memory(x) => *x = y,
@@ -148,7 +149,7 @@ impl States {
                 }
             }
         }
-        Ok(())
+        block.settle(&magnitudes)
     }
 
     /// Takes the states through all blocks. Steps `progress` by `steps` once per block.
