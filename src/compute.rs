@@ -59,6 +59,17 @@ impl From<&Compute> for Compute {
     }
 }
 
+/// The type that products of f32 tensors on `device` are computed in: `f32`, or `tf32`, whose factors have 11 bits and whose
+/// sums are in f32.
+pub fn products(device: &Device) -> &'static str {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() && candle_core::cuda_backend::gemm_reduced_precision_f32() {
+        return "tf32";
+    }
+    let _ = device;
+    "f32"
+}
+
 impl Compute {
     /// The tensor `name`, which must have this shape, as it is computed with.
     pub fn read(&self, source: &Source, name: &str, shape: &[usize]) -> Result<Tensor> {

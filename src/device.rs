@@ -1,5 +1,6 @@
 //! Which device computes: the processor, or a GPU.
 
+use crate::compute::products;
 use crate::linalg::CheckedSolver;
 use crate::progress::Progress;
 use crate::user_bail;
@@ -64,8 +65,21 @@ pub fn solver(device: &Device, progress: &dyn Progress) -> Option<&'static Check
     })
 }
 
-/// The device as reports name it: `cpu`, or `cuda:0` with what the maker calls it.
+/// From here on products of f32 tensors on GPUs are computed in tf32. `note` is told if `device` is none.
+pub fn use_tf32(device: &Device, note: impl Fn(&str)) {
+    gpu::use_tf32();
+    if products(device) != "tf32" {
+        note("--tf32 is for GPUs: the processor computes in f32");
+    }
+}
+
+/// The device as reports name it: `cpu`, or `cuda:0` with what the maker calls it, and `tf32` if products are.
 pub fn describe(device: &Device) -> String {
+    let name = name(device);
+    if products(device) == "f32" { name } else { format!("{name}, products in {}", products(device)) }
+}
+
+fn name(device: &Device) -> String {
     match device.location() {
         DeviceLocation::Cpu => "cpu".to_string(),
         DeviceLocation::Cuda { gpu_id } => match gpu::name(gpu_id) {
@@ -100,6 +114,8 @@ mod gpu {
         None
     }
 
+    pub fn use_tf32() {}
+
     pub fn solver(_device: &Device) -> Result<Option<&'static CheckedSolver>> {
         Ok(None)
     }
@@ -124,6 +140,6 @@ mod tests {
     #[test]
     fn the_processor_is_always_there() {
         let device = Choice::Cpu.open(|why| panic!("{why}")).unwrap();
-        assert_eq!(describe(&device), "cpu");
+        assert_eq!((describe(&device).as_str(), products(&device)), ("cpu", "f32"));
     }
 }

@@ -116,8 +116,8 @@ impl Eval {
                 // Who asks for a check wants to hear that it failed; everybody else, what is wrong.
                 Err(error) if self.gates().any() && is_not_finite(&error) => {
                     let why = format!("{error:#}");
-                    let model = Evaluation::not_a_number(&text.corpus.name, &text.windows, &why);
-                    measured.push(Measured { model, base: None });
+                    let failed = Evaluation::not_a_number(&model, &text.corpus.name, &text.windows, &why);
+                    measured.push(Measured { model: failed, base: None });
                 }
                 Err(error) => return Err(error),
             }

@@ -90,6 +90,11 @@ pub fn solver(device: &Device) -> Result<Option<&'static CheckedSolver>> {
     solver.map(Some)
 }
 
+/// Products of f32 tensors in tf32, summed in f32.
+pub fn use_tf32() {
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(true);
+}
+
 /// What the maker calls the GPU of this number.
 pub fn name(ordinal: usize) -> Option<String> {
     let gpu = driver::device::get(i32::try_from(ordinal).ok()?).ok()?;

@@ -3,6 +3,7 @@
 
 use super::encode::{embeddings, of_windows};
 use super::modules::{Modules, cosine};
+use crate::compute::products;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -64,7 +65,7 @@ pub fn fidelity(
         window: windows.window,
         windows: windows.len(),
         pooling: modules.name(),
-        dtype: "f32".into(),
+        dtype: products(model.device()).into(),
         cosine: mean,
         stderr: (cosines.len() > 1).then(|| (variance / n).sqrt()),
         // Unlike `f64::min`, this does not pass over what is no number.

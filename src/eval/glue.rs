@@ -7,6 +7,7 @@ use super::classes::Classes;
 use super::encode::{each_batch, embeddings};
 use super::metrics::{accuracy, f1, pearson, spearman};
 use super::modules::Modules;
+use crate::compute::products;
 use crate::model::{Model, Output};
 use crate::progress::Progress;
 use crate::text::{Encoder, Examples, Sequence};
@@ -89,7 +90,7 @@ pub fn glue(
         sha256: examples.sha256.clone(),
         max_length: protocol.max_length,
         predictions: predictions.clone(),
-        dtype: "f32".into(),
+        dtype: products(model.device()).into(),
     };
     Ok(metrics.iter().map(result).collect())
 }

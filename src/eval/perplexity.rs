@@ -1,6 +1,7 @@
 //! Perplexity and divergence, each with the protocol it was measured by.
 
 use super::score::{WindowScore, score};
+use crate::compute::products;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -25,7 +26,7 @@ pub struct Perplexity {
     /// Whether it is a pseudo-perplexity: each target masked alone and guessed from both sides.
     #[serde(default, skip_serializing_if = "is_false")]
     pub masked: bool,
-    /// Type the model computed in.
+    /// Type the model computed in; `tf32` where only products are.
     pub dtype: String,
     /// exp(nll).
     #[serde(with = "crate::number")]
@@ -70,9 +71,9 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// Stands for one that could not be made: the model's output on `windows` is not a number, and `why`.
-    pub fn not_a_number(corpus: &str, windows: &Windows, why: &str) -> Self {
+    pub fn not_a_number(model: &Model, corpus: &str, windows: &Windows, why: &str) -> Self {
         let scores = vec![WindowScore::default(); windows.len()];
-        let mut perplexity = perplexity(corpus, windows, &scores, |_| f64::NAN);
+        let mut perplexity = perplexity(model, corpus, windows, &scores, |_| f64::NAN);
         perplexity.tokens = windows.targets();
         (perplexity.ppl_note, perplexity.stderr) = (Some(why.to_string()), None);
         Self { perplexity, divergence: None }
@@ -88,11 +89,12 @@ pub fn evaluate(
     progress: &dyn Progress,
 ) -> Result<(Evaluation, Option<Evaluation>)> {
     let scores = score(model, base, windows, progress)?;
-    Ok(summarise(base, corpus, windows, &scores))
+    Ok(summarise(model, base, corpus, windows, &scores))
 }
 
 /// What the scores of a model's windows, and of its base's where there is one, come to.
 pub(super) fn summarise(
+    model: &Model,
     base: Option<&Model>,
     corpus: &str,
     windows: &Windows,
@@ -106,13 +108,16 @@ pub(super) fn summarise(
         kl_stderr: standard_error(scores, |s| s.kl),
         top1: scores.iter().map(|s| s.agree).sum::<usize>() as f64 / targets as f64,
     });
-    let own = Evaluation { perplexity: perplexity(corpus, windows, scores, |s| s.nll), divergence };
-    let other =
-        base.map(|_| Evaluation { perplexity: perplexity(corpus, windows, scores, |s| s.base_nll), divergence: None });
+    let own = Evaluation { perplexity: perplexity(model, corpus, windows, scores, |s| s.nll), divergence };
+    let other = base.map(|base| Evaluation {
+        perplexity: perplexity(base, corpus, windows, scores, |s| s.base_nll),
+        divergence: None,
+    });
     (own, other)
 }
 
 fn perplexity(
+    model: &Model,
     corpus: &str,
     windows: &Windows,
     scores: &[WindowScore],
@@ -129,7 +134,7 @@ fn perplexity(
         tokens: targets,
         bos: windows.bos,
         masked: false,
-        dtype: "f32".to_string(),
+        dtype: products(model.device()).to_string(),
         ppl,
         ppl_note: note(ppl, nll),
         stderr: standard_error(scores, nll_of).map(|e| e * ppl),

@@ -32,7 +32,7 @@ pub fn evaluate_masked(
         score_rows(&head, &states, reference, &window.ids[targets(window)])
     };
     let scores = read(&windows.rows.iter().map(score).collect::<Result<Vec<_>>>()?)?;
-    let (mut own, mut other) = summarise(base, corpus, windows, &scores);
+    let (mut own, mut other) = summarise(model, base, corpus, windows, &scores);
     for evaluation in std::iter::once(&mut own).chain(&mut other) {
         evaluation.perplexity.masked = true;
     }

@@ -4,10 +4,12 @@ use super::statistics::of_another_text;
 use super::texts::{Calibration, EvalText};
 use crate::calibrate::StatsStore;
 use crate::checkpoint::{Identity, Source};
+use crate::compute::products;
 use crate::hash::Sha256;
 use crate::recipe::Recipe;
 use crate::report::Report;
 use anyhow::Result;
+use candle_core::Device;
 use std::path::Path;
 
 /// What has to be equal for two runs to produce the same weights: everything that is read.
@@ -16,11 +18,16 @@ pub(super) fn fingerprint(
     identity: &Identity,
     calibration: &Calibration,
     stats: Option<&StatsStore>,
+    device: &Device,
 ) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(env!("CARGO_PKG_VERSION"));
     hash.update(serde_json::to_string(recipe)?);
     hash.update(identity.fingerprint());
+    // The usual type goes without saying.
+    if products(device) != "f32" {
+        hash.update(products(device));
+    }
     for corpus in &calibration.corpora {
         hash.update(&corpus.sha256);
     }
