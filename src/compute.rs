@@ -1,8 +1,11 @@
 //! Where a model computes, in which type and in how much memory: one value, handed down from the command line.
 
 use crate::checkpoint::Source;
+use crate::progress::Progress;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Device, type and limits.
 #[derive(Debug, Clone)]
@@ -13,6 +16,44 @@ pub struct Compute {
     pub dtype: DType,
     /// What may be in memory at once.
     pub limits: Limits,
+    /// What the device turned out to have room for. All clones share it.
+    pub room: Arc<Room>,
+}
+
+/// What a device turned out to have room for.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// Tokens that fit at once; 0 as long as that is not known.
+    tokens: AtomicUsize,
+    untold: AtomicBool,
+}
+
+impl Room {
+    /// Tokens that fit at once, if there ever were too many.
+    pub fn tokens(&self) -> Option<usize> {
+        Some(self.tokens.load(Ordering::Relaxed)).filter(|tokens| *tokens > 0)
+    }
+
+    /// From here on at most `tokens`.
+    pub fn shrink(&self, tokens: usize) {
+        self.tokens.store(tokens, Ordering::Relaxed);
+        self.untold.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells once what changed since the last time.
+    pub fn tell(&self, progress: &dyn Progress) {
+        if let Some(tokens) = self.tokens().filter(|_| self.untold.swap(false, Ordering::Relaxed)) {
+            progress.warn(&format!(
+                "the memory of the GPU ran out: from here on at most {tokens} tokens go through a block at once"
+            ));
+        }
+    }
+}
+
+/// Whether a device had no memory left.
+pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
 }
 
 /// Sizes by which work is cut into parts. Sums over parts are taken in order, so that results depend on these alone, not on
@@ -49,7 +90,7 @@ impl Default for Limits {
 /// f32 on a device, with the usual limits.
 impl From<&Device> for Compute {
     fn from(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: DType::F32, limits: Limits::default() }
+        Self { device: device.clone(), dtype: DType::F32, limits: Limits::default(), room: Arc::default() }
     }
 }
 

@@ -30,6 +30,7 @@ impl Run<'_> {
         if let Some(trouble) = solver.and_then(CheckedSolver::take_trouble) {
             self.progress.warn(&trouble);
         }
+        self.model.compute().room.tell(self.progress);
         result
     }
 }

@@ -52,12 +52,26 @@ pub trait Tap {
     fn wants_every_token(&self, _expert: u16) -> bool {
         false
     }
+
+    /// A pass begins whose batch is shown in parts if the device has no room for all of it.
+    fn begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// That pass has failed: forgets what was seen of it. `false` if it cannot be forgotten.
+    fn forget(&mut self) -> bool {
+        false
+    }
 }
 
 /// Looks at nothing.
 impl Tap for () {
     fn see(&mut self, _: Site, _: &Tensor) -> Result<Flow> {
         Ok(Flow::Continue)
+    }
+
+    fn forget(&mut self) -> bool {
+        true
     }
 }
 
