@@ -212,7 +212,11 @@ impl DeviceSums {
     fn move_into(self, stats: &mut SiteStats) -> Result<()> {
         let n = stats.width();
         stats.tokens += self.tokens;
-        stats.gram.add_assign(&Mat::from_rows(n, n, &self.gram.flatten_all()?.to_vec1()?));
+        // Symmetric up to rounding, of which only the lower triangle is kept: rows can pass for columns.
+        let gram: Vec<f64> = self.gram.flatten_all()?.to_vec1()?;
+        for (j, column) in gram.chunks_exact(n).enumerate() {
+            stats.gram.col_mut(j)[j..].iter_mut().zip(&column[j..]).for_each(|(sum, x)| *sum += x);
+        }
         stats.sum.iter_mut().zip(self.sum.to_vec1::<f64>()?).for_each(|(sum, x)| *sum += x);
         Ok(())
     }
@@ -253,6 +257,7 @@ mod tests {
         sums.add(DeviceSums::of(&x).unwrap()).unwrap();
         let mut there = SiteStats::empty(11, true);
         sums.move_into(&mut there).unwrap();
+        there.gram.mirror_lower();
         assert_eq!((there.tokens, there.width()), (here.tokens, 11));
         assert!(there.gram.sub(&here.gram).frobenius() < 1e-12 * here.gram.frobenius());
         assert!(there.sum.iter().zip(&here.sum).all(|(a, b)| (a - b).abs() < 1e-11));
@@ -284,7 +289,7 @@ mod tests {
             assert!(!failed || sums.forget());
         }
         let stats = &sums.into_stats().unwrap()[&Site::MlpIn];
-        assert_eq!((stats.tokens, stats.sum.as_slice(), stats.gram.get(0, 1)), (4, &[8.0, 12.0][..], 28.0));
+        assert_eq!((stats.tokens, stats.sum.as_slice(), stats.gram.get(1, 0)), (4, &[8.0, 12.0][..], 28.0));
         let mut heldout = collector(true);
         for failed in [false, true, false] {
             heldout.begin().unwrap();

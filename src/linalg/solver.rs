@@ -13,7 +13,10 @@
 
 use super::Mat;
 use anyhow::{Result, ensure};
+use rayon::prelude::*;
+use std::borrow::Cow;
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Sides from which a decomposition is worth the way to another machine and back.
@@ -21,6 +24,9 @@ pub(super) const SMALLEST: usize = 256;
 /// Multiplications from which a product is, and the smallest side.
 const MULTIPLICATIONS: usize = 1 << 33;
 const THINNEST: usize = 64;
+/// Elements from which several threads check a matrix, so many columns at a time.
+const LARGE: usize = 1 << 22;
+const COLUMNS: usize = 128;
 
 /// How a matrix enters a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +117,7 @@ impl CheckedSolver {
     fn evd(&self, a: &Mat) -> Option<(Vec<f64>, Mat)> {
         let n = a.rows();
         let work = |solver: &dyn Solver| {
-            let mut vectors = a.columns();
+            let mut vectors = a.columns().into_owned();
             let values = solver.evd(n, &mut vectors)?;
             ensure!(values.len() == n, "{} eigenvalues of {n}", values.len());
             Ok((values, Mat::from_columns(n, n, &vectors)))
@@ -132,7 +138,7 @@ impl CheckedSolver {
     fn qr(&self, a: &Mat) -> Option<(Mat, Mat)> {
         let (m, n) = (a.rows(), a.cols());
         let work = |solver: &dyn Solver| {
-            let mut q = a.columns();
+            let mut q = a.columns().into_owned();
             let mut r = solver.qr(m, n, &mut q)?;
             ensure!(r.len() == n * n, "R has {} elements", r.len());
             (0..n).for_each(|j| r[j * n + j + 1..(j + 1) * n].fill(0.0));
@@ -141,7 +147,7 @@ impl CheckedSolver {
         self.ask(&format!("a decomposition of shape ({m}, {n})"), work, |(q, r)| {
             let x = signs(n);
             let bound = 30.0 * m as f64 * f64::EPSILON;
-            distance(&times(a, &x), &times(q, &times(r, &x))) <= bound * a.frobenius()
+            distance(&times(a, &x), &times(q, &times(r, &x))) <= bound * size(a)
                 && distance(&x, &transposed_times(q, &times(q, &x))) <= bound * length(&x)
         })
     }
@@ -167,7 +173,7 @@ impl CheckedSolver {
             };
             let x = signs(n);
             let bound = 64.0 * (k as f64).sqrt() * f64::EPSILON;
-            distance(&self::times(c, &x), &times(a, &times(b, &x))) <= bound * a.0.frobenius() * b.0.frobenius()
+            distance(&self::times(c, &x), &times(a, &times(b, &x))) <= bound * size(a.0) * size(b.0)
         })
     }
 }
@@ -229,16 +235,39 @@ fn signs(n: usize) -> Vec<f64> {
 
 /// a x
 fn times(a: &Mat, x: &[f64]) -> Vec<f64> {
-    let mut y = vec![0.0; a.rows()];
-    for (j, x) in x.iter().enumerate() {
-        y.iter_mut().zip(a.col(j)).for_each(|(y, a)| *y += a * x);
-    }
-    y
+    let add = |mut y: Vec<f64>, z: &[f64]| {
+        y.iter_mut().zip(z).for_each(|(y, z)| *y += z);
+        y
+    };
+    let parts = by_columns(a, |columns| {
+        let mut y = vec![0.0; a.rows()];
+        for j in columns {
+            y.iter_mut().zip(a.col(j)).for_each(|(y, a)| *y += a * x[j]);
+        }
+        y
+    });
+    parts.iter().fold(vec![0.0; a.rows()], |y, part| add(y, part))
 }
 
 /// aᵀ x
 fn transposed_times(a: &Mat, x: &[f64]) -> Vec<f64> {
-    (0..a.cols()).map(|j| dot(a.col(j), x)).collect()
+    by_columns(a, |columns| columns.map(|j| dot(a.col(j), x)).collect::<Vec<f64>>()).concat()
+}
+
+/// ‖a‖
+fn size(a: &Mat) -> f64 {
+    by_columns(a, |columns| columns.map(|j| dot(a.col(j), a.col(j))).sum::<f64>()).iter().sum::<f64>().sqrt()
+}
+
+/// What `work` makes of columns that lie together, on several threads where there are enough of them.
+fn by_columns<R: Send>(a: &Mat, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
+    let starts = (0..a.cols()).step_by(COLUMNS);
+    let work = |start: usize| work(start..a.cols().min(start + COLUMNS));
+    if a.rows() * a.cols() < LARGE {
+        starts.map(work).collect()
+    } else {
+        starts.collect::<Vec<_>>().into_par_iter().map(work).collect()
+    }
 }
 
 /// a x and ‖a‖ of a symmetric matrix, from its lower triangle.
@@ -274,10 +303,15 @@ fn distance(x: &[f64], y: &[f64]) -> f64 {
 
 impl Mat {
     /// The numbers, one column after the other.
-    fn columns(&self) -> Vec<f64> {
-        let mut all = Vec::with_capacity(self.rows() * self.cols());
-        (0..self.cols()).for_each(|j| all.extend_from_slice(self.col(j)));
-        all
+    fn columns(&self) -> Cow<'_, [f64]> {
+        let (rows, cols) = (self.rows(), self.cols());
+        if self.0.col_stride() == rows as isize {
+            // SAFETY: columns follow each other without gaps, so that there are as many numbers in one piece.
+            return Cow::Borrowed(unsafe { std::slice::from_raw_parts(self.0.as_ptr(), rows * cols) });
+        }
+        let mut all = Vec::with_capacity(rows * cols);
+        (0..cols).for_each(|j| all.extend_from_slice(self.col(j)));
+        Cow::Owned(all)
     }
 
     /// From numbers, one column after the other. Panics unless there are rows × cols of them.
@@ -333,7 +367,7 @@ mod tests {
     impl Solver for Pose {
         fn evd(&self, n: usize, a: &mut [f64]) -> Result<Vec<f64>> {
             let found = solving_with(None, || evd_symmetric(&Mat::from_columns(n, n, a), "test"))?;
-            let mut vectors = Mat::from_fn(n, n, |i, j| -found.vectors.get(i, n - 1 - j)).columns();
+            let mut vectors = Mat::from_fn(n, n, |i, j| -found.vectors.get(i, n - 1 - j)).columns().into_owned();
             self.spoil(&mut vectors)?;
             if self.fault == Fault::Mixed {
                 vectors.rotate_left(n);
@@ -344,14 +378,15 @@ mod tests {
 
         fn qr(&self, m: usize, n: usize, a: &mut [f64]) -> Result<Vec<f64>> {
             let found = solving_with(None, || Qr::new(&Mat::from_columns(m, n, a)));
-            let mut q = found.q_times(&Mat::identity(n)).columns();
+            let mut q = found.q_times(&Mat::identity(n)).columns().into_owned();
             self.spoil(&mut q)?;
             a.copy_from_slice(&q);
             // Below the diagonal LAPACK leaves something else.
             let r = found.r();
             let below = if self.fault == Fault::Mixed { r.get(0, n - 1) } else { 7.0 };
             Ok(Mat::from_fn(n, n, |i, j| if i <= j && self.fault != Fault::Mixed { r.get(i, j) } else { below })
-                .columns())
+                .columns()
+                .into_owned())
         }
 
         fn product(&self, a: Operand, b: Operand) -> Result<Vec<f64>> {
@@ -359,7 +394,7 @@ mod tests {
                 let stored = Mat::from_columns(side.rows, side.cols, side.numbers);
                 if side.side == Side::Plain { stored } else { stored.transpose() }
             });
-            let mut product = solving_with(None, || a.matmul(&b)).columns();
+            let mut product = solving_with(None, || a.matmul(&b)).columns().into_owned();
             self.spoil(&mut product)?;
             if self.fault == Fault::Mixed {
                 product.rotate_left(a.rows());
@@ -459,6 +494,18 @@ mod tests {
     }
 
     #[test]
+    fn several_threads_check_what_one_does() {
+        let a = matrix(2100, 2000);
+        assert!(a.rows() * a.cols() >= LARGE);
+        let (x, y) = (signs(2000), signs(2100));
+        let column = |x: &[f64]| Mat::from_columns(x.len(), 1, x);
+        let bound = 1e-13 * a.frobenius();
+        assert!(distance(&times(&a, &x), &a.matmul(&column(&x)).columns()) < bound * length(&x));
+        assert!(distance(&transposed_times(&a, &y), &a.tn_matmul(&column(&y)).columns()) < bound * length(&y));
+        assert!((size(&a) - a.frobenius()).abs() < bound);
+    }
+
+    #[test]
     fn arithmetic_in_single_precision_is_found_out() {
         struct Single;
         impl Solver for Single {
@@ -472,7 +519,7 @@ mod tests {
                 let found = solving_with(None, || Qr::new(&Mat::from_columns(m, n, a)));
                 a.copy_from_slice(&found.q_times(&Mat::identity(n)).columns());
                 let r = found.r();
-                Ok(Mat::from_fn(n, n, |i, j| f64::from(r.get(i, j) as f32)).columns())
+                Ok(Mat::from_fn(n, n, |i, j| f64::from(r.get(i, j) as f32)).columns().into_owned())
             }
             fn product(&self, a: Operand, b: Operand) -> Result<Vec<f64>> {
                 let [a, b] = [a, b].map(|side| Mat::from_columns(side.rows, side.cols, side.numbers));
