@@ -2,8 +2,11 @@
 
 use crate::checkpoint::Source;
 use crate::ops::MatmulPrecision;
+use crate::progress::Progress;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Device, type and limits.
 #[derive(Debug, Clone)]
@@ -16,6 +19,44 @@ pub struct Compute {
     pub precision: MatmulPrecision,
     /// What may be in memory at once.
     pub limits: Limits,
+    /// What the device turned out to have room for. All clones share it.
+    pub room: Arc<Room>,
+}
+
+/// What a device turned out to have room for.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// Tokens that fit at once; 0 as long as that is not known.
+    tokens: AtomicUsize,
+    untold: AtomicBool,
+}
+
+impl Room {
+    /// Tokens that fit at once, if there ever were too many.
+    pub fn tokens(&self) -> Option<usize> {
+        Some(self.tokens.load(Ordering::Relaxed)).filter(|tokens| *tokens > 0)
+    }
+
+    /// From here on at most `tokens`.
+    pub fn shrink(&self, tokens: usize) {
+        self.tokens.store(tokens, Ordering::Relaxed);
+        self.untold.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells once what changed since the last time.
+    pub fn tell(&self, progress: &dyn Progress) {
+        if let Some(tokens) = self.tokens().filter(|_| self.untold.swap(false, Ordering::Relaxed)) {
+            progress.warn(&format!(
+                "the memory of the GPU ran out: from here on at most {tokens} tokens go through a block at once"
+            ));
+        }
+    }
+}
+
+/// Whether a device had no memory left.
+pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
 }
 
 /// Sizes by which work is cut into parts. Sums over parts are taken in order, so that results depend on these alone, not on
@@ -57,6 +98,7 @@ impl From<&Device> for Compute {
             dtype: DType::F32,
             precision: MatmulPrecision::default(),
             limits: Limits::default(),
+            room: Arc::default(),
         }
     }
 }
@@ -68,10 +110,15 @@ impl From<&Compute> for Compute {
 }
 
 impl Compute {
-    /// What activations are, and what they are multiplied as where that is something else.
+    /// The type of activations, and that of the factors of products where it is another.
     pub fn describe_type(&self) -> String {
-        let dtype = self.dtype.as_str();
-        if self.precision.is_bf16_on(&self.device) { format!("{dtype} with bf16 products") } else { dtype.to_string() }
+        let (dtype, products) = (self.dtype.as_str(), self.products());
+        if products == "f32" { dtype.to_string() } else { format!("{dtype} with {products} products") }
+    }
+
+    /// The type that factors of f32 products are rounded to: `f32`, `tf32` or `bf16`.
+    pub fn products(&self) -> &'static str {
+        self.precision.products_on(&self.device)
     }
 
     /// The tensor `name`, which must have this shape, as it is computed with.

@@ -1,5 +1,7 @@
 //! Which device computes: the processor, or a GPU.
 
+use crate::linalg::CheckedSolver;
+use crate::progress::Progress;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::{Device, DeviceLocation};
@@ -49,6 +51,24 @@ impl Choice {
     }
 }
 
+/// What decomposes large matrices on `device`, if it does. `progress` is told once why a GPU does not.
+pub fn solver(device: &Device, progress: &dyn Progress) -> Option<&'static CheckedSolver> {
+    if !device.is_cuda() {
+        return None;
+    }
+    gpu::solver(device).unwrap_or_else(|e| {
+        progress.note(&format!(
+            "matrices are decomposed by the processor: {e:#} (`pip install nvidia-cusolver`, or CUDA 13 with CUDA_HOME)"
+        ));
+        None
+    })
+}
+
+/// From here on products of f32 tensors on GPUs are computed in tf32, and summed in f32.
+pub fn use_tf32() {
+    gpu::use_tf32();
+}
+
 /// The device as reports name it: `cpu`, or `cuda:0` with what the maker calls it.
 pub fn describe(device: &Device) -> String {
     match device.location() {
@@ -67,6 +87,7 @@ use crate::cuda as gpu;
 /// A build without GPUs.
 #[cfg(not(feature = "cuda"))]
 mod gpu {
+    use crate::linalg::CheckedSolver;
     use crate::user_bail;
     use anyhow::Result;
     use candle_core::Device;
@@ -82,6 +103,12 @@ mod gpu {
 
     pub fn name(_ordinal: usize) -> Option<String> {
         None
+    }
+
+    pub fn use_tf32() {}
+
+    pub fn solver(_device: &Device) -> Result<Option<&'static CheckedSolver>> {
+        Ok(None)
     }
 }
 

@@ -20,20 +20,21 @@ pub fn class_loss_gradient(
 ) -> Result<(f64, Tensor)> {
     let input = Var::from_tensor(states)?;
     let logits = classifier.logits(&input)?;
-    let wanted = match teacher {
-        Some(states) => Some(classifier.logits(states)?.flatten_all()?.to_vec1::<f32>()?),
-        None => None,
-    };
+    let wanted = teacher.map(|states| classifier.logits(states)).transpose()?;
+    let summed = |(loss, gradient): (Tensor, Tensor)| anyhow::Ok((loss.to_scalar::<f64>()?, gradient));
     let (loss, gradient) = match (classifier.classes(), labels, wanted) {
         (1, Some(labels), _) => squared(&logits, labels, scale)?,
-        (1, None, Some(wanted)) => squared(&logits, &wanted.into_iter().map(f64::from).collect::<Vec<_>>(), scale)?,
+        (1, None, Some(wanted)) => {
+            let wanted = wanted.flatten_all()?.to_vec1::<f32>()?;
+            squared(&logits, &wanted.into_iter().map(f64::from).collect::<Vec<_>>(), scale)?
+        }
         (_, Some(labels), _) => {
             let classes: Vec<u32> = labels.iter().map(|&label| label as u32).collect();
-            logit_loss(&logits, None, &classes, &Objective::LABELS, scale)?
+            summed(logit_loss(&logits, None, &classes, &Objective::LABELS, scale)?)?
         }
         (_, None, Some(wanted)) => {
             let unused = vec![0; states.dim(0)?];
-            logit_loss(&logits, Some(&wanted), &unused, distil, scale)?
+            summed(logit_loss(&logits, Some(&wanted), &unused, distil, scale)?)?
         }
         (_, None, None) => anyhow::bail!("neither labels nor a teacher say what is right"),
     };

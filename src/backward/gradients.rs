@@ -27,11 +27,13 @@ impl Gradients {
 
     /// √ Σ g² over everything.
     pub fn norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for gradient in self.blocks.iter().flatten().flatten() {
-            sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let square = |gradient: &Tensor| gradient.sqr()?.sum_all();
+        let squares = self.blocks.iter().flatten().flatten().map(square).collect::<candle_core::Result<Vec<_>>>()?;
+        if squares.is_empty() {
+            return Ok(0.0);
         }
-        Ok(sum.sqrt())
+        // A device is waited for once.
+        Ok(Tensor::stack(&squares, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>().sqrt())
     }
 
     /// Scales everything down so that the norm is at most `limit`, and returns the norm before.

@@ -104,6 +104,12 @@ struct Collector<'a> {
     stats: BlockStats,
     /// Sums that have not left the device yet.
     on_device: BTreeMap<Site, DeviceSums>,
+    /// Those of the pass that is going on.
+    of_pass: BTreeMap<Site, DeviceSums>,
+    /// Held-out numbers of every site in front of that pass.
+    heldout_before: BTreeMap<Site, usize>,
+    /// Whether that pass has left something that cannot be forgotten.
+    summed_here: bool,
 }
 
 impl<'a> Collector<'a> {
@@ -118,11 +124,26 @@ impl<'a> Collector<'a> {
             keep: false,
             stats: BTreeMap::new(),
             on_device: BTreeMap::new(),
+            of_pass: BTreeMap::new(),
+            heldout_before: BTreeMap::new(),
+            summed_here: false,
         }
+    }
+
+    /// Keeps what the last pass has left.
+    fn commit(&mut self) -> Result<()> {
+        for (site, sums) in std::mem::take(&mut self.of_pass) {
+            match self.on_device.entry(site) {
+                Entry::Vacant(entry) => drop(entry.insert(sums)),
+                Entry::Occupied(mut entry) => entry.get_mut().add(sums)?,
+            }
+        }
+        Ok(())
     }
 
     /// All sums, in this machine's memory.
     fn into_stats(mut self) -> Result<BlockStats> {
+        self.commit()?;
         for (site, sums) in self.on_device {
             if let Some(stats) = self.stats.get_mut(&site) {
                 sums.move_into(stats)?;
@@ -140,16 +161,28 @@ impl Tap for Collector<'_> {
             match (self.keep, x.device().is_cpu()) {
                 (true, _) => with_numbers(x, |rows| stats.heldout.extend_from_slice(rows))?,
                 (false, true) => {
+                    self.summed_here = true;
                     let sums = GramSums::suiting(width, self.tokens, self.precision.is_bf16_on(x.device()));
                     with_numbers(x, |rows| stats.add(rows, sums))?;
                 }
-                (false, false) => match self.on_device.entry(site) {
-                    Entry::Vacant(entry) => drop(entry.insert(DeviceSums::of(x)?)),
-                    Entry::Occupied(mut entry) => entry.get_mut().add(DeviceSums::of(x)?)?,
-                },
+                (false, false) => drop(self.of_pass.insert(site, DeviceSums::of(x)?)),
             }
         }
         Ok(if self.stops && self.sites.last() == Some(&site) { Flow::Stop } else { Flow::Continue })
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.summed_here = false;
+        self.heldout_before = self.stats.iter().map(|(site, stats)| (*site, stats.heldout.len())).collect();
+        self.commit()
+    }
+
+    fn forget(&mut self) -> bool {
+        self.of_pass.clear();
+        for (site, stats) in &mut self.stats {
+            stats.heldout.truncate(self.heldout_before.get(site).copied().unwrap_or(0));
+        }
+        !self.summed_here
     }
 
     fn wants_every_token(&self, expert: u16) -> bool {
@@ -184,7 +217,11 @@ impl DeviceSums {
     fn move_into(self, stats: &mut SiteStats) -> Result<()> {
         let n = stats.width();
         stats.tokens += self.tokens;
-        stats.gram.add_assign(&Mat::from_rows(n, n, &self.gram.flatten_all()?.to_vec1()?));
+        // Symmetric up to rounding, of which only the lower triangle is kept: rows can pass for columns.
+        let gram: Vec<f64> = self.gram.flatten_all()?.to_vec1()?;
+        for (j, column) in gram.chunks_exact(n).enumerate() {
+            stats.gram.col_mut(j)[j..].iter_mut().zip(&column[j..]).for_each(|(sum, x)| *sum += x);
+        }
         stats.sum.iter_mut().zip(self.sum.to_vec1::<f64>()?).for_each(|(sum, x)| *sum += x);
         Ok(())
     }
@@ -225,8 +262,51 @@ mod tests {
         sums.add(DeviceSums::of(&x).unwrap()).unwrap();
         let mut there = SiteStats::empty(11, true);
         sums.move_into(&mut there).unwrap();
+        there.gram.mirror_lower();
         assert_eq!((there.tokens, there.width()), (here.tokens, 11));
         assert!(there.gram.sub(&here.gram).frobenius() < 1e-12 * here.gram.frobenius());
         assert!(there.sum.iter().zip(&here.sum).all(|(a, b)| (a - b).abs() < 1e-11));
+    }
+
+    #[test]
+    fn what_a_failed_pass_has_left_is_forgotten() {
+        let x = Tensor::from_vec(vec![1f32, 2.0, 3.0, 4.0], (1, 2, 2), &Device::Cpu).unwrap();
+        let sites = [Site::MlpIn];
+        let empty = BTreeMap::from([(Site::MlpIn, SiteStats::empty(2, true))]);
+        let collector = |keep| Collector {
+            precision: MatmulPrecision::Highest,
+            sites: &sites,
+            sums: true,
+            tokens: 2,
+            stops: false,
+            every_token: false,
+            keep,
+            stats: empty.clone(),
+            on_device: BTreeMap::new(),
+            of_pass: BTreeMap::new(),
+            heldout_before: BTreeMap::new(),
+            summed_here: false,
+        };
+        // As a pass on a device leaves them.
+        let mut sums = collector(false);
+        for failed in [false, true, false] {
+            sums.begin().unwrap();
+            sums.of_pass.insert(Site::MlpIn, DeviceSums::of(&x).unwrap());
+            assert!(!failed || sums.forget());
+        }
+        let stats = &sums.into_stats().unwrap()[&Site::MlpIn];
+        assert_eq!((stats.tokens, stats.sum.as_slice(), stats.gram.get(1, 0)), (4, &[8.0, 12.0][..], 28.0));
+        let mut heldout = collector(true);
+        for failed in [false, true, false] {
+            heldout.begin().unwrap();
+            heldout.see(Site::MlpIn, &x).unwrap();
+            assert!(!failed || heldout.forget());
+        }
+        assert_eq!(heldout.stats[&Site::MlpIn].heldout, [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
+        // On the processor a pass adds to the sums at once.
+        let mut here = collector(false);
+        here.begin().unwrap();
+        here.see(Site::MlpIn, &x).unwrap();
+        assert!(!here.forget());
     }
 }

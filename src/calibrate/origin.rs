@@ -1,6 +1,7 @@
 //! What statistics were made from.
 
 use crate::checkpoint::{Identity, Source, differences, open_file};
+use crate::compute::Compute;
 use crate::error::UserError;
 use crate::hash::sha256;
 use crate::user_bail;
@@ -39,6 +40,9 @@ pub struct Origin {
     /// The statistics that these are the sum of: the fingerprint of each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<String>,
+    /// What products of activations were computed in, where that was not f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<String>,
 }
 
 impl Origin {
@@ -54,7 +58,14 @@ impl Origin {
             tokens: tokens as u64,
             heldout: heldout as u64,
             parts: Vec::new(),
+            products: None,
         })
+    }
+
+    /// The same, computed as `compute` says.
+    pub fn computed(self, compute: &Compute) -> Self {
+        let products = compute.products();
+        Self { products: (products != "f32").then(|| products.to_string()), ..self }
     }
 
     /// Whether the same statistics would come out. The model may be named in another way.
@@ -74,6 +85,10 @@ impl Origin {
         all.extend(differences(&self.identity.files, &other.identity.files));
         if all.is_empty() && self.blocks != other.blocks {
             all.push(format!("the number of blocks is {}, not {}", other.blocks, self.blocks));
+        }
+        if all.is_empty() && self.products != other.products {
+            let [other, own] = [other, self].map(|origin| origin.products.as_deref().unwrap_or("f32"));
+            all.push(format!("products are computed in {other}, not {own}"));
         }
         all
     }
@@ -126,5 +141,23 @@ impl Description {
 
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn statistics_computed_in_another_type_are_others() {
+        let f32 =
+            Origin::new(&Source::demo(), 4, "a text".into(), 10, 5).unwrap().computed(&Compute::from(&Device::Cpu));
+        let tf32 = Origin { products: Some("tf32".into()), ..f32.clone() };
+        assert!(f32.is_same(&f32.clone()) && f32.differences(&f32).is_empty() && !f32.is_same(&tf32));
+        assert_eq!(tf32.differences(&f32), ["products are computed in f32, not tf32"]);
+        assert!(!serde_json::to_string(&f32).unwrap().contains("products"));
+        let read: Origin = serde_json::from_str(&serde_json::to_string(&tf32).unwrap()).unwrap();
+        assert_eq!(read, tf32);
     }
 }

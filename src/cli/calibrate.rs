@@ -75,7 +75,8 @@ impl Calibrate {
         pipeline::check_numbers(&model, &text, &[], context.ui)?;
         text.doubts(&model, self.calib_windows).iter().for_each(|doubt| context.ui.warn(doubt));
         let (tokens, heldout) = (text.windows.tokens(), text.heldout.tokens());
-        let origin = Origin::new(model.source(), model.blocks(), text.describe(), tokens, heldout)?;
+        let origin =
+            Origin::new(model.source(), model.blocks(), text.describe(), tokens, heldout)?.computed(model.compute());
         let store = StatsStore::fill(&self.output, origin.clone(), context.ui)?;
         store.check(&model, &origin)?;
         if store.is_finished() {

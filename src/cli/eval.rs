@@ -29,8 +29,7 @@ pub struct Eval {
     /// --glue]
     #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
-    /// Products of weights and activations: highest (f32), or medium, of factors rounded to bf16 where the processor
-    /// multiplies these faster (AVX512-BF16)
+    /// Factors of products: highest (f32), high (tf32 on a GPU), or medium (that, or bf16 on a processor with AVX512-BF16)
     #[arg(long, env = "SOFTLM_MATMUL_PRECISION", default_value = "highest", value_name = "P")]
     matmul_precision: MatmulPrecision,
     /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS
@@ -122,8 +121,8 @@ impl Eval {
                 // Who asks for a check wants to hear that it failed; everybody else, what is wrong.
                 Err(error) if self.gates().any() && is_not_finite(&error) => {
                     let why = format!("{error:#}");
-                    let model = Evaluation::not_a_number(&model, &text.corpus.name, &text.windows, &why);
-                    measured.push(Measured { model, base: None });
+                    let failed = Evaluation::not_a_number(&model, &text.corpus.name, &text.windows, &why);
+                    measured.push(Measured { model: failed, base: None });
                 }
                 Err(error) => return Err(error),
             }

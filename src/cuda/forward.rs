@@ -16,7 +16,7 @@ macro_rules! forward {
         pub mod $library {
             use super::*;
 
-            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms, clippy::enum_variant_names)]
             #[derive(Clone, Copy)]
             enum Function { $($jump,)* $($kept,)* }
 

@@ -2,8 +2,9 @@
 
 use super::forward::{Slot, cublas, curand, driver};
 use crate::user_bail;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libloading::Library;
+use libloading::os::unix;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -46,26 +47,45 @@ pub fn load() -> Result<()> {
     Ok(())
 }
 
+/// Opens cuSOLVER, which a GPU can be used without. [`load`] comes first.
+///
+/// # Errors
+/// Says which library is missing.
+pub fn solver() -> Result<Library> {
+    let folders = library_folders();
+    let find = |file: &str| open(file, &folders)?.with_context(|| format!("{file} is not there"));
+    // It is linked to these and would not find them in a folder that the loader does not know.
+    for file in ["libnvJitLink.so.13", "libcusparse.so.12"] {
+        std::mem::forget(find(file)?);
+    }
+    find("libcusolver.so.12")
+}
+
 fn driver_folders() -> [PathBuf; 2] {
     DRIVER_FOLDERS.map(PathBuf::from)
 }
 
 /// The library of this file name: the one the loader finds, or else the first in the folders. `None` if there is none.
 fn open(file: &str, folders: &[PathBuf]) -> Result<Option<Library>> {
-    // SAFETY: what NVIDIA's libraries do when they are opened may be done at any time.
-    if let Ok(library) = unsafe { Library::new(file) } {
+    if let Ok(library) = whole(file.as_ref()) {
         return Ok(Some(library));
     }
     let Some(path) = folders.iter().map(|folder| folder.join(file)).find(|path| path.exists()) else {
         return Ok(None);
     };
-    // SAFETY: as above.
-    match unsafe { Library::new(&path) } {
+    match whole(&path) {
         Ok(library) => Ok(Some(library)),
         Err(e) => {
             user_bail!("no CUDA found: {} cannot be opened: {e}", path.display(); "use --device cpu, or another CUDA by CUDA_HOME")
         }
     }
+}
+
+/// A library all of whose functions are there. Otherwise one that is missing in another library that it is linked to, as of
+/// another version, would end the process when it is called.
+fn whole(file: &Path) -> Result<Library, libloading::Error> {
+    // SAFETY: what NVIDIA's libraries do when they are opened may be done at any time.
+    unsafe { unix::Library::open(Some(file), unix::RTLD_NOW | unix::RTLD_LOCAL) }.map(Library::from)
 }
 
 /// Stores the addresses of the functions. The library stays open as long as the process lives.

@@ -1,17 +1,20 @@
 //! NVIDIA GPUs, found at run time: the program is linked without CUDA's libraries and starts where there are none.
 //!
 //! candle calls CUDA's functions by name. [`forward`] defines these names; [`libraries`] opens the real libraries, if
-//! there are any, and tells where the names lead to; [`kernels`] saves the first start from compiling.
+//! there are any, and tells where the names lead to; [`kernels`] saves the first start from compiling. [`solver`] decomposes.
 
 mod forward;
 mod kernels;
 mod libraries;
+mod solver;
 
+use crate::linalg::CheckedSolver;
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::Device;
 use candle_core::cuda_backend::cudarc::driver::result::{self as driver, DriverError};
 use candle_core::cuda_backend::cudarc::driver::sys;
+use std::sync::{Mutex, PoisonError};
 
 /// What the kernels are compiled for: this compute capability and all above.
 const CAPABILITY: (i32, i32) = (8, 0);
@@ -67,6 +70,29 @@ fn keep_memory(gpu: sys::CUdevice) -> Result<(), DriverError> {
         }
     }
     Ok(())
+}
+
+/// What decomposes on the GPU of this number; opened at the first call. `Ok(None)`: that it cannot be was said before.
+///
+/// # Errors
+/// Says what is missing.
+pub fn solver(device: &Device) -> Result<Option<&'static CheckedSolver>> {
+    static OPENED: Mutex<Vec<(usize, Option<&'static CheckedSolver>)>> = Mutex::new(Vec::new());
+    let gpu = device.as_cuda_device()?;
+    let ordinal = gpu.cuda_stream().context().ordinal();
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, solver)) = opened.iter().find(|(known, _)| *known == ordinal) {
+        return Ok(*solver);
+    }
+    let found = solver::CuSolver::open(gpu);
+    let solver = found.map(|solver| &*Box::leak(Box::new(CheckedSolver::new(Box::new(solver)))));
+    opened.push((ordinal, solver.as_ref().ok().copied()));
+    solver.map(Some)
+}
+
+/// Products of f32 tensors in tf32, summed in f32.
+pub fn use_tf32() {
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(true);
 }
 
 /// What the maker calls the GPU of this number.

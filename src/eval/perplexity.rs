@@ -25,7 +25,7 @@ pub struct Perplexity {
     /// Whether it is a pseudo-perplexity: each target masked alone and guessed from both sides.
     #[serde(default, skip_serializing_if = "is_false")]
     pub masked: bool,
-    /// Type the model computed in.
+    /// Type the model computed in, and that of products where it is another.
     pub dtype: String,
     /// exp(nll).
     #[serde(with = "crate::number")]
@@ -72,7 +72,7 @@ impl Evaluation {
     /// Stands for one that could not be made: the model's output on `windows` is not a number, and `why`.
     pub fn not_a_number(model: &Model, corpus: &str, windows: &Windows, why: &str) -> Self {
         let scores = vec![WindowScore::default(); windows.len()];
-        let mut perplexity = perplexity(corpus, windows, model, &scores, |_| f64::NAN);
+        let mut perplexity = perplexity(model, corpus, windows, &scores, |_| f64::NAN);
         perplexity.tokens = windows.targets();
         (perplexity.ppl_note, perplexity.stderr) = (Some(why.to_string()), None);
         Self { perplexity, divergence: None }
@@ -107,18 +107,18 @@ pub(super) fn summarise(
         kl_stderr: standard_error(scores, |s| s.kl),
         top1: scores.iter().map(|s| s.agree).sum::<usize>() as f64 / targets as f64,
     });
-    let own = Evaluation { perplexity: perplexity(corpus, windows, model, scores, |s| s.nll), divergence };
+    let own = Evaluation { perplexity: perplexity(model, corpus, windows, scores, |s| s.nll), divergence };
     let other = base.map(|base| Evaluation {
-        perplexity: perplexity(corpus, windows, base, scores, |s| s.base_nll),
+        perplexity: perplexity(base, corpus, windows, scores, |s| s.base_nll),
         divergence: None,
     });
     (own, other)
 }
 
 fn perplexity(
+    model: &Model,
     corpus: &str,
     windows: &Windows,
-    model: &Model,
     scores: &[WindowScore],
     nll_of: impl Fn(&WindowScore) -> f64,
 ) -> Perplexity {

@@ -5,7 +5,7 @@
 
 use super::encode::each_batch;
 use super::perplexity::{Evaluation, summarise};
-use super::score::{WindowScore, score_rows};
+use super::score::{Unread, read, score_rows};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::{Sequence, Window, Windows};
@@ -25,13 +25,13 @@ pub fn evaluate_masked(
 ) -> Result<(Evaluation, Option<Evaluation>)> {
     let head = model.head()?;
     let base_head = base.map(Model::head).transpose()?;
-    let score = |window: &Window| -> Result<WindowScore> {
+    let score = |window: &Window| -> Result<Unread> {
         let states = masked_states(model, window, mask, progress)?;
         let base_states = base.map(|base| masked_states(base, window, mask, progress)).transpose()?;
         let reference = base_head.as_ref().zip(base_states.as_ref());
         score_rows(&head, &states, reference, &window.ids[targets(window)])
     };
-    let scores = windows.rows.iter().map(score).collect::<Result<Vec<_>>>()?;
+    let scores = read(&windows.rows.iter().map(score).collect::<Result<Vec<_>>>()?)?;
     let (mut own, mut other) = summarise(model, base, corpus, windows, &scores);
     for evaluation in std::iter::once(&mut own).chain(&mut other) {
         evaluation.perplexity.masked = true;

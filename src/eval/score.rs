@@ -6,7 +6,7 @@
 use crate::error::UserError;
 use crate::forward::States;
 use crate::model::{Head, Model};
-use crate::ops;
+use crate::ops::{self, Score};
 use crate::progress::Progress;
 use crate::text::{Window, Windows};
 use anyhow::{Context, Result};
@@ -24,6 +24,35 @@ pub(super) struct WindowScore {
     pub kl: f64,
     /// Targets where both models' most likely token is the same.
     pub agree: usize,
+}
+
+/// The score of one window, not read yet: where a device computes it is waited for once, not window by window.
+pub(super) struct Unread {
+    targets: usize,
+    /// What [`ops::score`] gave of its targets, part by part.
+    parts: Vec<Tensor>,
+}
+
+/// The scores of all windows.
+pub(super) fn read(windows: &[Unread]) -> Result<Vec<WindowScore>> {
+    let parts: Vec<Tensor> = windows.iter().flat_map(|window| &window.parts).cloned().collect();
+    let mut parts = Score::read(&parts)?.into_iter();
+    let sum = |window: &Unread| {
+        let mut total = WindowScore { targets: window.targets, ..WindowScore::default() };
+        for part in parts.by_ref().take(window.parts.len()) {
+            total.nll += part.nll;
+            total.base_nll += part.base_nll;
+            total.kl += part.kl;
+            total.agree += part.agree;
+        }
+        if !(total.nll + total.base_nll + total.kl).is_finite() {
+            let whose = if total.nll.is_finite() { "the original's" } else { "the model's" };
+            let error = UserError::not_finite(format!("{whose} output is NaN or infinite"));
+            return Err(error.hint("no perplexity can be given; its weights are damaged or overflow f32").into());
+        }
+        Ok(total)
+    };
+    windows.iter().map(sum).collect()
 }
 
 /// Scores every window under `model` and, when given, against `base`.
@@ -45,10 +74,12 @@ pub(super) fn score(
             final_states(base, rows, progress).with_context(running)
         };
         let base_states = base.map(original).transpose()?;
+        let mut unread = Vec::with_capacity(rows.len());
         for (i, window) in rows.iter().enumerate() {
             let reference = base_states.as_ref().zip(base_head.as_ref()).map(|(states, head)| (head, &states[i]));
-            scores.push(score_window(&head, &states[i], reference, window)?);
+            unread.push(score_window(&head, &states[i], reference, window)?);
         }
+        scores.extend(read(&unread)?);
     }
     Ok(scores)
 }
@@ -68,7 +99,7 @@ fn final_states(model: &Model, rows: &[Window], progress: &dyn Progress) -> Resu
     Ok(out)
 }
 
-fn score_window(head: &Head, states: &Tensor, base: Option<(&Head, &Tensor)>, window: &Window) -> Result<WindowScore> {
+fn score_window(head: &Head, states: &Tensor, base: Option<(&Head, &Tensor)>, window: &Window) -> Result<Unread> {
     // The state at position p predicts token p + 1.
     let part = |states: &Tensor| states.narrow(0, window.first_target - 1, window.targets());
     let own = part(states)?;
@@ -83,26 +114,16 @@ pub(super) fn score_rows(
     states: &Tensor,
     base: Option<(&Head, &Tensor)>,
     targets: &[u32],
-) -> Result<WindowScore> {
-    let mut total = WindowScore::default();
+) -> Result<Unread> {
+    let mut parts = Vec::new();
     let chunk = head.positions_at_once(1);
     for (i, targets) in targets.chunks(chunk).enumerate() {
         let (start, len) = (i * chunk, targets.len());
         let logits = logits(head, states, start, len)?;
         let base_logits = base.map(|(head, states)| self::logits(head, states, start, len)).transpose()?;
-        let found = ops::score(&logits, base_logits.as_ref(), targets)?;
-        total.targets += len;
-        total.nll += found.nll;
-        total.base_nll += found.base_nll;
-        total.kl += found.kl;
-        total.agree += found.agree;
+        parts.push(ops::score(&logits, base_logits.as_ref(), targets)?);
     }
-    if !(total.nll + total.base_nll + total.kl).is_finite() {
-        let whose = if total.nll.is_finite() { "the original's" } else { "the model's" };
-        let error = UserError::not_finite(format!("{whose} output is NaN or infinite"));
-        return Err(error.hint("no perplexity can be given; its weights are damaged or overflow f32").into());
-    }
-    Ok(total)
+    Ok(Unread { targets: targets.len(), parts })
 }
 
 pub(super) fn logits(head: &Head, states: &Tensor, start: usize, len: usize) -> Result<Tensor> {

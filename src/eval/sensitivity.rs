@@ -7,18 +7,15 @@
 use super::modules::cosine;
 use super::score::logits;
 use crate::forward::{States, each_block};
-use crate::model::{Linear, LinearId, Model, Output};
-use crate::ops::{divergence, log_sum_exp, with_numbers};
+use crate::model::{Head, Linear, LinearId, Model, Output};
+use crate::ops::Reference;
 use crate::progress::Progress;
 use crate::text::Windows;
 use anyhow::Result;
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 /// Share of the memory for states that those of all variants take together: one part in so many.
 const STATES: usize = 8;
-/// Rows of logits that are worth another thread.
-const ROWS: usize = 16;
 
 /// One linear and what replaces it.
 pub struct Variant<'a> {
@@ -62,7 +59,7 @@ pub fn sensitivities(
             progress.step(group.len() as u64)
         })?;
         result.extend(match &head {
-            Some(head) => compare(head, &original, &changed, model.vocab())?,
+            Some(head) => compare(head, &original, &changed)?,
             None => changed.iter().map(|changed| turned(&original, changed)).collect::<Result<Vec<_>>>()?,
         });
     }
@@ -70,8 +67,9 @@ pub fn sensitivities(
 }
 
 /// Mean KL per token of each of `changed` against `original`.
-fn compare(head: &crate::model::Head, original: &States, changed: &[States], vocab: usize) -> Result<Vec<f64>> {
-    let mut sums = vec![0.0; changed.len()];
+fn compare(head: &Head, original: &States, changed: &[States]) -> Result<Vec<f64>> {
+    // The sum of every part and variant, read in one go.
+    let mut sums = Vec::new();
     let mut tokens = 0;
     let chunk = head.positions_at_once(2);
     for (i, batch) in original.batches().enumerate() {
@@ -79,22 +77,17 @@ fn compare(head: &crate::model::Head, original: &States, changed: &[States], voc
         let total = rows.dim(0)?;
         for start in (0..total).step_by(chunk) {
             let len = chunk.min(total - start);
-            let p = logits(head, &rows, start, len)?;
-            let p_lse: Vec<f64> =
-                with_numbers(&p, |p| p.par_chunks_exact(vocab).with_min_len(ROWS).map(log_sum_exp).collect())?;
-            for (sum, states) in sums.iter_mut().zip(changed) {
-                let q = logits(head, &flat(&states.batch(i)?)?, start, len)?;
-                let compare = |p: &[f32], q: &[f32]| -> Vec<f64> {
-                    let rows = p.par_chunks_exact(vocab).zip(q.par_chunks_exact(vocab)).zip(&p_lse);
-                    rows.with_min_len(ROWS).map(|((p, q), &lse)| divergence(p, lse, q, log_sum_exp(q))).collect()
-                };
-                *sum += with_numbers(&p, |p| with_numbers(&q, |q| compare(p, q)))??.iter().sum::<f64>();
+            let reference = Reference::new(&logits(head, &rows, start, len)?)?;
+            for states in changed {
+                sums.push(reference.divergence(&logits(head, &flat(&states.batch(i)?)?, start, len)?)?);
             }
             tokens += len;
         }
     }
+    let sums = if sums.is_empty() { Vec::new() } else { Tensor::stack(&sums, 0)?.to_vec1::<f64>()? };
+    let sum = |variant: usize| sums.iter().skip(variant).step_by(changed.len()).sum::<f64>();
     // Rounding can leave a KL of two equal distributions just below zero.
-    Ok(sums.iter().map(|sum| (sum / tokens.max(1) as f64).max(0.0)).collect())
+    Ok((0..changed.len()).map(|variant| (sum(variant) / tokens.max(1) as f64).max(0.0)).collect())
 }
 
 /// Mean 1 − cosine per token.

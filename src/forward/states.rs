@@ -1,6 +1,7 @@
 //! The hidden states of some sequences in front of one block.
 
 use super::each_block;
+use crate::compute::{Room, is_out_of_memory};
 use crate::memory;
 use crate::model::{Block, Model, Tap};
 use crate::ops::with_numbers;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Share of the memory that is free which states may take: one part in so many.
 const SHARE: u64 = 4;
@@ -20,6 +22,8 @@ pub struct States {
     /// Bytes of states that may lie in memory.
     room: usize,
     disk: Option<File>,
+    /// What the device has room for at once.
+    at_once: Arc<Room>,
 }
 
 struct Batch {
@@ -43,8 +47,10 @@ impl States {
     /// [`embed`](Self::embed) with so many bytes of states in memory.
     pub fn embed_within<W: AsRef<[u32]>>(model: &Model, windows: &[W], room: usize) -> Result<Self> {
         let length = windows.first().map_or(1, |w| w.as_ref().len()).max(1);
-        let mut states = Self { batches: Vec::new(), room, disk: None };
-        for rows in windows.chunks((model.compute().limits.batch_tokens / length).max(1)) {
+        let mut states = Self { batches: Vec::new(), room, disk: None, at_once: model.compute().room.clone() };
+        let limit = model.compute().limits.batch_tokens;
+        let tokens = states.at_once.tokens().map_or(limit, |tokens| tokens.min(limit));
+        for rows in windows.chunks((tokens / length).max(1)) {
             let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
             states.push(model.embed(&rows)?, None)?;
         }
@@ -53,7 +59,8 @@ impl States {
 
     /// Embeds sequences that are padded to one length in every batch.
     pub fn embed_padded<'p>(model: &Model, batches: impl IntoIterator<Item = &'p Padded>) -> Result<Self> {
-        let mut states = Self { batches: Vec::new(), room: usize::MAX, disk: None };
+        let at_once = model.compute().room.clone();
+        let mut states = Self { batches: Vec::new(), room: usize::MAX, disk: None, at_once };
         for padded in batches {
             let slices = |rows: &'p [Vec<u32>]| rows.iter().map(Vec::as_slice).collect::<Vec<_>>();
             let x = model.embed_typed(&slices(&padded.ids), Some(&slices(&padded.types)))?;
@@ -118,15 +125,16 @@ impl States {
             Ok(Batch { place, lengths: self.batches[index].lengths.clone() })
         };
         let batches = (0..self.len()).map(copy).collect::<Result<_>>()?;
-        Ok(Self { batches, room: self.room, disk: None })
+        Ok(Self { batches, room: self.room, disk: None, at_once: self.at_once.clone() })
     }
 
     /// Shows what enters the sites of `block` to `tap`, which may stop each pass.
     pub fn show(&self, block: &Block, tap: &mut dyn Tap) -> Result<()> {
+        let mut magnitudes = Vec::new();
         for (x, batch) in self.batches().zip(&self.batches) {
-            block.forward_padded(&x?, batch.lengths.as_deref(), tap)?;
+            forward(block, &x?, batch.lengths.as_deref(), tap, &mut magnitudes, &self.at_once)?;
         }
-        Ok(())
+        block.settle(&magnitudes)
     }
 
     /// Takes the states through `block`.
@@ -136,10 +144,11 @@ impl States {
 
     /// Takes the states through `block` and shows what enters its sites to `tap`, which must not stop a pass.
     pub fn advance_showing(&mut self, block: &Block, tap: &mut dyn Tap) -> Result<()> {
+        let mut magnitudes = Vec::with_capacity(self.len());
         for index in 0..self.len() {
             let x = self.batch(index)?;
             let batch = &mut self.batches[index];
-            let y = block.forward_padded(&x, batch.lengths.as_deref(), tap)?;
+            let y = forward(block, &x, batch.lengths.as_deref(), tap, &mut magnitudes, &self.at_once)?;
             let y = y.context("a forward pass was stopped although its result is needed")?;
             match &mut batch.place {
                 Place::Memory(x) => *x = y,
@@ -148,16 +157,50 @@ impl States {
                 }
             }
         }
-        Ok(())
+        block.settle(&magnitudes)
     }
 
     /// Takes the states through all blocks. Steps `progress` by `steps` once per block.
     pub fn finish(&mut self, model: &Model, steps: u64, progress: &dyn Progress) -> Result<()> {
         each_block(model, |_, block| {
             self.advance(&block)?;
+            self.at_once.tell(progress);
             progress.step(steps)
         })
     }
+}
+
+/// [`Block::forward_unsettled`], in parts if the device has no room for all of `x` at once.
+fn forward(
+    block: &Block,
+    x: &Tensor,
+    lengths: Option<&[usize]>,
+    tap: &mut dyn Tap,
+    magnitudes: &mut Vec<Tensor>,
+    at_once: &Room,
+) -> Result<Option<Tensor>> {
+    let (rows, t, _) = x.dims3()?;
+    let fitting = at_once.tokens().map_or(rows, |tokens| (tokens / t.max(1)).max(1));
+    if rows <= fitting {
+        let passes = magnitudes.len();
+        tap.begin()?;
+        match block.forward_unsettled(x, lengths, tap, magnitudes) {
+            Err(error) if rows > 1 && is_out_of_memory(&error) && tap.forget() => {
+                magnitudes.truncate(passes);
+                at_once.shrink(rows / 2 * t);
+            }
+            result => return result,
+        }
+    }
+    let fitting = at_once.tokens().map_or(rows, |tokens| (tokens / t.max(1)).max(1));
+    let mut parts = Vec::new();
+    for start in (0..rows).step_by(fitting) {
+        let len = fitting.min(rows - start);
+        let part = x.narrow(0, start, len)?.contiguous()?;
+        let lengths = lengths.map(|lengths| &lengths[start..start + len]);
+        parts.extend(forward(block, &part, lengths, tap, magnitudes, at_once)?);
+    }
+    Ok(if parts.is_empty() { None } else { Some(Tensor::cat(&parts, 0)?) })
 }
 
 impl Batch {
@@ -196,6 +239,7 @@ fn read(file: &File, offset: u64, shape: &[usize], device: &Device) -> Result<Te
 mod tests {
     use super::*;
     use crate::checkpoint::Source;
+    use crate::model::{Flow, Site};
 
     #[test]
     fn states_on_the_disk_are_those_in_memory() {
@@ -213,5 +257,65 @@ mod tests {
         assert_eq!((memory.0, part.0), (false, true));
         assert_eq!(memory.1.len(), 3);
         assert!(memory.1 == part.1 && memory.1 == final_states(0).1);
+    }
+
+    /// A device with room for so many sequences at once: more of them fail in the middle of a block.
+    struct Small {
+        sequences: usize,
+        /// What was seen, by pass.
+        seen: Vec<Vec<(Site, Vec<f32>)>>,
+        forgets: bool,
+        failures: usize,
+    }
+
+    impl Tap for Small {
+        fn see(&mut self, site: Site, x: &Tensor) -> Result<Flow> {
+            if site == Site::MlpIn && x.dim(0)? > self.sequences {
+                self.failures += 1;
+                anyhow::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+            }
+            self.seen.last_mut().unwrap().push((site, x.flatten_all()?.to_vec1()?));
+            Ok(Flow::Continue)
+        }
+
+        fn begin(&mut self) -> Result<()> {
+            self.seen.push(Vec::new());
+            Ok(())
+        }
+
+        fn forget(&mut self) -> bool {
+            self.seen.pop();
+            self.forgets
+        }
+    }
+
+    #[test]
+    fn without_memory_batches_shrink_and_nothing_is_seen_twice() {
+        let windows: Vec<Vec<u32>> = (0..10).map(|w| (0..200).map(|i| (i * 7 + w) % 100).collect()).collect();
+        let run = |sequences, forgets| {
+            let model = Model::load(Source::demo(), &Device::Cpu).unwrap();
+            let mut states = States::embed_within(&model, &windows, usize::MAX).unwrap();
+            let mut tap = Small { sequences, seen: Vec::new(), forgets, failures: 0 };
+            let block = model.block(0).unwrap();
+            states.advance_showing(&block, &mut tap)?;
+            let mut all = std::collections::BTreeMap::<Site, Vec<f32>>::new();
+            for (site, numbers) in tap.seen.into_iter().flatten() {
+                all.entry(site).or_default().extend(numbers);
+            }
+            let y: Vec<f32> =
+                states.batches().flat_map(|x| x.unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect();
+            Ok::<_, anyhow::Error>((y, all, tap.failures, model.compute().room.tokens()))
+        };
+        let whole = run(usize::MAX, true).unwrap();
+        assert_eq!((whole.2, whole.3), (0, None));
+        // Ten sequences fit into a batch; five and two do not fit either.
+        let parts = run(1, true).unwrap();
+        assert_eq!((parts.2, parts.3), (3, Some(200)));
+        assert!(whole.0 == parts.0 && whole.1 == parts.1);
+        assert_eq!(run(5, true).unwrap().3, Some(1000));
+        let error = run(5, false).unwrap_err();
+        assert!(is_out_of_memory(&error), "{error:#}");
+        let error = run(0, true).unwrap_err();
+        assert!(is_out_of_memory(&error), "not even one sequence: {error:#}");
     }
 }

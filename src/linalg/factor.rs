@@ -1,6 +1,6 @@
-//! Eigenvalue, singular value and QR decompositions, on one thread.
+//! Eigenvalue, singular value and QR decompositions, on one thread or by the [`Solver`](super::Solver) that the caller has.
 
-use super::Mat;
+use super::{Mat, solver};
 use anyhow::{Result, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -47,7 +47,8 @@ pub fn evd_symmetric(a: &Mat, what: &str) -> Result<Evd> {
     let (scaled, scale) = scaled_to_unit(a, what)?;
     let mut params: Spec<SelfAdjointEvdParams, f64> = Spec::default();
     let mut note = None;
-    let found = evd_once(&scaled, params).or_else(|| {
+    let elsewhere = solver::evd(&scaled).map(|(values, vectors)| (values, vectors.0));
+    let found = elsewhere.or_else(|| evd_once(&scaled, params)).or_else(|| {
         note = Some(format!("eigenvalues of {what} ({n}, {n}): divide and conquer failed, QR algorithm used"));
         params.config.recursion_threshold = usize::MAX;
         evd_once(&scaled, params)
@@ -55,7 +56,7 @@ pub fn evd_symmetric(a: &Mat, what: &str) -> Result<Evd> {
     let Some((values, vectors)) = found else {
         bail!("the eigenvalue decomposition of {what} of shape ({n}, {n}) does not converge");
     };
-    // faer sorts upwards.
+    // Both sort upwards.
     let values = values.iter().rev().map(|x| x * scale).collect();
     let mut vectors = Mat(vectors.as_ref().reverse_cols().to_owned());
     fix_signs(&mut vectors);
@@ -78,12 +79,17 @@ fn evd_once(a: &Mat, params: Spec<SelfAdjointEvdParams, f64>) -> Option<(Vec<f64
 /// Thin singular value decomposition of A (m, n).
 ///
 /// `what` names the matrix in errors: NaN or infinite values are a [`crate::error::UserError`]. If the iteration does
-/// not converge, the eigenvectors of the smaller Gram matrix are used, and the note says so.
+/// not converge, the eigenvectors of the smaller Gram matrix are used, and the note says so. So it is, without a note, where
+/// a [`Solver`](super::Solver) is at hand: products and symmetric matrices are what such machines are good at.
 pub fn thin_svd(a: &Mat, what: &str) -> Result<Svd> {
     let (scaled, scale) = scaled_to_unit(a, what)?;
-    let mut found = match svd_once(&scaled) {
-        Some(found) => found,
-        None => svd_by_gram(&scaled, what)?,
+    let mut found = if solver::takes(a.rows().min(a.cols())) {
+        Svd { note: None, ..svd_by_gram(&scaled, what)? }
+    } else {
+        match svd_once(&scaled) {
+            Some(found) => found,
+            None => svd_by_gram(&scaled, what)?,
+        }
     };
     found.s.iter_mut().for_each(|x| *x *= scale);
     let signs = fix_signs(&mut found.u);
@@ -125,22 +131,29 @@ fn svd_by_gram(a: &Mat, what: &str) -> Result<Svd> {
             if flip { -from.get(i, order[j]) } else { from.get(i, order[j]) }
         })
     };
-    let (own, other) = (pick(&evd.vectors, false), pick(&other.q_times(&Mat::identity(k)), true));
+    let (own, other) = (pick(&evd.vectors, false), pick(&other.q(), true));
     let (u, v) = if wide { (own, other) } else { (other, own) };
     let s = order.iter().map(|&i| r.get(i, i).abs()).collect();
     let note = format!("SVD of {what} ({m}, {n}) did not converge; eigenvectors of its Gram matrix used");
     Ok(Svd { u, s, v, note: Some(note) })
 }
 
-/// A = Q R by Householder reflections, Q (m, k) orthonormal whatever the rank of A, R (k, n), k = min(m, n).
-pub struct Qr {
-    reflectors: faer::Mat<f64>,
-    coefficients: faer::Mat<f64>,
+/// A = Q R, Q (m, k) orthonormal whatever the rank of A, R (k, n), k = min(m, n).
+pub struct Qr(Form);
+
+enum Form {
+    /// Householder reflections.
+    Reflections { reflectors: faer::Mat<f64>, coefficients: faer::Mat<f64> },
+    /// Q itself, (m, n) with m ≥ n, and R (n, n).
+    Explicit { q: Mat, r: Mat },
 }
 
 impl Qr {
     /// Decomposes A (m, n).
     pub fn new(a: &Mat) -> Self {
+        if let Some((q, r)) = solver::qr(a) {
+            return Self(Form::Explicit { q, r });
+        }
         let (m, n) = (a.rows(), a.cols());
         let block = recommended_block_size::<f64>(m, n);
         let mut reflectors = a.0.clone();
@@ -149,28 +162,48 @@ impl Qr {
         let mut memory = MemBuffer::new(qr_in_place_scratch::<f64>(m, n, block, Par::Seq, params));
         let stack = MemStack::new(&mut memory);
         qr_in_place(reflectors.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
-        Self { reflectors, coefficients }
+        Self(Form::Reflections { reflectors, coefficients })
     }
 
     /// R (k, n), upper triangular.
     pub fn r(&self) -> Mat {
-        let (m, n) = (self.reflectors.nrows(), self.reflectors.ncols());
-        Mat::from_fn(m.min(n), n, |i, j| if i <= j { self.reflectors[(i, j)] } else { 0.0 })
+        match &self.0 {
+            Form::Explicit { r, .. } => r.clone(),
+            Form::Reflections { reflectors, .. } => {
+                let (m, n) = (reflectors.nrows(), reflectors.ncols());
+                Mat::from_fn(m.min(n), n, |i, j| if i <= j { reflectors[(i, j)] } else { 0.0 })
+            }
+        }
     }
 
-    /// Q · other for `other` (k, c), without forming Q.
+    /// Q (m, k).
+    fn q(self) -> Mat {
+        match self.0 {
+            Form::Explicit { q, .. } => q,
+            Form::Reflections { ref reflectors, .. } => {
+                let k = reflectors.nrows().min(reflectors.ncols());
+                self.q_times(&Mat::identity(k))
+            }
+        }
+    }
+
+    /// Q · other for `other` (k, c), without forming Q where it is not there.
     pub fn q_times(&self, other: &Mat) -> Mat {
-        let (m, n) = (self.reflectors.nrows(), self.reflectors.ncols());
+        let (reflectors, coefficients) = match &self.0 {
+            Form::Explicit { q, .. } => return q.matmul(other),
+            Form::Reflections { reflectors, coefficients } => (reflectors, coefficients),
+        };
+        let (m, n) = (reflectors.nrows(), reflectors.ncols());
         let (k, c) = (m.min(n), other.cols());
         assert_eq!(k, other.rows());
         let mut out = faer::Mat::<f64>::zeros(m, c);
         out.as_mut().subrows_mut(0, k).copy_from(other.view());
-        let block = self.coefficients.nrows();
+        let block = coefficients.nrows();
         let mut memory =
             MemBuffer::new(apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(m, block, c));
         apply_block_householder_sequence_on_the_left_in_place_with_conj(
-            self.reflectors.as_ref().subcols(0, k),
-            self.coefficients.as_ref(),
+            reflectors.as_ref().subcols(0, k),
+            coefficients.as_ref(),
             Conj::No,
             out.as_mut(),
             Par::Seq,

@@ -1,5 +1,6 @@
 //! Matrix products and Gram accumulation, cut into tiles so that the bytes of the result depend on the shapes alone.
 
+use super::solver::{self, Side};
 use super::{Mat, bf16};
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
@@ -96,23 +97,27 @@ fn product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>, entries: Entries) -> Mat 
 impl Mat {
     /// self · other.
     pub fn matmul(&self, other: &Mat) -> Mat {
-        product(self.view(), other.view(), Entries::All)
+        solver::product((self, Side::Plain), (other, Side::Plain))
+            .unwrap_or_else(|| product(self.view(), other.view(), Entries::All))
     }
 
     /// selfᵀ · other.
     pub fn tn_matmul(&self, other: &Mat) -> Mat {
-        product(self.view().transpose(), other.view(), Entries::All)
+        solver::product((self, Side::Transposed), (other, Side::Plain))
+            .unwrap_or_else(|| product(self.view().transpose(), other.view(), Entries::All))
     }
 
     /// self · otherᵀ.
     pub fn nt_matmul(&self, other: &Mat) -> Mat {
         // The kernel walks down the columns of its right operand: a third of the speed when they are strided.
-        product(self.view(), other.transpose().view(), Entries::All)
+        solver::product((self, Side::Plain), (other, Side::Transposed))
+            .unwrap_or_else(|| product(self.view(), other.transpose().view(), Entries::All))
     }
 
     /// self · otherᵀ where that is known to be symmetric: only the lower triangle is computed, the rest is copied.
     pub fn nt_matmul_symmetric(&self, other: &Mat) -> Mat {
-        let mut out = product(self.view(), other.transpose().view(), Entries::Lower);
+        let mut out = solver::product((self, Side::Plain), (other, Side::Transposed))
+            .unwrap_or_else(|| product(self.view(), other.transpose().view(), Entries::Lower));
         out.mirror_lower();
         out
     }

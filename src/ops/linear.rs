@@ -22,14 +22,25 @@ pub enum MatmulPrecision {
     /// Nothing: products are in f32.
     #[default]
     Highest,
-    /// Factors may be rounded to bf16, where the processor multiplies such numbers faster.
+    /// On a GPU, factors are rounded to tf32: 11 bits.
+    High,
+    /// As high; on a processor that multiplies bf16 numbers faster (AVX512-BF16), factors are rounded to these: 8 bits.
     Medium,
 }
 
 impl MatmulPrecision {
-    /// Whether products on `device` are of numbers rounded to bf16.
+    /// The type that the factors of f32 products on `device` are rounded to: `f32`, `tf32` or `bf16`.
+    pub fn products_on(self, device: &Device) -> &'static str {
+        match self {
+            Self::High | Self::Medium if device.is_cuda() => "tf32",
+            Self::Medium if device.is_cpu() && bf16::is_supported() => "bf16",
+            _ => "f32",
+        }
+    }
+
+    /// Whether that is bf16.
     pub fn is_bf16_on(self, device: &Device) -> bool {
-        self == Self::Medium && device.is_cpu() && bf16::is_supported()
+        self.products_on(device) == "bf16"
     }
 }
 

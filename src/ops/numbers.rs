@@ -16,11 +16,16 @@ pub fn with_numbers<R>(x: &Tensor, look: impl FnOnce(&[f32]) -> R) -> Result<R> 
     }
 }
 
-/// Whether every element of `x` is finite.
+/// A number that is finite exactly when every element of `x` is (short of overflowing f32 altogether), where `x` is: a sum
+/// of magnitudes.
+pub fn magnitude(x: &Tensor) -> Result<Tensor> {
+    x.abs()?.mean_keepdim(D::Minus1)?.sum_all()
+}
+
+/// Whether every element of `x` is finite. Waits for the device.
 pub fn is_finite(x: &Tensor) -> Result<bool> {
     if !x.device().is_cpu() {
-        // A sum of magnitudes is finite exactly when every term is (short of overflowing f32 altogether).
-        return Ok(x.abs()?.mean_keepdim(D::Minus1)?.sum_all()?.to_scalar::<f32>()?.is_finite());
+        return Ok(magnitude(x)?.to_scalar::<f32>()?.is_finite());
     }
     with_numbers(x, |numbers| numbers.par_chunks(PIECE).all(all_finite))
 }
@@ -69,6 +74,7 @@ mod tests {
                 assert!(!all_finite(&x), "{bad} at {at}");
                 let x = Tensor::from_vec(x, 41, &Device::Cpu).unwrap();
                 assert!(!is_finite(&x).unwrap(), "{bad} at {at}");
+                assert!(!magnitude(&x).unwrap().to_scalar::<f32>().unwrap().is_finite(), "{bad} at {at}");
             }
         }
     }

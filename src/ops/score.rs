@@ -7,7 +7,7 @@
 
 use super::loss::{argmax, divergence, log_sum_exp};
 use super::with_numbers;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// Rows that are worth another thread.
@@ -26,8 +26,20 @@ pub struct Score {
     pub agree: usize,
 }
 
-/// Scores `logits` (rows, vocab) by their `targets` and, when given, against the logits of another model.
-pub fn score(logits: &Tensor, base: Option<&Tensor>, targets: &[u32]) -> Result<Score> {
+impl Score {
+    /// What [`score`] gave, however often, in one go: a device is waited for once.
+    pub fn read(scores: &[Tensor]) -> Result<Vec<Self>> {
+        if scores.is_empty() {
+            return Ok(Vec::new());
+        }
+        let of_row = |sums: &[f64]| Self { nll: sums[0], base_nll: sums[1], kl: sums[2], agree: sums[3] as usize };
+        Ok(Tensor::cat(scores, 0)?.to_vec1::<f64>()?.chunks_exact(4).map(of_row).collect())
+    }
+}
+
+/// Scores `logits` (rows, vocab) by their `targets` and, when given, against the logits of another model: the numbers of a
+/// [`Score`], (4), f64, where the logits are.
+pub fn score(logits: &Tensor, base: Option<&Tensor>, targets: &[u32]) -> Result<Tensor> {
     if !logits.device().is_cpu() {
         return by_tensors(logits, base, targets);
     }
@@ -49,7 +61,7 @@ pub fn score(logits: &Tensor, base: Option<&Tensor>, targets: &[u32]) -> Result<
         sum.kl += row.kl;
         sum.agree += row.agree;
     }
-    Ok(sum)
+    Tensor::new(&[sum.nll, sum.base_nll, sum.kl, sum.agree as f64], &Device::Cpu)
 }
 
 fn of_row(z: &[f32], base: Option<&[f32]>, target: usize) -> Score {
@@ -64,24 +76,64 @@ fn of_row(z: &[f32], base: Option<&[f32]>, target: usize) -> Score {
     score
 }
 
-/// The same by tensor operations: nothing but the sums leaves the device.
-fn by_tensors(logits: &Tensor, base: Option<&Tensor>, targets: &[u32]) -> Result<Score> {
+/// The same by tensor operations.
+fn by_tensors(logits: &Tensor, base: Option<&Tensor>, targets: &[u32]) -> Result<Tensor> {
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    let log_softmax = |z: &Tensor| {
-        let z = z.to_dtype(DType::F64)?;
-        let z = z.broadcast_sub(&z.max_keepdim(D::Minus1)?)?;
-        z.broadcast_sub(&z.exp()?.sum_keepdim(D::Minus1)?.log()?)
-    };
     let nll = |log_p: &Tensor| log_p.gather(&targets, 1)?.sum_all()?.neg();
     let log_q = log_softmax(logits)?;
     let Some(base) = base else {
-        return Ok(Score { nll: nll(&log_q)?.to_scalar()?, ..Score::default() });
+        let nothing = Tensor::zeros(3, DType::F64, logits.device())?;
+        return Tensor::cat(&[nll(&log_q)?.unsqueeze(0)?, nothing], 0);
     };
     let log_p = log_softmax(base)?;
-    let kl = (log_p.exp()? * (&log_p - &log_q)?)?.sum_all()?;
     let agree = base.argmax(D::Minus1)?.eq(&logits.argmax(D::Minus1)?)?.to_dtype(DType::F64)?.sum_all()?;
-    let sums = Tensor::stack(&[nll(&log_q)?, nll(&log_p)?, kl, agree], 0)?.to_vec1::<f64>()?;
-    Ok(Score { nll: sums[0], base_nll: sums[1], kl: sums[2], agree: sums[3] as usize })
+    Tensor::stack(&[nll(&log_q)?, nll(&log_p)?, divergence_of(&log_p, &log_q)?, agree], 0)
+}
+
+/// log softmax of logits (rows, vocab) in f64, by tensor operations.
+pub fn log_softmax(z: &Tensor) -> Result<Tensor> {
+    let z = z.to_dtype(DType::F64)?;
+    let z = z.broadcast_sub(&z.max_keepdim(D::Minus1)?)?;
+    z.broadcast_sub(&z.exp()?.sum_keepdim(D::Minus1)?.log()?)
+}
+
+/// Σ KL(p ‖ q) over rows, from logarithms of probabilities.
+pub fn divergence_of(log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
+    (log_p.exp()? * (log_p - log_q)?)?.sum_all()
+}
+
+/// Logits that others are compared with.
+pub struct Reference {
+    /// On the CPU the logits, (rows, vocab), elsewhere their log softmax.
+    p: Tensor,
+    /// log Σ exp of every row; empty elsewhere.
+    lse: Vec<f64>,
+}
+
+impl Reference {
+    /// Of logits (rows, vocab).
+    pub fn new(logits: &Tensor) -> Result<Self> {
+        if !logits.device().is_cpu() {
+            return Ok(Self { p: log_softmax(logits)?, lse: Vec::new() });
+        }
+        let vocab = logits.dim(1)?;
+        let of_rows = |p: &[f32]| p.par_chunks_exact(vocab).with_min_len(ROWS).map(log_sum_exp).collect();
+        Ok(Self { p: logits.clone(), lse: with_numbers(logits, of_rows)? })
+    }
+
+    /// Σ KL(softmax(these) ‖ softmax(`logits`)) over rows, nats: one number, f64, where the logits are.
+    pub fn divergence(&self, logits: &Tensor) -> Result<Tensor> {
+        if !logits.device().is_cpu() {
+            return divergence_of(&self.p, &log_softmax(logits)?);
+        }
+        let vocab = logits.dim(1)?;
+        let of_rows = |p: &[f32], q: &[f32]| -> Vec<f64> {
+            let rows = p.par_chunks_exact(vocab).zip(q.par_chunks_exact(vocab)).zip(&self.lse);
+            rows.with_min_len(ROWS).map(|((p, q), &lse)| divergence(p, lse, q, log_sum_exp(q))).collect()
+        };
+        let rows = with_numbers(&self.p, |p| with_numbers(logits, |q| of_rows(p, q)))??;
+        Tensor::new(rows.iter().sum::<f64>(), &Device::Cpu)
+    }
 }
 
 #[cfg(test)]
@@ -94,19 +146,29 @@ mod tests {
         let z = (wave(&[37, 101], 0.2) * 9.0).unwrap();
         let u = ((&z * 0.8).unwrap() + wave(&[101, 37], 0.3).t().unwrap() * 1.5).unwrap();
         let targets: Vec<u32> = (0..37).map(|i| i * 7 % 101).collect();
-        let here = score(&z, Some(&u), &targets).unwrap();
+        let read = |sums: candle_core::Result<Tensor>| Score::read(&[sums.unwrap()]).unwrap()[0];
+        let here = read(score(&z, Some(&u), &targets));
         assert!(here.agree > 0 && here.agree < 37 && here.kl > 1.0, "{here:?}");
-        let mut found = vec![by_tensors(&z, Some(&u), &targets).unwrap()];
+        let divergence =
+            |z: &Tensor, u: &Tensor| Reference::new(u).unwrap().divergence(z).unwrap().to_scalar::<f64>().unwrap();
+        assert_eq!(divergence(&z, &u), here.kl);
+        let mut found = vec![read(by_tensors(&z, Some(&u), &targets))];
         for device in other_devices() {
             let (z, u) = (z.to_device(&device).unwrap(), u.to_device(&device).unwrap());
-            found.push(score(&z, Some(&u), &targets).unwrap());
+            found.push(read(score(&z, Some(&u), &targets)));
+            assert!((divergence(&z, &u) - here.kl).abs() < 1e-9);
+            assert!((read(score(&z, None, &targets)).nll - here.nll).abs() < 1e-9);
         }
         for found in found {
             let off = [found.nll - here.nll, found.base_nll - here.base_nll, found.kl - here.kl];
             assert!(off.iter().all(|off| off.abs() < 1e-9) && found.agree == here.agree, "{found:?} {here:?}");
         }
         let alone = Score { nll: here.nll, ..Score::default() };
-        assert_eq!(score(&z, None, &targets).unwrap(), alone);
-        assert!((by_tensors(&z, None, &targets).unwrap().nll - here.nll).abs() < 1e-9);
+        assert_eq!(read(score(&z, None, &targets)), alone);
+        let by_tensors = read(by_tensors(&z, None, &targets));
+        assert!((by_tensors.nll - here.nll).abs() < 1e-9 && by_tensors.kl == 0.0);
+        let all = [score(&z, Some(&u), &targets).unwrap(), score(&z, None, &targets).unwrap()];
+        assert_eq!(Score::read(&all).unwrap(), [here, alone]);
+        assert!(Score::read(&[]).unwrap().is_empty());
     }
 }

@@ -9,7 +9,6 @@ use super::Run;
 use super::block::{FinishedBlock, install};
 use super::cut::{choice, dense_report};
 use super::decompose::decompose_linear;
-use super::waves::in_waves;
 use crate::calibrate::BlockStats;
 use crate::forward::{States, each_block};
 use crate::method::Inputs;
@@ -101,9 +100,7 @@ impl Run<'_> {
         let work = |&(spec, rank): &(&LinearSpec, usize)| {
             self.cut(spec, &decompose_linear(self.method, block, spec, stats, rank)?, rank)
         };
-        for (tensors, report) in
-            in_waves(self.model.compute().limits.decompositions, &factorised, |(spec, _)| *spec, work)?
-        {
+        for (tensors, report) in self.in_waves(&factorised, |(spec, _)| *spec, work)? {
             done.tensors.extend(tensors);
             done.linears.push(report);
         }

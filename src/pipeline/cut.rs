@@ -5,7 +5,6 @@ use super::block::FinishedBlock;
 use super::decompose::weight;
 use super::decompositions::{Decomposed, Decompositions};
 use super::stored;
-use super::waves::in_waves;
 use crate::calibrate::BlockStats;
 use crate::checkpoint::{Dtype, NamedTensor};
 use crate::model::{Block, FfnPart, Linear, LinearSpec};
@@ -30,8 +29,7 @@ impl Run<'_> {
                     }
                 };
                 let mut done = FinishedBlock::default();
-                for (tensors, report) in in_waves(self.model.compute().limits.decompositions, &specs, |spec| spec, cut)?
-                {
+                for (tensors, report) in self.in_waves(&specs, |spec| spec, cut)? {
                     done.tensors.extend(tensors);
                     done.linears.push(report);
                 }

@@ -4,7 +4,6 @@
 //! shape leaves, so that a block's file is never larger than the block in f32; a learned method gets them all.
 
 use super::decompositions::{Decomposed, Decompositions};
-use super::waves::in_waves;
 use super::{Run, stored};
 use crate::calibrate::{BlockStats, SiteStats, collect, collect_and_advance};
 use crate::checkpoint::NamedTensor;
@@ -69,7 +68,7 @@ impl Run<'_> {
             let dtype = stored::stored_dtype(self.model.source(), spec, self.recipe.dtype)?;
             found.encode(spec, limit.min(found.parts.rank()), dtype)
         };
-        let tensors = in_waves(self.model.compute().limits.decompositions, &limits, |(spec, _)| *spec, work)?;
+        let tensors = self.in_waves(&limits, |(spec, _)| *spec, work)?;
         Ok(tensors.into_iter().flatten().collect())
     }
 

@@ -4,6 +4,7 @@ use super::statistics::of_another_text;
 use super::texts::{Calibration, EvalText};
 use crate::calibrate::StatsStore;
 use crate::checkpoint::{Identity, Source};
+use crate::compute::Compute;
 use crate::hash::Sha256;
 use crate::recipe::Recipe;
 use crate::report::Report;
@@ -16,11 +17,16 @@ pub(super) fn fingerprint(
     identity: &Identity,
     calibration: &Calibration,
     stats: Option<&StatsStore>,
+    compute: &Compute,
 ) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(env!("CARGO_PKG_VERSION"));
     hash.update(serde_json::to_string(recipe)?);
     hash.update(identity.fingerprint());
+    // The usual type goes without saying.
+    if compute.products() != "f32" {
+        hash.update(compute.products());
+    }
     for corpus in &calibration.corpora {
         hash.update(&corpus.sha256);
     }

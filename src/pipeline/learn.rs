@@ -12,6 +12,7 @@ use crate::forward::each_block;
 use crate::learn::{
     Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralRates, SpectralReport, learn_spectra,
 };
+use crate::linalg::solving_with;
 use crate::machine::StageClock;
 use crate::method::{Decomposition, Needs, Spectral, Unit, heldout_curve, of_basis};
 use crate::model::{Block, LinearSpec};
@@ -106,7 +107,8 @@ impl Run<'_> {
         let mut done = FinishedBlock::default();
         for linear in result.linears.iter().filter(|linear| linear.spec.id.block == index) {
             let choice = choice(&result.plan, &linear.spec)?;
-            let (tensors, report) = self.fold_linear(block, stats, linear, choice)?;
+            let fold = || self.fold_linear(block, stats, linear, choice);
+            let (tensors, report) = self.solving(|solver| solving_with(solver, fold))?;
             done.tensors.extend(tensors);
             done.linears.push(report);
             if let Some(deviation) = &linear.deviation {

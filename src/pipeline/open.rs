@@ -3,6 +3,7 @@
 use super::texts::{Calibration, EvalText};
 use crate::checkpoint::{Section, Source};
 use crate::compute::Compute;
+use crate::device;
 use crate::hub::{self, HubOptions};
 use crate::model::{Model, Touched};
 use crate::ops::MatmulPrecision;
@@ -42,8 +43,12 @@ pub fn tokenizer(source: &Source) -> Result<Tokenizer> {
 pub fn load_model(source: Source, compute: impl Into<Compute>, progress: &dyn Progress) -> Result<Model> {
     let model = Model::load(source, compute)?;
     let compute = model.compute();
-    if compute.precision == MatmulPrecision::Medium && !compute.precision.is_bf16_on(&compute.device) {
-        progress.note("--matmul-precision medium changes nothing here: that takes a processor with AVX512-BF16");
+    match compute.products() {
+        "tf32" => device::use_tf32(),
+        "f32" if compute.precision != MatmulPrecision::Highest => progress.note(
+            "--matmul-precision changes nothing here: high takes a GPU, medium that or a processor with AVX512-BF16",
+        ),
+        _ => {}
     }
     let unknown = model.unknown_keys();
     if !unknown.is_empty() {

@@ -27,6 +27,7 @@ pub(super) fn open_stats(
     }
     let (tokens, heldout) = (calibration.windows.tokens(), calibration.heldout.tokens());
     let origin = Origin::new(model.source(), model.blocks(), calibration.describe(), tokens, heldout)?;
+    let origin = origin.computed(model.compute());
     let store = match StatsStore::open(dir)? {
         // Whatever they were made from, they are whole.
         Some(store) if store.is_finished() && store.missing().is_none() => {

@@ -1,15 +1,43 @@
 //! Several linears at a time, as many as memory allows whatever the number of threads.
 
-use crate::linalg::on_one_thread;
+use super::Run;
+use crate::device;
+use crate::linalg::{CheckedSolver, on_one_thread, solving_with};
 use crate::model::LinearSpec;
 use anyhow::Result;
 use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+impl Run<'_> {
+    /// `work` for every item, in order, as many at a time as memory allows. Large matrices are the business of the device.
+    pub(super) fn in_waves<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        spec: impl Fn(&T) -> &LinearSpec,
+        work: impl Fn(&T) -> Result<R> + Sync,
+    ) -> Result<Vec<R>> {
+        self.solving(|solver| {
+            let limit = self.model.compute().limits.decompositions;
+            in_waves(limit, items, spec, |item| solving_with(solver, || work(item)))
+        })
+    }
+
+    /// `work`, which is handed what the device has for large matrices.
+    pub(super) fn solving<R>(&self, work: impl FnOnce(Option<&'static CheckedSolver>) -> R) -> R {
+        let solver = device::solver(self.model.device(), self.progress);
+        let result = work(solver);
+        if let Some(trouble) = solver.and_then(CheckedSolver::take_trouble) {
+            self.progress.warn(&trouble);
+        }
+        self.model.compute().room.tell(self.progress);
+        result
+    }
+}
+
 /// `work` for every item, in order, those together that take at most `limit` bytes by the estimate of [`bytes`]. Linears are independent and none of their arithmetic depends on the number of
 /// threads, so neither does the result.
-pub fn in_waves<T: Sync, R: Send>(
+fn in_waves<T: Sync, R: Send>(
     limit: usize,
     items: &[T],
     spec: impl Fn(&T) -> &LinearSpec,

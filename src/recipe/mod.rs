@@ -104,8 +104,8 @@ pub struct Options {
     #[arg(long, value_name = "RULE", help_heading = "Calibration")]
     pub sampling: Option<SamplingRule>,
 
-    /// Products of weights and activations: highest (f32), or medium, of factors rounded to bf16 where the processor
-    /// multiplies these faster (AVX512-BF16) [default: highest]
+    /// Factors of products: highest (f32), high (tf32 on a GPU), or medium (that, or bf16 on a processor with AVX512-BF16)
+    /// [default: highest]
     #[arg(long, value_name = "P", help_heading = "Calibration")]
     pub matmul_precision: Option<MatmulPrecision>,
 

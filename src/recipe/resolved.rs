@@ -121,12 +121,6 @@ impl Options {
             (self.heal_lr, self.heal_batch) = (Some(heal_lr), Some(heal_batch));
         }
         let precision = *self.matmul_precision.get_or_insert_default();
-        if precision != MatmulPrecision::Highest && self.stats.is_some() {
-            user_bail!(
-                "--stats with --matmul-precision medium: statistics in a folder are those of f32 products";
-                "leave one of them out"
-            );
-        }
         let name = method.card().name.to_string();
         let calib = self.calib.get_or_insert_with(|| vec![self.task.clone().unwrap_or_else(|| "sample".into())]);
         let ppl = self.ppl.get_or_insert_with(|| vec!["sample".into()]);

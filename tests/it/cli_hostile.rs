@@ -400,7 +400,6 @@ fn sizes_that_mean_nothing() {
         ("--keep 0.5 --threads 99999", "--threads 99999"),
         ("--keep 0.5 --device abacus", "abacus"),
         ("--keep 0.5 --device cuda:-1", "cuda:-1"),
-        ("--keep 0.5 --matmul-precision medium --stats stats", "--matmul-precision medium"),
         ("--keep 0.5 --window 0", "window of 0"),
         ("--keep 0.5 --window 1", "window of 1"),
         ("--keep 0.5 --window 4096", "4096 tokens is longer than the model's context of 512"),

@@ -91,16 +91,17 @@ impl<'a> GatedModel<'a> {
     /// Every linear as the pressure sees it.
     pub(super) fn controlled(&self) -> Result<Vec<Controlled>> {
         let total: usize = self.linears().map(|linear| linear.spec.params()).sum();
-        self.linears()
-            .map(|linear| {
-                Ok(Controlled {
-                    unit: (linear.spec.out + linear.spec.input) as f64 / total as f64,
-                    whole: linear.spec.params() as f64 / total as f64,
-                    sigma: doubles(&(&linear.sigma * &linear.rho)?)?,
-                    control: doubles(&linear.control)?,
-                })
-            })
-            .collect()
+        let sigmas =
+            self.linears().map(|linear| &linear.sigma * &linear.rho).collect::<candle_core::Result<Vec<_>>>()?;
+        let controls: Vec<Tensor> = self.linears().map(|linear| linear.control.clone()).collect();
+        let (sigmas, controls) = (all_doubles(&sigmas)?, all_doubles(&controls)?);
+        let controlled = |((linear, sigma), control): ((&GatedLinear, _), _)| Controlled {
+            unit: (linear.spec.out + linear.spec.input) as f64 / total as f64,
+            whole: linear.spec.params() as f64 / total as f64,
+            sigma,
+            control,
+        };
+        Ok(self.linears().zip(sigmas).zip(controls).map(controlled).collect())
     }
 
     /// Adds the pressure's gradients on the controls.
@@ -175,11 +176,12 @@ impl<'a> GatedModel<'a> {
     /// What is left of every linear when no components but those in `kept` stay.
     pub(super) fn cuts(&self, kept: &[Vec<usize>]) -> Result<Vec<Cut>> {
         let controlled = self.controlled()?;
-        let gate = |((linear, controlled), kept): ((&GatedLinear, &Controlled), &Vec<usize>)| {
-            let gates = self.job.method.final_gates(self.job.settings, controlled, &doubles(&linear.rho)?, kept);
-            Ok(Cut { kept: kept.clone(), gates })
+        let rho = all_doubles(&self.linears().map(|linear| linear.rho.clone()).collect::<Vec<_>>())?;
+        let gate = |((rho, controlled), kept): ((&Vec<f64>, &Controlled), &Vec<usize>)| Cut {
+            kept: kept.clone(),
+            gates: self.job.method.final_gates(self.job.settings, controlled, rho, kept),
         };
-        self.linears().zip(&controlled).zip(kept).map(gate).collect()
+        Ok(rho.iter().zip(&controlled).zip(kept).map(gate).collect())
     }
 
     fn student_block(&self, index: usize) -> Result<Block<'a>> {
@@ -290,6 +292,21 @@ impl BlockStack for GatedModel<'_> {
     fn parameters(&self, index: usize) -> Vec<Var> {
         self.blocks[index].iter().flat_map(|linear| &linear.trained).map(|(_, var, _)| var.clone()).collect()
     }
+}
+
+/// The numbers of vectors. A device is waited for once.
+fn all_doubles(vectors: &[Tensor]) -> Result<Vec<Vec<f64>>> {
+    if vectors.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = doubles(&Tensor::cat(vectors, 0)?)?;
+    let mut rest = all.as_slice();
+    let mut next = |vector: &Tensor| {
+        let (numbers, after) = rest.split_at(vector.elem_count());
+        rest = after;
+        numbers.to_vec()
+    };
+    Ok(vectors.iter().map(&mut next).collect())
 }
 
 fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {

@@ -28,8 +28,7 @@ use super::spec::LinearSpec;
 use crate::checkpoint::Source;
 use crate::compute::Compute;
 use crate::error::UserError;
-use crate::ops::MatmulPrecision;
-use crate::ops::{Activation, activation, gated_activation, is_finite};
+use crate::ops::{Activation, MatmulPrecision, activation, gated_activation, is_finite, magnitude};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -53,12 +52,26 @@ pub trait Tap {
     fn wants_every_token(&self, _expert: u16) -> bool {
         false
     }
+
+    /// A pass begins whose batch is shown in parts if the device has no room for all of it.
+    fn begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// That pass has failed: forgets what was seen of it. `false` if it cannot be forgotten.
+    fn forget(&mut self) -> bool {
+        false
+    }
 }
 
 /// Looks at nothing.
 impl Tap for () {
     fn see(&mut self, _: Site, _: &Tensor) -> Result<Flow> {
         Ok(Flow::Continue)
+    }
+
+    fn forget(&mut self) -> bool {
+        true
     }
 }
 
@@ -188,12 +201,55 @@ impl Block<'_> {
 
     /// [`Block::forward`] of sequences that need not fill the batch: row i ends at `lengths[i]`, what follows is padding.
     pub fn forward_padded(&self, x: &Tensor, lengths: Option<&[usize]>, tap: &mut dyn Tap) -> Result<Option<Tensor>> {
+        let mut magnitudes = Vec::new();
+        let y = self.forward_unsettled(x, lengths, tap, &mut magnitudes)?;
+        self.settle(&magnitudes)?;
+        Ok(y)
+    }
+
+    /// [`Block::forward_padded`], but a device is not waited for: whether what came out is finite is to be asked for with
+    /// [`Block::settle`], once for the `magnitudes` of any number of passes.
+    pub fn forward_unsettled(
+        &self,
+        x: &Tensor,
+        lengths: Option<&[usize]>,
+        tap: &mut dyn Tap,
+        magnitudes: &mut Vec<Tensor>,
+    ) -> Result<Option<Tensor>> {
         let (batch, t, _) = x.dims3()?;
         ensure!(
             lengths.is_none_or(|l| l.len() == batch && l.iter().all(|l| (1..=t).contains(l))),
             "{lengths:?} are no lengths of {batch} sequences in {t} positions"
         );
-        self.run(x, Pass { lengths, cache: None, tap })
+        let y = self.run(x, Pass { lengths, cache: None, tap })?;
+        if let Some(y) = y.as_ref().filter(|y| self.is_searched(y)) {
+            if y.device().is_cpu() {
+                self.refuse_unless(is_finite(y)?)?;
+            } else {
+                magnitudes.push(magnitude(y)?);
+            }
+        }
+        Ok(y)
+    }
+
+    /// Refuses what is not finite of the passes that left these `magnitudes`.
+    pub fn settle(&self, magnitudes: &[Tensor]) -> Result<()> {
+        if magnitudes.is_empty() {
+            return Ok(());
+        }
+        self.refuse_unless(Tensor::stack(magnitudes, 0)?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()))
+    }
+
+    fn is_searched(&self, y: &Tensor) -> bool {
+        self.checked && !y.track_op()
+    }
+
+    fn refuse_unless(&self, finite: bool) -> Result<()> {
+        if finite {
+            return Ok(());
+        }
+        let error = UserError::not_finite(format!("block {} produced NaN or infinite activations", self.index));
+        Err(error.hint("the checkpoint is damaged, or its weights overflow f32").into())
     }
 
     /// Runs x (batch, t, hidden) through the block as what follows the positions in `cache`, and adds it to them. Not for
@@ -202,25 +258,20 @@ impl Block<'_> {
         ensure!(!matches!(self.shape, Shape::PostNorm(_)), "a block that sees both ways needs the whole sequence");
         let y = self.run(x, Pass { lengths: None, cache: Some(&mut *cache), tap: &mut () })?;
         cache.advance(x.dim(1)?);
-        y.context("a forward pass without a tap was stopped")
+        let y = y.context("a forward pass without a tap was stopped")?;
+        if self.is_searched(&y) {
+            self.refuse_unless(is_finite(&y)?)?;
+        }
+        Ok(y)
     }
 
     fn run(&self, x: &Tensor, mut pass: Pass) -> Result<Option<Tensor>> {
-        let y = match self.shape {
-            Shape::PreNorm(shape) => shape.forward(self, x, &mut pass)?,
-            Shape::Parallel(shape) => shape.forward(self, x, &mut pass)?,
-            Shape::PostNorm(shape) => shape.forward(self, x, &mut pass)?,
-            Shape::StateSpace(shape) => shape.forward(self, x, &mut pass)?,
-        };
-        if let Some(y) = &y
-            && self.checked
-            && !y.track_op()
-            && !is_finite(y)?
-        {
-            let error = UserError::not_finite(format!("block {} produced NaN or infinite activations", self.index));
-            return Err(error.hint("the checkpoint is damaged, or its weights overflow f32").into());
+        match self.shape {
+            Shape::PreNorm(shape) => shape.forward(self, x, &mut pass),
+            Shape::Parallel(shape) => shape.forward(self, x, &mut pass),
+            Shape::PostNorm(shape) => shape.forward(self, x, &mut pass),
+            Shape::StateSpace(shape) => shape.forward(self, x, &mut pass),
         }
-        Ok(y)
     }
 
     /// Replaces every weight by what `f` makes of its name and value; the shape must stay.

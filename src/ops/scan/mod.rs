@@ -12,7 +12,7 @@ mod backward;
 
 use super::cpu::{CpuOp, Input, apply, numbers};
 use crate::linalg::simd::{self, LANES, exp32};
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{D, DType, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Sizes of a scan.
@@ -66,33 +66,65 @@ pub fn selective_scan_from(
     Ok((y, Tensor::from_vec(states, (batch, channels, scan.state), device)?))
 }
 
-/// [`selective_scan_from`] by tensor operations, position by position.
+/// [`selective_scan_from`] by tensor operations, in √(t/2) steps, each of which takes one position of every chunk of t: once
+/// from states of zero to what each chunk adds to its state, then, when these are summed up to where each chunk begins, to y.
 fn plain(scan: Scan, rows: &Tensor, a: &Tensor, skip: &Tensor, from: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-    let (batch, t, _) = rows.dims3()?;
+    let (batch, t, width) = rows.dims3()?;
     let Scan { heads, per_head, groups, state } = scan;
     let channels = scan.channels();
+    let steps = if t < 32 { t.max(1) } else { (t / 2).isqrt() };
+    let chunks = t.div_ceil(steps).max(1);
+    // Where Δ and c are zero, states stay as they are.
+    let rows = match chunks * steps - t {
+        0 => rows.clone(),
+        missing => Tensor::cat(&[rows, &Tensor::zeros((batch, missing, width), rows.dtype(), rows.device())?], 1)?,
+    };
+    let part = |from: usize, len: usize, shape: &[usize]| {
+        rows.narrow(2, from, len)?.reshape([&[batch, chunks, steps], shape].concat())
+    };
     let of_groups = |from: usize| {
-        let each = rows.narrow(2, from, groups * state)?.reshape((batch, t, groups, 1, state))?;
-        each.broadcast_as((batch, t, groups, heads / groups, state))?.contiguous()?.reshape((batch, t, heads, 1, state))
+        let each = part(from, groups * state, &[groups, 1, state])?;
+        let each = each.broadcast_as((batch, chunks, steps, groups, heads / groups, state))?.contiguous()?;
+        each.reshape((batch, chunks, steps, heads, 1, state))
     };
-    let c = rows.narrow(2, 0, channels)?.reshape((batch, t, heads, per_head, 1))?;
-    let dt = rows.narrow(2, channels, heads)?.reshape((batch, t, heads, 1, 1))?;
+    let c = part(0, channels, &[heads, per_head, 1])?;
+    let dt = part(channels, heads, &[heads, 1, 1])?;
     let (b, out) = (of_groups(channels + heads)?, of_groups(channels + heads + groups * state)?);
-    let decay = dt.broadcast_mul(&a.reshape((heads, 1, ()))?)?.exp()?;
+    let a = a.reshape((heads, 1, ()))?;
+    let decay = dt.broadcast_mul(&a)?.exp()?;
     let u = dt.broadcast_mul(&c)?;
-    let mut h = match from {
+    // One position of every chunk.
+    let at = |x: &Tensor, i: usize| x.narrow(2, i, 1)?.squeeze(2);
+    let advance = |h: &Tensor, i: usize| h.broadcast_mul(&at(&decay, i)?)? + at(&u, i)?.broadcast_mul(&at(&b, i)?)?;
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, rows.device());
+    let mut start = match from {
         Some(from) => from.reshape((batch, heads, per_head, state))?,
-        None => Tensor::zeros((batch, heads, per_head, state), DType::F32, rows.device())?,
+        None => zeros(&[batch, heads, per_head, state])?,
     };
-    let mut y = Vec::with_capacity(t);
-    for i in 0..t {
-        let at = |x: &Tensor| x.narrow(1, i, 1)?.squeeze(1);
-        h = (h.broadcast_mul(&at(&decay)?)? + at(&u)?.broadcast_mul(&at(&b)?)?)?;
-        y.push(h.broadcast_mul(&at(&out)?)?.sum(3)?);
+    let mut h = start.unsqueeze(1)?;
+    if chunks > 1 {
+        let mut added = zeros(&[batch, chunks, heads, per_head, state])?;
+        for i in 0..steps {
+            added = advance(&added, i)?;
+        }
+        let decay = dt.sum(2)?.broadcast_mul(&a)?.exp()?;
+        let of_chunk = |x: &Tensor, chunk: usize| x.narrow(1, chunk, 1)?.squeeze(1);
+        let mut starts = vec![start.clone()];
+        for chunk in 0..chunks - 1 {
+            start = (start.broadcast_mul(&of_chunk(&decay, chunk)?)? + of_chunk(&added, chunk)?)?;
+            starts.push(start.clone());
+        }
+        h = Tensor::stack(&starts, 1)?;
     }
-    let skipped = c.squeeze(4)?.broadcast_mul(&skip.reshape((heads, 1))?)?;
-    let y = (Tensor::stack(&y, 1)? + skipped)?.reshape((batch, t, channels))?;
-    Ok((y, h.reshape((batch, channels, state))?))
+    let mut y = Vec::with_capacity(steps);
+    for i in 0..steps {
+        h = advance(&h, i)?;
+        y.push(h.broadcast_mul(&at(&out, i)?)?.sum(D::Minus1)?);
+    }
+    let skipped = c.squeeze(5)?.broadcast_mul(&skip.reshape((heads, 1))?)?;
+    let y = (Tensor::stack(&y, 2)? + skipped)?.reshape((batch, chunks * steps, channels))?;
+    let last = h.narrow(1, chunks - 1, 1)?.reshape((batch, channels, state))?;
+    Ok((y.narrow(1, 0, t)?.contiguous()?, last))
 }
 
 impl Scan {
