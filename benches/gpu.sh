@@ -140,8 +140,8 @@ parity() {
     for method in svd awsvd lorap rom whiten soft soco; do
         options=(--method "$method" --keep 0.6)
         case $method in soft | soco) options+=(--steps 20 --heal 0) ;; esac
-        compress "demo-$method-$device" 30 "$device" demo "${options[@]}"
-        compress "demo-$method-processor" 30 cpu demo "${options[@]}"
+        compress "demo-$method-$device" 60 "$device" demo "${options[@]}"
+        compress "demo-$method-processor" 60 cpu demo "${options[@]}"
     done
 }
 
@@ -183,8 +183,9 @@ shape() {
     rm -rf "${work:?}/$name"
 }
 
-# field FILE KEY: every value of a key, one a line.
+# field FILE KEY: every value of a key, one a line; none of a file that is not there.
 field() {
+    [ -e "$1" ] || return 0
     tr ',{}[]' '\n\n\n\n\n' < "$1" | sed -n "s/^ *\"$2\": *\"*\([^\"]*[^\" ]\)\"* *\$/\1/p"
 }
 
@@ -262,8 +263,8 @@ agreement() {
     for method in svd awsvd lorap rom whiten soft soco; do
         tolerance=0.001
         case $method in soft | soco) tolerance=0.01 ;; esac
-        a=$(field "$out/demo-$method-$device.json" ppl 2>/dev/null | sed -n 2p)
-        b=$(field "$out/demo-$method-processor.json" ppl 2>/dev/null | sed -n 2p)
+        a=$(field "$out/demo-$method-$device.json" ppl | sed -n 2p)
+        b=$(field "$out/demo-$method-processor.json" ppl | sed -n 2p)
         awk -v a="$a" -v b="$b" -v tolerance="$tolerance" -v method="$method" 'BEGIN {
             if (a == "" || b == "") { printf "%s: no perplexity to compare: DIFFERENT\n", method; exit }
             d = (a - b) / b; if (d < 0) d = -d
@@ -300,10 +301,12 @@ run() {
     out=$(cd "$out" && pwd)
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
+    # Where no folder has the name of a model.
+    cd "$work"
     version=$("$here/softlm" --version)
     gpu=
     if [ "$device" != cpu ]; then
-        gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1) || gpu=
+        gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null | head -1) || gpu=
     fi
     echo "$version on ${gpu:-$device}, $(nproc) cores" >&2
     reference_lacks=$(torch_lacks "safetensors, tokenizers")
