@@ -262,7 +262,8 @@ def job(arguments, out):
             batches = list(weights["model.embed_tokens.weight"].float()[ids].split(arguments.batch))
             compressor = Compressor(arguments, weights, stages)
             for index in range(config["num_hidden_layers"]):
-                block = Block(weights, index, config, arguments.window)
+                with stages.time("calibrate"):
+                    block = Block(weights, index, config, arguments.window)
                 batches = getattr(compressor, arguments.method)(index, block, batches)
             with stages.time("save"):
                 save_file(compressor.weights, out / "model.safetensors", metadata={"format": "pt"})
