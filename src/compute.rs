@@ -13,6 +13,17 @@ pub struct Compute {
     pub dtype: DType,
     /// What may be in memory at once.
     pub limits: Limits,
+    /// What the user allows.
+    pub allowed: Allowance,
+}
+
+/// Bytes that a run may take, if there is a limit: `--max-memory` and `--max-device-memory`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// Resident memory of the process.
+    pub host: Option<u64>,
+    /// Memory of a GPU.
+    pub device: Option<u64>,
 }
 
 /// Sizes by which work is cut into parts. Sums over parts are taken in order, so that results depend on these alone, not on
@@ -21,6 +32,11 @@ pub struct Compute {
 pub struct Limits {
     /// Tokens that go through a block at once.
     pub batch_tokens: usize,
+    /// Whether the next block is read while one computes, and a block's file written while the next one does.
+    pub read_ahead: bool,
+    /// Bytes of the states of calibration windows that lie in memory; those beyond it, and beyond a part of what is free, lie
+    /// on the disk.
+    pub resident_states: usize,
     /// Bytes of the hidden states of windows that are evaluated together.
     pub states: usize,
     /// Bytes of the logits of one model.
@@ -37,6 +53,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             batch_tokens: 2048,
+            read_ahead: true,
+            resident_states: usize::MAX,
             states: 256 << 20,
             logits: 64 << 20,
             decompositions: 1 << 30,
@@ -49,7 +67,7 @@ impl Default for Limits {
 /// f32 on a device, with the usual limits.
 impl From<&Device> for Compute {
     fn from(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: DType::F32, limits: Limits::default() }
+        Self { device: device.clone(), dtype: DType::F32, limits: Limits::default(), allowed: Allowance::default() }
     }
 }
 

@@ -16,7 +16,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Share of the memory for states that those of all variants take together: one part in so many.
-const STATES: usize = 8;
+pub const SENSITIVITY_STATES: usize = 8;
 /// Rows of logits that are worth another thread.
 const ROWS: usize = 16;
 
@@ -36,7 +36,7 @@ pub fn sensitivities(
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
     let tokens = windows.rows.len() * windows.window;
-    let group = (model.compute().limits.states / STATES / (4 * tokens * model.hidden()).max(1)).max(1);
+    let group = (model.compute().limits.states / SENSITIVITY_STATES / (4 * tokens * model.hidden()).max(1)).max(1);
     let ids: Vec<&[u32]> = windows.rows.iter().map(|w| w.ids.as_slice()).collect();
     let head = match model.output() {
         Output::NextToken | Output::MaskedToken => Some(model.head()?),
@@ -88,7 +88,9 @@ fn compare(head: &crate::model::Head, original: &States, changed: &[States], voc
                     let rows = p.par_chunks_exact(vocab).zip(q.par_chunks_exact(vocab)).zip(&p_lse);
                     rows.with_min_len(ROWS).map(|((p, q), &lse)| divergence(p, lse, q, log_sum_exp(q))).collect()
                 };
-                *sum += with_numbers(&p, |p| with_numbers(&q, |q| compare(p, q)))??.iter().sum::<f64>();
+                // Row by row: how many are compared at once must not matter.
+                *sum =
+                    with_numbers(&p, |p| with_numbers(&q, |q| compare(p, q)))??.iter().fold(*sum, |sum, kl| sum + kl);
             }
             tokens += len;
         }

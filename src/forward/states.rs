@@ -1,6 +1,7 @@
 //! The hidden states of some sequences in front of one block.
 
 use super::each_block;
+use crate::compute::Limits;
 use crate::memory;
 use crate::model::{Block, Model, Tap};
 use crate::ops::with_numbers;
@@ -36,7 +37,7 @@ enum Place {
 impl States {
     /// Embeds windows, all of the same length. No windows give no states.
     pub fn embed<W: AsRef<[u32]>>(model: &Model, windows: &[W]) -> Result<Self> {
-        let room = memory::available().map_or(usize::MAX, |free| (free / SHARE) as usize);
+        let room = room(&model.compute().limits);
         Self::embed_within(model, windows, room)
     }
 
@@ -158,6 +159,11 @@ impl States {
             progress.step(steps)
         })
     }
+}
+
+/// Bytes of states that lie in memory: what `limits` say, or a part of what is free.
+pub fn room(limits: &Limits) -> usize {
+    memory::available().map_or(usize::MAX, |free| (free / SHARE) as usize).min(limits.resident_states)
 }
 
 impl Batch {

@@ -12,6 +12,7 @@ use super::decompose::decompose_linear;
 use super::waves::in_waves;
 use crate::calibrate::BlockStats;
 use crate::forward::{States, each_block};
+use crate::memory;
 use crate::method::Inputs;
 use crate::model::{Block, LinearSpec, Site};
 use crate::plan::{Choice, Plan};
@@ -58,6 +59,8 @@ impl Run<'_> {
             for spec in &specs {
                 install(&done.tensors, spec, &self.model, block)?;
             }
+            drop(stats);
+            memory::trim();
         }
         done.split_fused(&self.model, index)?;
         let place = |id| self.model.block_linears(index).position(|spec| spec.id == id);

@@ -13,6 +13,7 @@ mod quality;
 mod original;
 mod open;
 mod statistics;
+mod estimate;
 mod fingerprint;
 mod prepare;
 mod stored;
@@ -33,6 +34,7 @@ mod assemble;
 mod sizes;
 
 pub use degenerate::without_bos;
+pub use estimate::{Sequences, announce, fit_calibration, fit_evaluation, sequences};
 pub use labels::{Labels, labels};
 pub use open::{check_numbers, load_model, open_source, tokenizer};
 pub use original::{Found, Original, refuse_base};
@@ -42,6 +44,7 @@ pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TO
 
 use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
+use crate::compute::Compute;
 use crate::hub::HubOptions;
 use crate::job::Job;
 use crate::machine::StageClock;
@@ -49,9 +52,8 @@ use crate::method::Method;
 use crate::model::{Model, Output, verify};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::report::Report;
+use crate::report::{Cost, Report};
 use anyhow::Result;
-use candle_core::Device;
 use prepare::{Prepared, prepare};
 
 /// Windows of 128 tokens to judge a classifier by: 64 of them.
@@ -78,11 +80,11 @@ pub fn compress(
     recipe: &Recipe,
     force: bool,
     hub: &HubOptions,
-    device: &Device,
+    compute: impl Into<Compute>,
     progress: &dyn Progress,
 ) -> Result<Report> {
     let mut clock = StageClock::start(progress);
-    let mut model = open::open_dense(&recipe.model, hub, device, progress)?;
+    let mut model = open::open_dense(&recipe.model, hub, compute, progress)?;
     if recipe.small_linears {
         model = model.with_small_linears();
     }
@@ -129,14 +131,14 @@ pub fn compress_windows(
     clock.stage("writing", run.model.blocks() as u64);
     let dir = assemble::weights(&run, &provenance.copied, &shrunk.plan)?;
     let output = Source::open_unfinished(&dir)?.with_label(recipe.output.display().to_string());
-    let compressed = Model::load(output, run.model.device())?;
+    let compressed = Model::load(output, run.model.compute())?;
     let measured = quality::before_and_after(&run.model, &compressed, eval_texts, &mut clock, progress)?;
     clock.stage("verifying", 1);
     let verification = verify(compressed.source(), Some(run.model.source()), None)?;
     if let Some(problem) = verification.problems.first() {
         anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
     }
-    let cost = clock.finish(run.job.resumed());
+    let cost = Cost { estimate: Some(provenance.estimate), ..clock.finish(run.job.resumed()) };
     assemble::side_files(&run, &provenance.copied, &dir)?;
     let report = assemble::report(&run, provenance, shrunk, healing, compressed.source(), measured, cost)?;
     assemble::documents(&run, &dir, &report)?;

@@ -2,6 +2,7 @@
 
 use super::texts::{Calibration, EvalText};
 use crate::checkpoint::{Section, Source};
+use crate::compute::Compute;
 use crate::hub::{self, HubOptions};
 use crate::model::{Model, Touched};
 use crate::progress::Progress;
@@ -9,7 +10,6 @@ use crate::report::UnusedTensors;
 use crate::text::Tokenizer;
 use crate::user_bail;
 use anyhow::Result;
-use candle_core::Device;
 use std::path::Path;
 
 /// Names of tensors in a note.
@@ -38,8 +38,8 @@ pub fn tokenizer(source: &Source) -> Result<Tokenizer> {
 }
 
 /// The model in `source`. Says which keys of its config.json nobody knows.
-pub fn load_model(source: Source, device: &Device, progress: &dyn Progress) -> Result<Model> {
-    let model = Model::load(source, device)?;
+pub fn load_model(source: Source, compute: impl Into<Compute>, progress: &dyn Progress) -> Result<Model> {
+    let model = Model::load(source, compute)?;
     let unknown = model.unknown_keys();
     if !unknown.is_empty() {
         let (label, family) = (model.source().label(), model.family());
@@ -55,12 +55,17 @@ pub fn load_model(source: Source, device: &Device, progress: &dyn Progress) -> R
 }
 
 /// The model called `name`, which must not be compressed already.
-pub(super) fn open_dense(name: &str, hub: &HubOptions, device: &Device, progress: &dyn Progress) -> Result<Model> {
+pub(super) fn open_dense(
+    name: &str,
+    hub: &HubOptions,
+    compute: impl Into<Compute>,
+    progress: &dyn Progress,
+) -> Result<Model> {
     let source = open_source(name, hub)?;
     if Section::of(source.config()).is_some() {
         user_bail!("{name} is already compressed"; "compress the model it was made from; its README.md names it");
     }
-    load_model(source, device, progress)
+    load_model(source, compute, progress)
 }
 
 /// Proves that nothing a run computes with is NaN or infinite. What is, and does not matter, is returned and said.
