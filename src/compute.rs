@@ -21,6 +21,8 @@ pub struct Compute {
     pub limits: Limits,
     /// What the device turned out to have room for. All clones share it.
     pub room: Arc<Room>,
+    /// What the user allows.
+    pub allowed: Allowance,
 }
 
 /// What a device turned out to have room for.
@@ -59,12 +61,26 @@ pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
     ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
 }
 
+/// Bytes that a run may take, if there is a limit: `--max-memory` and `--max-device-memory`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// Resident memory of the process.
+    pub host: Option<u64>,
+    /// Memory of a GPU.
+    pub device: Option<u64>,
+}
+
 /// Sizes by which work is cut into parts. Sums over parts are taken in order, so that results depend on these alone, not on
 /// the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Tokens that go through a block at once.
     pub batch_tokens: usize,
+    /// Whether the next block is read while one computes, and a block's file written while the next one does.
+    pub read_ahead: bool,
+    /// Bytes of the states of calibration windows that lie in memory; those beyond it, and beyond a part of what is free, lie
+    /// on the disk.
+    pub resident_states: usize,
     /// Bytes of the hidden states of windows that are evaluated together.
     pub states: usize,
     /// Bytes of the logits of one model.
@@ -81,6 +97,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             batch_tokens: 2048,
+            read_ahead: true,
+            resident_states: usize::MAX,
             states: 256 << 20,
             logits: 64 << 20,
             decompositions: 1 << 30,
@@ -99,6 +117,7 @@ impl From<&Device> for Compute {
             precision: MatmulPrecision::default(),
             limits: Limits::default(),
             room: Arc::default(),
+            allowed: Allowance::default(),
         }
     }
 }

@@ -1,16 +1,9 @@
 //! What runs the work, how long its stages take and how much memory they need.
 
+use crate::memory::{self, peak_rss_bytes};
 use crate::progress::Progress;
 use crate::report::{Cost, Machine, StageCost};
 use std::time::Instant;
-
-/// Largest resident memory of this process so far, in bytes. `None` where the system does not tell.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
 
 /// This machine as reports name it. `device` is where tensors live, as [`crate::device`] names it.
 pub fn describe(device: &str) -> Machine {
@@ -56,6 +49,8 @@ impl<'a> StageClock<'a> {
     /// Ends the current stage and begins one of `steps` steps.
     pub fn stage(&mut self, name: &str, steps: u64) {
         self.end_stage();
+        // The next stage has tensors of other sizes.
+        memory::trim();
         self.current = Some((name.to_string(), Instant::now()));
         self.progress.stage(name, steps);
     }
@@ -75,6 +70,7 @@ impl<'a> StageClock<'a> {
             seconds: self.started.elapsed().as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),
             resumed,
+            estimate: None,
         }
     }
 

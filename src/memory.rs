@@ -11,6 +11,22 @@ pub fn available() -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
+/// Resident memory of this process now, in bytes. `None` where the system does not tell.
+pub fn rss_bytes() -> Option<u64> {
+    of_process("VmRSS:")
+}
+
+/// Largest resident memory of this process so far, in bytes. `None` where the system does not tell.
+pub fn peak_rss_bytes() -> Option<u64> {
+    of_process("VmHWM:")
+}
+
+fn of_process(key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 /// Asks the system's allocator to keep what is freed: a block, or a training step, allocates the same tensors as the one
 /// before, and getting them from the system anew costs a fifth of its time. What one thread has freed serves the others, so
 /// this comes before there are any. Does nothing where the allocator cannot be told.

@@ -15,7 +15,7 @@ impl SplitMix64 {
     }
 
     /// The next of the sequence.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(STEP);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +27,7 @@ impl SplitMix64 {
     pub fn below(&mut self, bound: u64) -> u64 {
         let usable = u64::MAX - u64::MAX % bound;
         loop {
-            let value = self.next();
+            let value = self.draw();
             if value < usable {
                 return value % bound;
             }
@@ -39,7 +39,7 @@ impl SplitMix64 {
     pub fn fill_normal(seed: u64, first: usize, out: &mut [f32]) {
         let mut random = Self(seed.wrapping_add(STEP.wrapping_mul(first as u64)));
         for out in out {
-            let bits = random.next();
+            let bits = random.draw();
             let sum: f32 = [0, 16, 32, 48].map(|shift| (bits >> shift & 0xffff) as f32).iter().sum();
             // Each has mean (2^16 − 1) / 2 and variance (2^32 − 1) / 12.
             *out = (sum - 131_070.0) / 37_837.227;
@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn splitmix_gives_the_reference_sequence() {
         let mut random = SplitMix64(1_234_567);
-        let first: Vec<u64> = (0..3).map(|_| random.next()).collect();
+        let first: Vec<u64> = (0..3).map(|_| random.draw()).collect();
         assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 

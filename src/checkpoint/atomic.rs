@@ -1,6 +1,6 @@
 //! Files that appear whole or not at all: a temporary name, fsync, then a rename.
 
-use super::{NamedTensor, header};
+use super::{TensorData, header};
 use crate::error::UserError;
 use crate::user_bail;
 use anyhow::{Context, Result, ensure};
@@ -112,23 +112,23 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// As [`write_file`]; also if a shape does not fit its data or a name repeats.
-pub fn write_tensors(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
-    let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by(|a, b| file_order((a.dtype, &a.name), (b.dtype, &b.name)));
-    for NamedTensor { name, dtype, shape, bytes: data } in &order {
-        let bits = shape.iter().product::<usize>() * dtype.bitsize();
-        ensure!(bits == data.len() * 8, "tensor {name} of shape {shape:?} does not fit its {} bytes", data.len());
+pub fn write_tensors<T: TensorData>(path: &Path, tensors: &[T], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut order: Vec<&T> = tensors.iter().collect();
+    order.sort_by(|a, b| file_order((a.dtype(), a.name()), (b.dtype(), b.name())));
+    for tensor in &order {
+        let (name, shape, size) = (tensor.name(), tensor.shape(), tensor.size());
+        let bits = shape.iter().product::<usize>() * tensor.dtype().bitsize();
+        ensure!(bits == size * 8, "tensor {name} of shape {shape:?} does not fit its {size} bytes");
     }
-    if let Some(pair) = order.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        anyhow::bail!("tensor {} is given twice", pair[0].name);
+    if let Some(pair) = order.windows(2).find(|pair| pair[0].name() == pair[1].name()) {
+        anyhow::bail!("tensor {} is given twice", pair[0].name());
     }
-    let header =
-        header::build(metadata, order.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice(), t.bytes.len())));
-    let needed = header.len() + order.iter().map(|t| t.bytes.len()).sum::<usize>();
+    let header = header::build(metadata, order.iter().map(|t| (t.name(), t.dtype(), t.shape(), t.size())));
+    let needed = header.len() + order.iter().map(|t| t.size()).sum::<usize>();
     let mut file = Pending::create(path, needed as u64)?;
     file.write(&header)?;
     for tensor in order {
-        file.write(&tensor.bytes)?;
+        file.write(&tensor.data()?)?;
     }
     file.publish()?;
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
@@ -149,6 +149,7 @@ pub fn free_space(dir: &Path) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::NamedTensor;
     use super::super::TensorFile;
     use super::*;
 

@@ -43,5 +43,5 @@ pub use safetensors::Dtype;
 pub use sealed::write_sealed;
 pub use section::{FORMAT, GUARD, MODEL_TYPE, Section, base_config, family_config, wrap as wrap_config};
 pub use source::{Source, WeightFile};
-pub use tensor::NamedTensor;
+pub use tensor::{NamedTensor, TensorData, Unwritten};
 pub use writer::{Compute, Entry, Origin, Written, write_checkpoint, write_computed};

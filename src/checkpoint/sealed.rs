@@ -6,7 +6,7 @@
 
 use super::atomic::write_tensors;
 use super::file::TensorFile;
-use super::{Dtype, NamedTensor};
+use super::{Dtype, TensorData};
 use crate::hash::Sha256;
 use crate::user_bail;
 use anyhow::Result;
@@ -22,14 +22,14 @@ const STRIDE: usize = 4 << 20;
 ///
 /// # Errors
 /// As [`write_tensors`].
-pub fn write_sealed(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
+pub fn write_sealed<T: TensorData>(path: &Path, tensors: &[T], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut sealed = metadata.clone();
     let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by(|a, b| a.name.cmp(&b.name));
+    order.sort_by(|a, b| a.name().cmp(b.name()));
     let mut hash = Hash::new(metadata);
     for tensor in order {
-        hash.tensor(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes.len());
-        hash.0.update(&tensor.bytes);
+        hash.tensor(tensor.name(), tensor.dtype(), tensor.shape(), tensor.size());
+        hash.0.update(&tensor.data()?);
     }
     sealed.insert(SEAL.to_string(), hash.finish());
     write_tensors(path, tensors, &sealed)
@@ -97,6 +97,7 @@ impl Hash {
 
 #[cfg(test)]
 mod tests {
+    use super::super::NamedTensor;
     use super::*;
     use std::fs;
 

@@ -6,6 +6,7 @@ use crate::user_bail;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
+use std::borrow::Cow;
 
 /// Name, type, shape and little-endian bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,87 @@ pub struct NamedTensor {
     pub shape: Vec<usize>,
     /// The elements in row-major order, little-endian.
     pub bytes: Vec<u8>,
+}
+
+/// What a file of tensors is written from.
+pub trait TensorData {
+    /// Name.
+    fn name(&self) -> &str;
+    /// Element type.
+    fn dtype(&self) -> Dtype;
+    /// Shape; empty for a scalar.
+    fn shape(&self) -> &[usize];
+    /// Number of bytes.
+    fn size(&self) -> usize;
+    /// The elements in row-major order, little-endian.
+    fn data(&self) -> Result<Cow<'_, [u8]>>;
+}
+
+impl TensorData for NamedTensor {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn data(&self) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Borrowed(&self.bytes))
+    }
+}
+
+/// Something to be written that need not exist as bytes before: a training's state would be in memory twice.
+pub enum Unwritten {
+    /// Bytes as they are.
+    Bytes(NamedTensor),
+    /// An f32 tensor by its name, bit for bit, copied from its device when it is written.
+    Tensor(String, Tensor),
+}
+
+impl TensorData for Unwritten {
+    fn name(&self) -> &str {
+        match self {
+            Self::Bytes(tensor) => &tensor.name,
+            Self::Tensor(name, _) => name,
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Bytes(tensor) => tensor.dtype,
+            Self::Tensor(..) => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Bytes(tensor) => &tensor.shape,
+            Self::Tensor(_, tensor) => tensor.dims(),
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Bytes(tensor) => tensor.bytes.len(),
+            Self::Tensor(_, tensor) => 4 * tensor.elem_count(),
+        }
+    }
+
+    fn data(&self) -> Result<Cow<'_, [u8]>> {
+        match self {
+            Self::Bytes(tensor) => tensor.data(),
+            Self::Tensor(name, tensor) => Ok(Cow::Owned(NamedTensor::of(name.as_str(), tensor)?.bytes)),
+        }
+    }
 }
 
 impl NamedTensor {

@@ -1,6 +1,7 @@
 //! `softlm calibrate`
 
 use super::page::print_result;
+use super::values::MemoryLimits;
 use super::{Context, Outcome};
 use crate::calibrate::{self, Origin, StatsStore, collect_and_advance};
 use crate::forward::{States, each_block};
@@ -41,6 +42,8 @@ pub struct Calibrate {
     #[arg(long, env = "SOFTLM_BOS", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "auto", hide_possible_values = true, value_name = "auto|true|false")]
     bos: BosRule,
+    #[command(flatten)]
+    memory: MemoryLimits,
 }
 
 impl Calibrate {
@@ -61,7 +64,7 @@ impl Calibrate {
     fn collect(&self, context: &Context) -> Result<StatsStore> {
         let name = self.model.as_deref().unwrap_or_default();
         let source = pipeline::open_source(name, &context.hub)?;
-        let model = pipeline::load_model(source, &context.compute, context.ui)?;
+        let model = pipeline::load_model(source, self.memory.of(context)?, context.ui)?;
         let tokenizer = pipeline::tokenizer(model.source())?;
         let wish = CalibrationWish {
             specs: &split_names(&self.calib),
@@ -72,6 +75,8 @@ impl Calibrate {
             heldout: pipeline::HELDOUT_TOKENS,
         };
         let text = pipeline::calibration(&model, &tokenizer, &wish, &context.hub)?;
+        let (limits, estimate) = pipeline::fit_calibration(&model, &text)?;
+        let model = model.with_limits(limits);
         pipeline::check_numbers(&model, &text, &[], context.ui)?;
         text.doubts(&model, self.calib_windows).iter().for_each(|doubt| context.ui.warn(doubt));
         let (tokens, heldout) = (text.windows.tokens(), text.heldout.tokens());
@@ -82,6 +87,7 @@ impl Calibrate {
         if store.is_finished() {
             return Ok(store);
         }
+        pipeline::announce(&estimate, context.ui);
         let mut states = States::embed(&model, &text.windows.ids())?;
         let mut heldout = States::embed(&model, &text.heldout.ids())?;
         context.ui.stage("calibrating", model.blocks() as u64);

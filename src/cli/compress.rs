@@ -2,7 +2,7 @@
 
 use super::gates::Gates;
 use super::page::{page_width, print_json, print_result, stdout_color};
-use super::values::{limit, switch};
+use super::values::{MemoryLimits, limit, switch};
 use super::{Context, Outcome};
 use crate::error::is_not_finite;
 use crate::model::{Model, Output};
@@ -36,6 +36,8 @@ pub struct Compress {
     /// Fail (exit 1) when the perplexity on any --ppl corpus is above this
     #[arg(long, value_name = "F", value_parser = limit, help_heading = "Evaluation")]
     max_ppl: Option<f64>,
+    #[command(flatten)]
+    memory: MemoryLimits,
     /// Print the report as JSON
     #[arg(long, value_parser = switch())]
     json: bool,
@@ -49,13 +51,14 @@ impl Compress {
             None => options,
         };
         let recipe = options.resolve()?;
+        let compute = self.memory.of(context)?;
         if self.max_ppl.is_some() && recipe.ppl.is_empty() {
             user_bail!("--max-ppl needs a corpus, but --ppl is none"; "add --ppl sample");
         }
         if self.max_ppl.is_some() && !predicts_tokens(&recipe.model, context)? {
             user_bail!("--max-ppl checks a perplexity, and {} predicts no tokens", recipe.model; "leave it out");
         }
-        let report = match pipeline::compress(&recipe, self.force, &context.hub, &context.compute, context.ui) {
+        let report = match pipeline::compress(&recipe, self.force, &context.hub, &compute, context.ui) {
             Err(error) if self.max_ppl.is_some() && error.is::<ResultNotMeasured>() && is_not_finite(&error) => {
                 let limit = self.max_ppl.unwrap_or_default();
                 context.ui.check_failed(&format!("no perplexity that --max-ppl {limit} could hold for: {error:#}"));

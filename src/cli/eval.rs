@@ -2,14 +2,14 @@
 
 use super::gates::Gates;
 use super::page::{page_width, print_json, print_result, stdout_color};
-use super::values::{fraction, limit, percentage, switch};
+use super::values::{MemoryLimits, fraction, limit, percentage, switch};
 use super::{Context, Outcome};
 use crate::compute::Compute;
 use crate::error::is_not_finite;
 use crate::eval::{Evaluation, GlueResult};
 use crate::model::{Model, Output};
 use crate::ops::MatmulPrecision;
-use crate::pipeline::{self, EvalProtocol, Found, Original, Quality};
+use crate::pipeline::{self, EvalProtocol, Found, Original, Quality, Sequences};
 use crate::progress::Progress;
 use crate::recipe::BosRule;
 use crate::report;
@@ -18,6 +18,9 @@ use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
+
+/// Tokens of an example of a task, where nobody says more.
+const GLUE_LENGTH: usize = 128;
 
 #[derive(Args)]
 pub struct Eval {
@@ -29,7 +32,7 @@ pub struct Eval {
     /// --glue]
     #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
-    /// Factors of products: highest (f32), high (tf32 on a GPU), or medium (that, or bf16 on a processor with AVX512-BF16)
+    /// Factors of products: highest (f32), high (tf32 on a GPU), medium (or bf16 on a CPU that has it)
     #[arg(long, env = "SOFTLM_MATMUL_PRECISION", default_value = "highest", value_name = "P")]
     matmul_precision: MatmulPrecision,
     /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS
@@ -68,6 +71,8 @@ pub struct Eval {
     /// Fail (exit 1) when the most likely token agrees with the original's less often than this, 0..1 or a percentage
     #[arg(long, env = "SOFTLM_MIN_TOP1", help_heading = "Checks", value_parser = fraction)]
     min_top1: Option<f64>,
+    #[command(flatten)]
+    memory: MemoryLimits,
     /// Print one JSON object
     #[arg(long, env = "SOFTLM_JSON", value_parser = switch())]
     json: bool,
@@ -87,7 +92,7 @@ impl Eval {
         if let Some(original) = &original {
             original.check_output(&source, context.ui)?;
         }
-        let model = pipeline::load_model(source, self.compute(context), context.ui)?;
+        let model = pipeline::load_model(source, self.compute(context)?, context.ui)?;
         let base = self.base(original.as_ref(), context)?;
         if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {
             user_bail!("--max-ppl-increase and --min-top1 compare with an original"; "name it with --against");
@@ -107,6 +112,14 @@ impl Eval {
         let ppl = self.ppl.as_ref().unwrap_or(&sample);
         self.refuse_idle_checks(&model, ppl.is_empty())?;
         let texts = pipeline::evaluation(&model, &tokenizer, ppl, protocol, &context.hub)?;
+        let mut evaluated = pipeline::sequences(&texts);
+        if !self.glue.is_empty() {
+            let length = self.max_length.unwrap_or(GLUE_LENGTH).min(model.context());
+            evaluated.push(Sequences { count: usize::MAX / length, length });
+        }
+        let (limits, estimate) = pipeline::fit_evaluation(&model, base.as_ref(), &evaluated)?;
+        let (model, base) = (model.with_limits(limits), base.map(|base| base.with_limits(limits)));
+        pipeline::announce(&estimate, context.ui);
         if let Some(doubt) = texts.iter().find_map(|text| pipeline::without_bos(&model, &text.windows)) {
             context.ui.warn(&doubt);
         }
@@ -186,11 +199,11 @@ impl Eval {
                 return Ok(None);
             }
         };
-        Model::load(source, self.compute(context)).map(Some)
+        Model::load(source, self.compute(context)?).map(Some)
     }
 
-    fn compute(&self, context: &Context) -> Compute {
-        Compute { precision: self.matmul_precision, ..context.compute.clone() }
+    fn compute(&self, context: &Context) -> Result<Compute> {
+        Ok(Compute { precision: self.matmul_precision, ..self.memory.of(context)? })
     }
 
     fn gates(&self) -> Gates {

@@ -2,7 +2,6 @@
 
 use super::{Context, Outcome};
 use crate::checkpoint::Dtype;
-use crate::recipe::StoredType;
 use crate::synthetic::{SyntheticOptions, write_synthetic};
 use anyhow::Result;
 use clap::Args;
@@ -22,16 +21,16 @@ pub struct Synthetic {
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Type of the weights: bf16, f16, f32
-    #[arg(long, default_value = "bf16", value_name = "TYPE")]
-    dtype: StoredType,
+    #[arg(long, default_value = "bf16", value_name = "TYPE", value_parser = ["bf16", "f16", "f32"])]
+    dtype: String,
 }
 
 impl Synthetic {
     pub fn run(self, context: &Context) -> Result<Outcome> {
-        let dtype = match self.dtype {
-            StoredType::Auto | StoredType::Bf16 => Dtype::BF16,
-            StoredType::F16 => Dtype::F16,
-            StoredType::F32 => Dtype::F32,
+        let dtype = match self.dtype.as_str() {
+            "f16" => Dtype::F16,
+            "f32" => Dtype::F32,
+            _ => Dtype::BF16,
         };
         let options = SyntheticOptions { blocks: self.blocks.map(|blocks| blocks as usize), seed: self.seed, dtype };
         write_synthetic(&self.config, &self.output, &options, context.ui)?;

@@ -1,7 +1,7 @@
 //! Everything a command says besides its result: progress, notes and errors, all on stderr.
 
 use super::errors::{EXIT_INTERRUPTED, hint, interrupted, messages, render_error};
-use crate::machine::peak_rss_bytes;
+use crate::memory::peak_rss_bytes;
 use crate::progress::{Interrupted, Progress};
 use crate::report::{bytes, seconds};
 use crate::visible::{visible, visible_lines};

@@ -1,6 +1,37 @@
 //! Values of options that clap has no type for.
 
+use super::Context;
+use crate::compute::{Allowance, Compute};
+use crate::progress::Progress;
+use crate::recipe::parse_bytes;
+use anyhow::Result;
+use clap::Args;
 use clap::builder::FalseyValueParser;
+
+/// What a command may take. Results are the same, but for the last bits where windows are so short, or memory so scarce, that
+/// fewer of them go through a block at once.
+#[derive(Args)]
+pub struct MemoryLimits {
+    /// Resident memory at most, as 8GiB: less is done at once
+    #[arg(long, env = "SOFTLM_MAX_MEMORY", value_name = "N", help_heading = "Global")]
+    max_memory: Option<String>,
+    /// The same of a GPU's memory
+    #[arg(long, env = "SOFTLM_MAX_DEVICE_MEMORY", value_name = "N", help_heading = "Global")]
+    max_device_memory: Option<String>,
+}
+
+impl MemoryLimits {
+    /// The device within these limits.
+    pub fn of(&self, context: &Context) -> Result<Compute> {
+        let size = |flag: &str, text: &Option<String>| text.as_ref().map(|text| parse_bytes(flag, text)).transpose();
+        let host = size("--max-memory", &self.max_memory)?;
+        let allowed = Allowance { host, device: size("--max-device-memory", &self.max_device_memory)? };
+        if allowed.device.is_some() && context.compute.device.is_cpu() {
+            context.ui.note("--max-device-memory limits a GPU, but the processor computes: it changes nothing");
+        }
+        Ok(Compute { allowed, ..context.compute.clone() })
+    }
+}
 
 /// A switch that an environment variable can turn on too: anything but `0`, `false`, `no`, `off` and nothing does.
 pub fn switch() -> FalseyValueParser {
@@ -8,13 +39,13 @@ pub fn switch() -> FalseyValueParser {
 }
 
 /// A positive number to stay below. NaN, which nothing is above, would let everything pass.
-pub fn limit(text: &str) -> Result<f64, String> {
+pub fn limit(text: &str) -> std::result::Result<f64, String> {
     let value = number(text)?;
     if value > 0.0 { Ok(value) } else { Err("must be above 0".to_string()) }
 }
 
 /// `5%` as 0.05. Below 0 % nothing is allowed that is not better, which nobody means by an increase.
-pub fn percentage(text: &str) -> Result<f64, String> {
+pub fn percentage(text: &str) -> std::result::Result<f64, String> {
     let digits = text.trim().strip_suffix('%').ok_or("write it as a percentage, for example 5%")?;
     match number(digits)? / 100.0 {
         value if value >= 0.0 => Ok(value),
@@ -23,12 +54,12 @@ pub fn percentage(text: &str) -> Result<f64, String> {
 }
 
 /// `0.9` or `90%`.
-pub fn fraction(text: &str) -> Result<f64, String> {
+pub fn fraction(text: &str) -> std::result::Result<f64, String> {
     let value = if text.trim().ends_with('%') { percentage(text)? } else { number(text)? };
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must lie between 0 and 1".to_string()) }
 }
 
-fn number(text: &str) -> Result<f64, String> {
+fn number(text: &str) -> std::result::Result<f64, String> {
     let value = text.trim().parse::<f64>().map_err(|e| e.to_string())?;
     if value.is_finite() { Ok(value) } else { Err("must be a finite number".to_string()) }
 }

@@ -15,7 +15,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 /// Share of the memory for states that those of all variants take together: one part in so many.
-const STATES: usize = 8;
+pub const SENSITIVITY_STATES: usize = 8;
 
 /// One linear and what replaces it.
 pub struct Variant<'a> {
@@ -33,7 +33,7 @@ pub fn sensitivities(
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
     let tokens = windows.rows.len() * windows.window;
-    let group = (model.compute().limits.states / STATES / (4 * tokens * model.hidden()).max(1)).max(1);
+    let group = (model.compute().limits.states / SENSITIVITY_STATES / (4 * tokens * model.hidden()).max(1)).max(1);
     let ids: Vec<&[u32]> = windows.rows.iter().map(|w| w.ids.as_slice()).collect();
     let head = match model.output() {
         Output::NextToken | Output::MaskedToken => Some(model.head()?),
@@ -68,8 +68,8 @@ pub fn sensitivities(
 
 /// Mean KL per token of each of `changed` against `original`.
 fn compare(head: &Head, original: &States, changed: &[States]) -> Result<Vec<f64>> {
-    // The sum of every part and variant, read in one go.
-    let mut sums = Vec::new();
+    // The addends of every variant, read in one go.
+    let mut addends = vec![Vec::new(); changed.len()];
     let mut tokens = 0;
     let chunk = head.positions_at_once(2);
     for (i, batch) in original.batches().enumerate() {
@@ -78,16 +78,18 @@ fn compare(head: &Head, original: &States, changed: &[States]) -> Result<Vec<f64
         for start in (0..total).step_by(chunk) {
             let len = chunk.min(total - start);
             let reference = Reference::new(&logits(head, &rows, start, len)?)?;
-            for states in changed {
-                sums.push(reference.divergence(&logits(head, &flat(&states.batch(i)?)?, start, len)?)?);
+            for (addends, states) in addends.iter_mut().zip(changed) {
+                addends.push(reference.divergence(&logits(head, &flat(&states.batch(i)?)?, start, len)?)?);
             }
             tokens += len;
         }
     }
-    let sums = if sums.is_empty() { Vec::new() } else { Tensor::stack(&sums, 0)?.to_vec1::<f64>()? };
-    let sum = |variant: usize| sums.iter().skip(variant).step_by(changed.len()).sum::<f64>();
-    // Rounding can leave a KL of two equal distributions just below zero.
-    Ok((0..changed.len()).map(|variant| (sum(variant) / tokens.max(1) as f64).max(0.0)).collect())
+    let mean = |addends: Vec<Tensor>| -> Result<f64> {
+        let sum = if addends.is_empty() { 0.0 } else { Tensor::cat(&addends, 0)?.to_vec1::<f64>()?.iter().sum() };
+        // Rounding can leave a KL of two equal distributions just below zero.
+        Ok((sum / tokens.max(1) as f64).max(0.0))
+    };
+    addends.into_iter().map(mean).collect()
 }
 
 /// Mean 1 − cosine per token.

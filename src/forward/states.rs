@@ -1,7 +1,7 @@
 //! The hidden states of some sequences in front of one block.
 
 use super::each_block;
-use crate::compute::{Room, is_out_of_memory};
+use crate::compute::{Limits, Room, is_out_of_memory};
 use crate::memory;
 use crate::model::{Block, Model, Tap};
 use crate::ops::with_numbers;
@@ -40,7 +40,7 @@ enum Place {
 impl States {
     /// Embeds windows, all of the same length. No windows give no states.
     pub fn embed<W: AsRef<[u32]>>(model: &Model, windows: &[W]) -> Result<Self> {
-        let room = memory::available().map_or(usize::MAX, |free| (free / SHARE) as usize);
+        let room = room(&model.compute().limits);
         Self::embed_within(model, windows, room)
     }
 
@@ -201,6 +201,11 @@ fn forward(
         parts.extend(forward(block, &part, lengths, tap, magnitudes, at_once)?);
     }
     Ok(if parts.is_empty() { None } else { Some(Tensor::cat(&parts, 0)?) })
+}
+
+/// Bytes of states that lie in memory: what `limits` say, or a part of what is free.
+pub fn room(limits: &Limits) -> usize {
+    memory::available().map_or(usize::MAX, |free| (free / SHARE) as usize).min(limits.resident_states)
 }
 
 impl Batch {

@@ -6,7 +6,7 @@
 //! θ ← θ − η / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + ε)
 //! ```
 
-use crate::checkpoint::{NamedTensor, TensorFile};
+use crate::checkpoint::{NamedTensor, TensorFile, Unwritten};
 use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 
@@ -161,14 +161,14 @@ impl AdamW {
     }
 
     /// The whole state, without the parameters themselves: `m.<name>`, `v.<name>`, `t.<name>`.
-    pub fn state(&self) -> Result<Vec<NamedTensor>> {
+    pub fn state(&self) -> Vec<Unwritten> {
         let mut tensors = Vec::new();
         for slot in &self.slots {
-            tensors.push(NamedTensor::of(format!("m.{}", slot.name), &slot.m)?);
-            tensors.push(NamedTensor::of(format!("v.{}", slot.name), &slot.v)?);
-            tensors.push(NamedTensor::count(format!("t.{}", slot.name), slot.steps));
+            tensors.push(Unwritten::Tensor(format!("m.{}", slot.name), slot.m.clone()));
+            tensors.push(Unwritten::Tensor(format!("v.{}", slot.name), slot.v.clone()));
+            tensors.push(Unwritten::Bytes(NamedTensor::count(format!("t.{}", slot.name), slot.steps)));
         }
-        Ok(tensors)
+        tensors
     }
 
     /// Takes back what [`AdamW::state`] gave, bit for bit.

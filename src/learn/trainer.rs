@@ -8,7 +8,7 @@ use super::deadline::Deadline;
 use super::distillation::DistillationLoss;
 use super::schedule::Schedule;
 use crate::backward::{BlockStack, Gradients};
-use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
+use crate::checkpoint::{TensorFile, Unwritten, write_sealed};
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use candle_core::{Tensor, Var};
@@ -266,10 +266,10 @@ impl<'a, T: Training> Trainer<'a, T> {
     }
 
     fn save(&self) -> Result<()> {
-        let mut tensors = self.optimiser.state()?;
+        let mut tensors = self.optimiser.state();
         for ((name, var), best) in self.optimiser.parameters().zip(&self.best) {
-            tensors.push(NamedTensor::of(format!("now.{name}"), var)?);
-            tensors.push(NamedTensor::of(format!("best.{name}"), best)?);
+            tensors.push(Unwritten::Tensor(format!("now.{name}"), var.as_tensor().clone()));
+            tensors.push(Unwritten::Tensor(format!("best.{name}"), best.clone()));
         }
         let (state, seconds) = (self.training.state()?, self.deadline.elapsed());
         let saved = serde_json::to_string(&Saved { log: self.log.clone(), state, seconds })?;

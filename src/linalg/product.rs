@@ -132,8 +132,8 @@ pub enum GramSums {
     /// 1e-6 · √(G_ii G_jj), so what a singular matrix leaves of its null space is no longer zero to f64's rounding.
     /// The diagonal is summed in f64; elsewhere numbers below 1e-17, whose products leave the range of f32, count as zero.
     F32Blocks,
-    /// As in blocks, of inputs rounded to bf16, which is what a linear sees where products are of such numbers. Only where
-    /// [`bf16::is_supported`].
+    /// As in blocks, of inputs rounded to bf16, which is what a linear sees where products are of such numbers. Only on
+    /// processors with AVX512-BF16.
     Bf16Blocks,
 }
 

@@ -1,6 +1,6 @@
 //! AWSVD: the SVD of a weight whose columns are scaled by the size of their inputs.
 
-use super::{Decomposition, Inputs, Method, MethodCard, Needs, required};
+use super::{Decomposition, Inputs, Method, MethodCard, Needs, Workspace, required};
 use crate::calibrate::SiteStats;
 use crate::linalg::{Mat, thin_svd};
 use crate::user_bail;
@@ -59,6 +59,11 @@ impl Method for Awsvd {
 
     fn inputs(&self) -> Inputs {
         Inputs::Blocks
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        // Beside the SVD's own the weight as it is.
+        Workspace::svd(m, n).beside(m * n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {

@@ -28,6 +28,46 @@ impl Decomposition {
     }
 }
 
+/// Numbers (f64) that decomposing one weight has in memory at its height.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// Matrices, the weight's own copy among them.
+    pub held: usize,
+    /// What a factorisation works in, in one piece.
+    pub scratch: usize,
+}
+
+impl Workspace {
+    /// Of [`thin_svd`](crate::linalg::thin_svd) on a weight (m, n): the weight, its scaled copy, U and V; the bidiagonal form
+    /// and, by divide and conquer, six squares of the smaller side. A long matrix is brought to a square by QR first.
+    pub fn svd(m: usize, n: usize) -> Self {
+        let (short, whole) = (m.min(n), m * n);
+        let long = m.max(n) as f64 / short.max(1) as f64 > 11.0 / 6.0;
+        let squares = if long { 8 } else { 6 };
+        Self { held: 2 * whole + (m + n) * short, scratch: whole + squares * short * short }
+    }
+
+    /// Of an eigenvalue decomposition of side `n`: the matrix, its scaled copy and the vectors; by divide and conquer three
+    /// more.
+    pub fn evd(n: usize) -> Self {
+        Self { held: 3 * n * n, scratch: 3 * n * n }
+    }
+
+    /// The same beside so many more numbers.
+    pub fn beside(self, numbers: usize) -> Self {
+        Self { held: self.held + numbers, ..self }
+    }
+}
+
+/// Numbers that [`heldout_curve`] has in memory at its height for a weight (m, n) and all its k components, cut to `rank`, on
+/// so many tokens.
+pub fn heldout_numbers((m, n): (usize, usize), rank: usize, tokens: usize) -> usize {
+    let rank = rank.min(m.min(n));
+    // W, B, A; X; both factors cut; Y, Z, P; Bᵀ twice; BᵀB and ZZᵀ.
+    let parts = m * n + (m + n) * m.min(n);
+    parts + n * tokens + (m + n) * rank + (m + 2 * rank) * tokens + 2 * m * rank + 2 * rank * rank
+}
+
 /// Squared output error on held-out inputs, in full.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeldoutCurve {

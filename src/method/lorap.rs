@@ -1,7 +1,7 @@
 //! LoRAP: low-rank attention, pruned feed-forward layers.
 
 use super::option::{DefaultValue::Fixed, MethodOption, POSITIVE};
-use super::{Decomposition, Inputs, Method, MethodCard, Needs, awsvd, required};
+use super::{Decomposition, Inputs, Method, MethodCard, Needs, Workspace, awsvd, required};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
 use crate::plan::AllocationRule;
@@ -114,6 +114,11 @@ impl Method for Lorap {
         keep: usize,
     ) -> Result<Vec<usize>> {
         ffn_keep(entering, inner, gate, up, down, keep, FLOOR)
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        // Beside the SVD's own the weight as it is.
+        Workspace::svd(m, n).beside(m * n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {

@@ -17,7 +17,7 @@ mod svd;
 mod whiten;
 
 pub use awsvd::input_scales;
-pub use decomposition::{Decomposition, HeldoutCurve, heldout_curve};
+pub use decomposition::{Decomposition, HeldoutCurve, Workspace, heldout_curve, heldout_numbers};
 pub use lorap::{RHO, ffn_keep};
 pub use option::{
     DefaultValue, Domain, MethodOption, OptionValues, RunFacts, all_options, flag, value_of, variable, words,
@@ -135,6 +135,10 @@ pub trait Method: Sync {
     /// What the method trains, if it learns by gradients which components to keep.
     fn learned(&self) -> Option<&'static dyn Spectral> {
         None
+    }
+    /// What [`Method::decompose`] takes for a weight (m, n).
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        Workspace::svd(m, n)
     }
     /// Splits `w` (m, n) into components, most valuable first. `stats` is given when [`Method::needs`] asks for it.
     /// Any Gram matrix is legal: singular, zero, of one token.

@@ -7,7 +7,7 @@
 //! When m > n, C has rank n at most and is never formed: with W = Q R, Q (m, n) orthonormal and R (n, n), the
 //! eigenvectors of C are U = Q Z with Z those of R G Rᵀ (n, n), orthonormal by construction.
 
-use super::Decomposition;
+use super::{Decomposition, Workspace};
 use crate::calibrate::SiteStats;
 use crate::linalg::{Mat, Qr, evd_symmetric, fix_signs};
 use anyhow::Result;
@@ -45,6 +45,16 @@ pub(super) fn decompose(w: &Mat, stats: &SiteStats) -> Result<Decomposition> {
     a.scale_rows(&fix_signs(&mut b));
     let energy = evd.values.iter().enumerate().map(|(i, &x)| if i < seen { x } else { 0.0 }).collect();
     Ok(Decomposition { b, a, energy, note: (!notes.is_empty()).then(|| notes.join("; ")) })
+}
+
+/// What [`decompose`] takes for W (m, n): W, with m > n its reflectors and R, and the decomposition of the covariance; or,
+/// behind that, B and A beside the weight.
+pub(super) fn workspace(m: usize, n: usize) -> Workspace {
+    let square = m.min(n).pow(2);
+    let tall = if m > n { m * n + square } else { 0 };
+    let during = Workspace::evd(m.min(n)).beside(m * n + tall);
+    let behind = 2 * m * n + tall + 3 * square;
+    Workspace { held: during.held.max(behind.saturating_sub(during.scratch)), ..during }
 }
 
 /// Turns the columns of `z` from `seen` on, which span what calibration did not see, to the left singular vectors of

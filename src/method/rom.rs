@@ -1,6 +1,6 @@
 //! LLM-ROM: principal components of a layer's outputs, folded into its weight.
 
-use super::{Decomposition, Inputs, Method, MethodCard, Needs, output_pca, required};
+use super::{Decomposition, Inputs, Method, MethodCard, Needs, Workspace, output_pca, required};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
 use anyhow::Result;
@@ -68,6 +68,10 @@ impl Method for Rom {
 
     fn inputs(&self) -> Inputs {
         Inputs::Sequential
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        output_pca::workspace(m, n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {

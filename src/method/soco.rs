@@ -7,7 +7,7 @@ use super::spectral::{
     BASIS, BATCH, Controlled, LastPhase, Phase, PhaseSpec, Pressure, STEPS, ScoreMap, Share, Spectral,
     SpectralSettings, TOKENS, Trains, UNIT, Worth, learned, phase,
 };
-use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
+use super::{Decomposition, Inputs, Method, MethodCard, Needs, Workspace, whiten::Whiten};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
 use crate::plan::AllocationRule;
@@ -141,6 +141,10 @@ impl Method for Soco {
 
     fn learned(&self) -> Option<&'static dyn Spectral> {
         Some(&Soco)
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        Whiten.workspace(m, n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {

@@ -7,7 +7,7 @@ use super::spectral::{
     BASIS, BATCH, Controlled, Pace, Phase, PhaseSpec, Pressure, STEPS, Share, Spectral, SpectralSettings, TOKENS,
     Trains, UNIT, learned, phase,
 };
-use super::{Decomposition, Inputs, Method, MethodCard, Needs, whiten::Whiten};
+use super::{Decomposition, Inputs, Method, MethodCard, Needs, Workspace, whiten::Whiten};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
 use crate::plan::AllocationRule;
@@ -126,6 +126,10 @@ impl Method for Soft {
 
     fn learned(&self) -> Option<&'static dyn Spectral> {
         Some(&Soft)
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        Whiten.workspace(m, n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {

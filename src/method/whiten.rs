@@ -1,6 +1,6 @@
 //! Input whitening: the optimal low-rank approximation of a layer's outputs.
 
-use super::{Decomposition, Inputs, Method, MethodCard, Needs, output_pca, required};
+use super::{Decomposition, Inputs, Method, MethodCard, Needs, Workspace, output_pca, required};
 use crate::calibrate::SiteStats;
 use crate::linalg::Mat;
 use crate::plan::AllocationRule;
@@ -70,6 +70,10 @@ impl Method for Whiten {
 
     fn allocation(&self) -> AllocationRule {
         AllocationRule::Global
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> Workspace {
+        output_pca::workspace(m, n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {

@@ -6,10 +6,11 @@ use super::head::{Classifier, Head};
 use super::ids::{LinearId, Site};
 use super::layout::{Layout, Readout};
 use super::linear::load_bias;
+use super::needed::Form;
 use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::{Section, Source, family_config};
-use crate::compute::Compute;
+use crate::compute::{Compute, Limits};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -68,6 +69,37 @@ impl Model {
     pub fn with_small_linears(mut self) -> Self {
         self.linears.clone_from(&self.layout.linears);
         self
+    }
+
+    /// Keeps to `limits` from here on.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.compute.limits = limits;
+        self
+    }
+
+    /// Numbers in the weights of block `index`, as many as there are once they are read.
+    pub fn block_numbers(&self, index: usize) -> usize {
+        let numbers = |name: &str| self.source.info(name).map_or(0, |info| info.elements());
+        let linear = |spec: &LinearSpec| match spec.form(&self.source) {
+            Form::Factors => spec.factor_names().iter().map(|name| numbers(name)).sum(),
+            Form::Own | Form::Matrix => spec.params(),
+        };
+        let linears: usize = self.layout.linears.iter().filter(|spec| spec.id.block == index).map(linear).sum();
+        let tensors = self.layout.blocks.get(index).map_or(0, |block| {
+            block.tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>()
+        });
+        linears + tensors
+    }
+
+    /// The most numbers that a linear of block `index`, small ones included, takes in or gives out per token.
+    pub fn widest(&self, index: usize) -> usize {
+        let linears = self.layout.linears.iter().filter(|spec| spec.id.block == index);
+        linears.map(|spec| spec.out.max(spec.input)).max().unwrap_or(0)
+    }
+
+    /// Whether the logits of tokens are capped, which takes them twice.
+    pub fn caps_logits(&self) -> bool {
+        self.layout.token_head().is_some_and(|head| head.soft_cap.is_some())
     }
 
     /// What it was described as.

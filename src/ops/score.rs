@@ -121,10 +121,11 @@ impl Reference {
         Ok(Self { p: logits.clone(), lse: with_numbers(logits, of_rows)? })
     }
 
-    /// Σ KL(softmax(these) ‖ softmax(`logits`)) over rows, nats: one number, f64, where the logits are.
+    /// KL(softmax(these) ‖ softmax(`logits`)), nats, in f64 where the logits are: of every row on the CPU, so that how many
+    /// are compared at once does not matter to who adds them up; elsewhere the sum, (1).
     pub fn divergence(&self, logits: &Tensor) -> Result<Tensor> {
         if !logits.device().is_cpu() {
-            return divergence_of(&self.p, &log_softmax(logits)?);
+            return divergence_of(&self.p, &log_softmax(logits)?)?.reshape(1);
         }
         let vocab = logits.dim(1)?;
         let of_rows = |p: &[f32], q: &[f32]| -> Vec<f64> {
@@ -132,7 +133,7 @@ impl Reference {
             rows.with_min_len(ROWS).map(|((p, q), &lse)| divergence(p, lse, q, log_sum_exp(q))).collect()
         };
         let rows = with_numbers(&self.p, |p| with_numbers(logits, |q| of_rows(p, q)))??;
-        Tensor::new(rows.iter().sum::<f64>(), &Device::Cpu)
+        Tensor::from_vec(rows, logits.dim(0)?, &Device::Cpu)
     }
 }
 
@@ -149,8 +150,9 @@ mod tests {
         let read = |sums: candle_core::Result<Tensor>| Score::read(&[sums.unwrap()]).unwrap()[0];
         let here = read(score(&z, Some(&u), &targets));
         assert!(here.agree > 0 && here.agree < 37 && here.kl > 1.0, "{here:?}");
-        let divergence =
-            |z: &Tensor, u: &Tensor| Reference::new(u).unwrap().divergence(z).unwrap().to_scalar::<f64>().unwrap();
+        let divergence = |z: &Tensor, u: &Tensor| -> f64 {
+            Reference::new(u).unwrap().divergence(z).unwrap().to_vec1::<f64>().unwrap().iter().sum()
+        };
         assert_eq!(divergence(&z, &u), here.kl);
         let mut found = vec![read(by_tensors(&z, Some(&u), &targets))];
         for device in other_devices() {

@@ -11,6 +11,7 @@ use super::cut::{choice, dense_report};
 use super::decompose::decompose_linear;
 use crate::calibrate::BlockStats;
 use crate::forward::{States, each_block};
+use crate::memory;
 use crate::method::Inputs;
 use crate::model::{Block, LinearSpec, Site};
 use crate::plan::{Choice, Plan};
@@ -57,6 +58,8 @@ impl Run<'_> {
             for spec in &specs {
                 install(&done.tensors, spec, &self.model, block)?;
             }
+            drop(stats);
+            memory::trim();
         }
         done.split_fused(&self.model, index)?;
         let place = |id| self.model.block_linears(index).position(|spec| spec.id == id);

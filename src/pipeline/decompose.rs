@@ -46,6 +46,9 @@ impl Run<'_> {
                 written(writing.take())?;
                 let path = path(index);
                 writing = Some(scope.spawn(move || Decompositions::write(&path, &tensors)));
+                if !self.model.compute().limits.read_ahead {
+                    written(writing.take())?;
+                }
                 self.progress.step(1)
             })?;
             written(writing)

@@ -13,6 +13,7 @@ mod quality;
 mod original;
 mod open;
 mod statistics;
+mod estimate;
 mod fingerprint;
 mod prepare;
 mod stored;
@@ -33,6 +34,7 @@ mod assemble;
 mod sizes;
 
 pub use degenerate::without_bos;
+pub use estimate::{Sequences, announce, fit_calibration, fit_evaluation, sequences};
 pub use labels::{Labels, labels};
 pub use open::{check_numbers, load_model, open_source, tokenizer};
 pub use original::{Found, Original, refuse_base};
@@ -50,7 +52,7 @@ use crate::method::Method;
 use crate::model::{Model, Output, verify};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::report::Report;
+use crate::report::{Cost, Report};
 use anyhow::Result;
 use prepare::{Prepared, prepare};
 
@@ -130,14 +132,14 @@ pub fn compress_windows(
     clock.stage("writing", run.model.blocks() as u64);
     let dir = assemble::weights(&run, &provenance.copied, &shrunk.plan)?;
     let output = Source::open_unfinished(&dir)?.with_label(recipe.output.display().to_string());
-    let compressed = Model::load(output, run.model.device())?;
+    let compressed = Model::load(output, run.model.compute())?;
     let measured = quality::before_and_after(&run.model, &compressed, eval_texts, &mut clock, progress)?;
     clock.stage("verifying", 1);
     let verification = verify(compressed.source(), Some(run.model.source()), None)?;
     if let Some(problem) = verification.problems.first() {
         anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
     }
-    let cost = clock.finish(run.job.resumed());
+    let cost = Cost { estimate: Some(provenance.estimate), ..clock.finish(run.job.resumed()) };
     assemble::side_files(&run, &provenance.copied, &dir)?;
     let report = assemble::report(&run, provenance, shrunk, healing, compressed.source(), measured, cost)?;
     assemble::documents(&run, &dir, &report)?;

@@ -1,5 +1,6 @@
 //! All that can be known, and refused, before any weight moves.
 
+use super::estimate::{Compression, announce};
 use super::fingerprint::{fingerprint, finished, with_evaluation};
 use super::statistics::{open_stats, shows_text};
 use super::texts::{Calibration, EvalText};
@@ -10,7 +11,7 @@ use crate::method;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::report::Report;
+use crate::report::{MemoryEstimate, Report};
 use crate::user_bail;
 use anyhow::Result;
 use std::path::Path;
@@ -25,6 +26,8 @@ pub struct Provenance {
     pub fingerprint: String,
     /// What a user should know of the model, and what makes the calibration doubtful.
     pub remarks: Vec<String>,
+    /// Memory that the run will take.
+    pub estimate: MemoryEstimate,
 }
 
 /// What there is to do.
@@ -46,7 +49,11 @@ pub fn prepare<'a>(
 ) -> Result<Prepared<'a>> {
     let method = method::by_name(&recipe.method)?;
     // Shapes alone show whether the budget can be met.
-    allocate::by_shape(recipe, method, &model)?;
+    let plan = allocate::by_shape(recipe, method, &model)?;
+    let compression =
+        Compression { recipe, method, model: &model, calibration: &calibration, texts: eval_texts, plan: &plan };
+    let (limits, estimate) = compression.fit()?;
+    let model = model.with_limits(limits);
     let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
     let copied = Copied::of(model.source())?;
     let identity = model.source().identity()?;
@@ -63,6 +70,7 @@ pub fn prepare<'a>(
         ));
         return Ok(Prepared::Finished(Box::new(report)));
     }
+    announce(&estimate, progress);
     copied.announce_code(model.source(), progress);
     if shows_text(recipe, method, &calibration, stats.as_ref()) {
         let doubts = calibration.doubts(&model, recipe.calib_windows);
@@ -82,7 +90,7 @@ pub fn prepare<'a>(
             progress.note(&format!("damaged work is done again: {}", run.job.damaged().join(", ")));
         }
     }
-    Ok(Prepared::Run(Box::new(run), Provenance { identity, copied, fingerprint, remarks }))
+    Ok(Prepared::Run(Box::new(run), Provenance { identity, copied, fingerprint, remarks, estimate }))
 }
 
 /// Replacing an output must not delete what the run reads.

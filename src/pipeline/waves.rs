@@ -3,6 +3,7 @@
 use super::Run;
 use crate::device;
 use crate::linalg::{CheckedSolver, on_one_thread, solving_with};
+use crate::memory;
 use crate::model::LinearSpec;
 use anyhow::Result;
 use rayon::prelude::*;
@@ -35,8 +36,8 @@ impl Run<'_> {
     }
 }
 
-/// `work` for every item, in order, those together that take at most `limit` bytes by the estimate of [`bytes`]. Linears are independent and none of their arithmetic depends on the number of
-/// threads, so neither does the result.
+/// `work` for every item, in order, those together that take at most `limit` bytes by the estimate of [`bytes`]. Linears
+/// are independent and none of their arithmetic depends on the number of threads, so neither does the result.
 fn in_waves<T: Sync, R: Send>(
     limit: usize,
     items: &[T],
@@ -47,6 +48,10 @@ fn in_waves<T: Sync, R: Send>(
     let mut results = Vec::with_capacity(items.len());
     let mut rest = items;
     for len in waves(limit, &sizes) {
+        if !results.is_empty() {
+            // What the wave before has left would keep large matrices apart.
+            memory::trim();
+        }
         let (wave, after) = rest.split_at(len);
         rest = after;
         if len < rayon::current_num_threads() {
@@ -80,6 +85,22 @@ fn largest_first<T: Sync, R: Send>(
     let mut done: Vec<(usize, R)> = done.into_iter().flatten().collect();
     done.sort_by_key(|(i, _)| *i);
     Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+/// Places of the linears that are in memory together in each wave: all of a small one, of a large one as many of the largest
+/// as there are threads.
+pub fn side_by_side(limit: usize, specs: &[&LinearSpec]) -> Vec<Vec<usize>> {
+    let sizes: Vec<usize> = specs.iter().map(|spec| bytes(spec)).collect();
+    let mut start = 0;
+    let mut together = Vec::new();
+    for len in waves(limit, &sizes) {
+        let mut wave: Vec<usize> = (start..start + len).collect();
+        wave.sort_by_key(|&place| Reverse(sizes[place]));
+        wave.truncate(rayon::current_num_threads());
+        together.push(wave);
+        start += len;
+    }
+    together
 }
 
 /// Lengths of the waves.

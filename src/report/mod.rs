@@ -305,6 +305,37 @@ pub struct Cost {
     pub peak_rss_bytes: Option<u64>,
     /// Whether an interrupted run was continued: then seconds are those of the last part.
     pub resumed: bool,
+    /// What the run was expected to take; version 0.2.0 did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<MemoryEstimate>,
+}
+
+/// Memory that a run was expected to take at most, and was allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryEstimate {
+    /// Peak resident memory in bytes.
+    pub peak_rss_bytes: u64,
+    /// Peak memory of the GPU in bytes, if one computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<u64>,
+    /// `--max-memory`, if there was a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_bytes: Option<u64>,
+    /// `--max-device-memory`, if there was a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_device_memory_bytes: Option<u64>,
+}
+
+impl MemoryEstimate {
+    /// `about 310 MB (limit 8.59 GB)`, and the same of the GPU.
+    pub fn describe(&self) -> String {
+        let of = |peak: u64, limit: Option<u64>| {
+            let limit = limit.map(|limit| format!(" (limit {})", bytes(limit))).unwrap_or_default();
+            format!("about {}{limit}", bytes(peak))
+        };
+        let device = self.device_bytes.map(|peak| format!(", on the GPU {}", of(peak, self.max_device_memory_bytes)));
+        of(self.peak_rss_bytes, self.max_memory_bytes) + &device.unwrap_or_default()
+    }
 }
 
 /// One stage.

@@ -196,6 +196,9 @@ fn cost(report: &Report, limit: usize, style: Style) -> Vec<String> {
     rows.push(vec!["total".into(), seconds(cost.seconds), peak(cost.peak_rss_bytes)]);
     let mut out = titled(&rows, style);
     let mut below = wrap("  ", &machine(report), limit);
+    if let Some(estimate) = &cost.estimate {
+        below.extend(wrap("  ", &format!("Memory was expected to be {}.", estimate.describe()), limit));
+    }
     if cost.resumed {
         below.extend(wrap("  ", "An interrupted run was continued: times are those of its last part.", limit));
     }

@@ -1,4 +1,4 @@
-//! Memory is that of one block, whatever the depth.
+//! Memory is that of one block, whatever the depth; it is known before, and a limit is kept.
 //!
 //! A small model of the same proportions is always tried. The full size, the shape of TinyLlama with 22 and with 44
 //! blocks, takes most of an hour per method and 25 GB of disk below the target folder:
@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use softlm::checkpoint::Dtype;
 use softlm::synthetic::{SyntheticOptions, write_synthetic};
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Instant;
+use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
@@ -45,32 +46,65 @@ impl Shape {
         fs::write(&file, config.to_string()).unwrap();
         let options = SyntheticOptions { blocks: None, seed: 0, dtype: Dtype::BF16 };
         write_synthetic(&file, &dir.join("model"), &options, &()).unwrap();
+        fs::remove_file(file).unwrap();
     }
+}
+
+/// A model of this shape, and room for outputs.
+struct Place(TempDir);
+
+impl Place {
+    fn new(shape: Shape) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        shape.write(dir.path());
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Compresses the model in a process of its own into the folder `out`, with further words of the command line.
+    fn compress(&self, out: &str, threads: usize, method: &str, more: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_softlm"))
+            .args(["--quiet", "--threads", &threads.to_string(), "compress"])
+            .arg(self.path("model"))
+            .arg("-o")
+            .arg(self.path(out))
+            .args(["--method", method, "--keep", "0.6", "--calib", "sample", "--calib-windows", "8", "--window", "256"])
+            .args(["--ppl", "none", "--json"])
+            .args(more)
+            .env_remove("SOFTLM_MAX_MEMORY")
+            .output()
+            .unwrap()
+    }
+
+    /// The cost section of the report of that.
+    fn cost(&self, out: &str, threads: usize, method: &str, more: &[&str]) -> Value {
+        let output = self.compress(out, threads, method, more);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["cost"].clone()
+    }
+}
+
+/// Measured and expected peak.
+fn peaks(cost: &Value) -> (u64, u64) {
+    let measured = cost["peak_rss_bytes"].as_u64().expect("the system tells the peak");
+    (measured, cost["estimate"]["peak_rss_bytes"].as_u64().expect("an estimate"))
 }
 
 /// Compresses a model of this shape in a process of its own and returns its peak resident memory.
 fn peak(shape: Shape, method: &str, threads: usize) -> u64 {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    shape.write(dir.path());
     let started = Instant::now();
-    let output = Command::new(env!("CARGO_BIN_EXE_softlm"))
-        .args(["--quiet", "--threads", &threads.to_string(), "compress"])
-        .arg(dir.path().join("model"))
-        .arg("-o")
-        .arg(dir.path().join("out"))
-        .args(["--method", method, "--keep", "0.6", "--calib", "sample", "--calib-windows", "8", "--window", "256"])
-        .args(["--ppl", "none", "--json"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let cost = &report["cost"];
-    let peak = cost["peak_rss_bytes"].as_u64().expect("the system tells the peak");
+    let cost = Place::new(shape).cost("out", threads, method, &[]);
+    let (peak, expected) = peaks(&cost);
     let (blocks, seconds) = (shape.blocks, started.elapsed().as_secs_f64());
     println!(
-        "{method}, {blocks} blocks: {seconds:.0} s, {:.1} s per block, peak {} MiB",
+        "{method}, {blocks} blocks: {seconds:.0} s, {:.1} s per block, peak {} MiB, expected {} MiB",
         seconds / blocks as f64,
-        peak / MIB
+        peak / MIB,
+        expected / MIB
     );
     for stage in cost["stages"].as_array().unwrap() {
         let peak = stage["peak_rss_bytes"].as_u64().unwrap_or(0) / MIB;
@@ -81,6 +115,76 @@ fn peak(shape: Shape, method: &str, threads: usize) -> u64 {
         );
     }
     peak
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_peak_is_known_before() {
+    let place = Place::new(SMALL);
+    let learning = ["--steps", "3", "--batch", "4", "--unit", "raw"];
+    let healing = ["--heal", "2", "--heal-batch", "4"];
+    let runs: [(&str, &[&str]); 7] = [
+        ("svd", &[]),
+        ("awsvd", &[]),
+        ("lorap", &[]),
+        ("whiten", &["--weight", "unit"]),
+        ("rom", &[]),
+        ("rom", &healing),
+        ("soco", &learning),
+    ];
+    for (number, (method, more)) in runs.into_iter().enumerate() {
+        let (measured, expected) = peaks(&place.cost(&format!("out-{number}"), 2, method, more));
+        let off = expected as f64 / measured as f64 - 1.0;
+        println!("{method} {more:?}: {} MiB expected, {} MiB measured", expected / MIB, measured / MIB);
+        assert!(off.abs() <= 0.2, "{method} {more:?}: expected {expected} bytes, measured {measured}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_limit_is_kept_and_changes_no_byte() {
+    let place = Place::new(SMALL);
+    // Training in smaller batches may change its last bits.
+    let heal = ["--heal", "2", "--heal-batch", "4"];
+    for (method, more, trains) in
+        [("whiten", &["--weight", "unit"][..], false), ("rom", &[], false), ("svd", &heal, true)]
+    {
+        let free = format!("{method}-free");
+        let (peak, _) = peaks(&place.cost(&free, 4, method, more));
+        let limit = peak * 9 / 10;
+        let limited = format!("{method}-limited");
+        let most = limit.to_string();
+        let words = [more, &["--max-memory", &most]].concat();
+        let cost = place.cost(&limited, 4, method, &words);
+        assert_eq!(cost["estimate"]["max_memory_bytes"], json!(limit));
+        let (kept, _) = peaks(&cost);
+        println!("{method}: {} MiB, limit {} MiB, then {} MiB", peak / MIB, limit / MIB, kept / MIB);
+        assert!(kept <= limit, "{method}: {kept} bytes under a limit of {limit}, {peak} without one");
+        let weights = |out: &str| fs::read(place.path(out).join("model.safetensors")).unwrap();
+        assert!(trains || weights(&free) == weights(&limited), "{method}: a limit changed the result");
+    }
+}
+
+#[test]
+fn too_little_memory_is_refused_before_anything_is_done() {
+    let place = Place::new(SMALL);
+    let refused = place.compress("out", 2, "rom", &["--max-memory", "40MB"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("--max-memory allows 40.0 MB"), "{said}");
+    let made: Vec<_> = fs::read_dir(place.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(made, ["model"], "something was begun");
+    let hint = said.lines().find(|line| line.starts_with("hint: ")).expect("a hint");
+    let needed: u64 = hint.split(' ').find_map(|word| word.parse().ok()).expect("the figure");
+    // What is said to do is enough. A variable does as well as a flag.
+    let enough = Command::new(env!("CARGO_BIN_EXE_softlm"))
+        .args(["--quiet", "--threads", "2", "compress", "--method", "rom", "--window", "256", "--ppl", "none", "-o"])
+        .arg(place.path("out"))
+        .arg(place.path("model"))
+        .env("SOFTLM_MAX_MEMORY", (needed + needed / 20).to_string())
+        .output()
+        .unwrap();
+    assert!(enough.status.success(), "{}", String::from_utf8_lossy(&enough.stderr));
 }
 
 #[test]

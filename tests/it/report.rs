@@ -135,6 +135,12 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
             seconds: 95.6,
             peak_rss_bytes: Some(612_000_000),
             resumed: false,
+            estimate: Some(MemoryEstimate {
+                peak_rss_bytes: 590_000_000,
+                device_bytes: None,
+                max_memory_bytes: Some(8 << 30),
+                max_device_memory_bytes: None,
+            }),
         },
         machine: Machine {
             cpu: "A Processor @ 3 GHz".into(),

@@ -190,7 +190,9 @@ impl<'a> DistillationLoss<'a> {
         let embed = |batch: &&TrainingBatch| batch.embed(self.distillation.model);
         let mut states: Vec<Tensor> = batches.iter().map(embed).collect::<Result<_>>()?;
         for index in 0..self.distillation.model.blocks() {
-            let block = block(index)?;
+            let mut block = block(index)?;
+            // Nobody asks this pass for gradients: its graph would reach through all blocks.
+            block.map_weights(&mut |_, weight| Ok(weight.detach()))?;
             for (states, batch) in states.iter_mut().zip(batches) {
                 let next = block.forward_padded(states, batch.lengths(), &mut ())?;
                 *states = next.context("a forward pass without a tap was stopped")?;

@@ -8,7 +8,7 @@ use super::evaluation::{Pair, Sides, comparable, ppl, protocol, why_not_finite};
 use super::format::{change, fixed, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
 use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells};
-use super::{Report, format};
+use super::{MemoryEstimate, Report, format};
 use crate::model::Output;
 use crate::visible::visible;
 use markdown::{code, escape, fence, is_hub_id, markdown, yaml};
@@ -239,8 +239,10 @@ fn provenance(report: &Report) -> String {
         let text = escape(&healing(info, report.labels.as_ref()));
         let _ = writeln!(out, "- Healing (factors trained {by}): {text}.");
     }
-    let peak =
-        report.cost.peak_rss_bytes.map(|peak| format!(", peak memory {}", format::bytes(peak))).unwrap_or_default();
+    let expected = |estimate: &MemoryEstimate| format!(" (expected: {})", estimate.describe());
+    let expected = report.cost.estimate.as_ref().map(expected).unwrap_or_default();
+    let peak = |peak| format!(", peak memory {}{expected}", format::bytes(peak));
+    let peak = report.cost.peak_rss_bytes.map(peak).unwrap_or_default();
     let resumed = if report.cost.resumed { " (last part of a continued run)" } else { "" };
     let _ =
         writeln!(out, "- Made in {}{resumed}{peak}, by {}.", seconds(report.cost.seconds), escape(&machine(report)));
