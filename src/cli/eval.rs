@@ -32,7 +32,7 @@ pub struct Eval {
     /// --glue]
     #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
-    /// Factors of products: highest (f32), high (tf32 on a GPU), medium (or bf16 on a CPU that has it)
+    /// Factors of products: highest (f32), high (tf32 on GPUs), medium (or bf16)
     #[arg(long, env = "SOFTLM_MATMUL_PRECISION", default_value = "highest", value_name = "P")]
     matmul_precision: MatmulPrecision,
     /// Labelled tasks for encoders: sst2, mrpc, stsb (GLUE's validation part) or TASK=FILE (TSV with a header, the STS

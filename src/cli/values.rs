@@ -12,7 +12,7 @@ use clap::builder::FalseyValueParser;
 /// fewer of them go through a block at once.
 #[derive(Args)]
 pub struct MemoryLimits {
-    /// Resident memory at most, as 8GiB: less is done at once
+    /// Memory at most, for example 8GiB
     #[arg(long, env = "SOFTLM_MAX_MEMORY", value_name = "N", help_heading = "Global")]
     max_memory: Option<String>,
     /// The same of a GPU's memory

@@ -104,7 +104,7 @@ pub struct Options {
     #[arg(long, value_name = "RULE", help_heading = "Calibration")]
     pub sampling: Option<SamplingRule>,
 
-    /// Factors of products: highest (f32), high (tf32 on a GPU), medium (or bf16 on a CPU that has it) [default: highest]
+    /// Factors of products: highest (f32), high (tf32 on GPUs), medium (or bf16) [default: highest]
     #[arg(long, value_name = "P", help_heading = "Calibration")]
     pub matmul_precision: Option<MatmulPrecision>,
 
