@@ -8,4 +8,4 @@ mod blocks;
 mod states;
 
 pub use blocks::each_block;
-pub use states::{States, room};
+pub use states::{States, resident_states};

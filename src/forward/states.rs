@@ -40,7 +40,7 @@ enum Place {
 impl States {
     /// Embeds windows, all of the same length. No windows give no states.
     pub fn embed<W: AsRef<[u32]>>(model: &Model, windows: &[W]) -> Result<Self> {
-        let room = room(&model.compute().limits);
+        let room = resident_states(&model.compute().limits);
         Self::embed_within(model, windows, room)
     }
 
@@ -204,7 +204,7 @@ fn forward(
 }
 
 /// Bytes of states that lie in memory: what `limits` say, or a part of what is free.
-pub fn room(limits: &Limits) -> usize {
+pub fn resident_states(limits: &Limits) -> usize {
     memory::available().map_or(usize::MAX, |free| (free / SHARE) as usize).min(limits.resident_states)
 }
 

@@ -305,7 +305,7 @@ pub struct Cost {
     pub peak_rss_bytes: Option<u64>,
     /// Whether an interrupted run was continued: then seconds are those of the last part.
     pub resumed: bool,
-    /// What the run was expected to take; version 0.2.0 did not say.
+    /// What the run was expected to take; earlier versions did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<MemoryEstimate>,
 }

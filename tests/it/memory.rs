@@ -176,15 +176,53 @@ fn too_little_memory_is_refused_before_anything_is_done() {
     assert_eq!(made, ["model"], "something was begun");
     let hint = said.lines().find(|line| line.starts_with("hint: ")).expect("a hint");
     let needed: u64 = hint.split(' ').find_map(|word| word.parse().ok()).expect("the figure");
-    // What is said to do is enough. A variable does as well as a flag.
+    // What is said to do is enough, and is kept. A variable does as well as a flag.
     let enough = Command::new(env!("CARGO_BIN_EXE_softlm"))
-        .args(["--quiet", "--threads", "2", "compress", "--method", "rom", "--window", "256", "--ppl", "none", "-o"])
+        .args([
+            "--quiet",
+            "--threads",
+            "2",
+            "compress",
+            "--method",
+            "rom",
+            "--window",
+            "256",
+            "--ppl",
+            "none",
+            "--json",
+        ])
+        .arg("-o")
         .arg(place.path("out"))
         .arg(place.path("model"))
-        .env("SOFTLM_MAX_MEMORY", (needed + needed / 20).to_string())
+        .env("SOFTLM_MAX_MEMORY", needed.to_string())
         .output()
         .unwrap();
     assert!(enough.status.success(), "{}", String::from_utf8_lossy(&enough.stderr));
+    let report: Value = serde_json::from_slice(&enough.stdout).unwrap();
+    let (kept, _) = peaks(&report["cost"]);
+    assert!(kept <= needed, "{kept} bytes, {needed} are allowed");
+}
+
+/// The built-in model is so small that the program itself is most of what there is.
+#[test]
+fn a_small_model_keeps_its_limit_too() {
+    let place = crate::program::Place::new();
+    for (method, more) in [("svd", ""), ("rom", ""), ("whiten", ""), ("soft", "--steps 2")] {
+        let line = format!("compress demo --method {method} --calib-windows 8 {more} --json -o {method}");
+        let said = place.run(&format!("{line} --max-memory 1MB"));
+        let hint = said.stderr.lines().find(|line| line.starts_with("hint: ")).expect("a hint").to_string();
+        let needed: u64 = hint.split(' ').find_map(|word| word.parse().ok()).expect("the figure");
+        for (limit, place_of) in [(Some(needed), "limited"), (None, "free")] {
+            let limit = limit.map(|limit| format!("--max-memory {limit}")).unwrap_or_default();
+            let said = place.run(&format!("{line}-{place_of} {limit}")).fine().stdout;
+            let report: Value = serde_json::from_str(&said).expect("one JSON value");
+            let (measured, expected) = peaks(&report["cost"]);
+            let off = measured as f64 / expected as f64 - 1.0;
+            println!("{method} {limit}: expected {} MiB, {} MiB measured", expected / MIB, measured / MIB);
+            assert!(limit.is_empty() || measured <= needed, "{method}: {measured} bytes under {limit}");
+            assert!(!limit.is_empty() || off.abs() < 0.2, "{method}: {expected} bytes expected, {measured} measured");
+        }
+    }
 }
 
 #[test]
