@@ -4,7 +4,7 @@ use super::libraries;
 use crate::linalg::{Operand, Side, Solver};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::cuda_backend::cudarc::driver::sys::CUstream;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{Device, Storage, Tensor};
 use libloading::Library;
@@ -145,6 +145,11 @@ fn size(n: usize) -> Result<c_int> {
     c_int::try_from(n).with_context(|| format!("{n} is more than cuSOLVER can count"))
 }
 
+/// Where a GPU has these numbers. There is one stream, so nothing has to be waited for.
+fn address<T>(numbers: &mut CudaSlice<T>, stream: &Arc<CudaStream>) -> *mut T {
+    numbers.device_ptr_mut(stream).0 as *mut T
+}
+
 impl Solver for CuSolver {
     fn evd(&self, n: usize, a: &mut [f64]) -> Result<Vec<f64>> {
         let side = size(n)?;
@@ -155,39 +160,16 @@ impl Solver for CuSolver {
         stream.context().bind_to_thread().w()?;
         let mut matrix = stream.clone_htod(&*a).w()?;
         let (mut values, mut info) = (self.room(side)?, self.gpu.alloc_zeros::<c_int>(1)?);
+        let (to_a, to_values) = (address(&mut matrix, stream), address(&mut values, stream));
         let mut len = 0;
-        {
-            let (a, _a) = matrix.device_ptr(stream);
-            let (w, _w) = values.device_ptr(stream);
-            // SAFETY: the matrix is (n, n) and there are n values; neither is looked at.
-            let status = unsafe {
-                (f.syevd_room)(handle.0, VECTORS, LOWER, side, a as *const f64, side, w as *const f64, &mut len)
-            };
-            check("cusolverDnDsyevd_bufferSize", status)?;
-        }
+        // SAFETY: the matrix is (n, n) and there are n values; neither is looked at.
+        let status = unsafe { (f.syevd_room)(handle.0, VECTORS, LOWER, side, to_a, side, to_values, &mut len) };
+        check("cusolverDnDsyevd_bufferSize", status)?;
         let mut work = self.room(len)?;
-        {
-            let (a, _a) = matrix.device_ptr_mut(stream);
-            let (w, _w) = values.device_ptr_mut(stream);
-            let (work, _work) = work.device_ptr_mut(stream);
-            let (info, _info) = info.device_ptr_mut(stream);
-            // SAFETY: as above, with a workspace of the length that was asked for; all of it lives until `finish`.
-            let status = unsafe {
-                (f.syevd)(
-                    handle.0,
-                    VECTORS,
-                    LOWER,
-                    side,
-                    a as *mut f64,
-                    side,
-                    w as *mut f64,
-                    work as *mut f64,
-                    len,
-                    info as *mut c_int,
-                )
-            };
-            check("cusolverDnDsyevd", status)?;
-        }
+        let (to_work, to_info) = (address(&mut work, stream), address(&mut info, stream));
+        // SAFETY: as above, with a workspace of the length that was asked for; all of it lives until `finish`.
+        let status = unsafe { (f.syevd)(handle.0, VECTORS, LOWER, side, to_a, side, to_values, to_work, len, to_info) };
+        check("cusolverDnDsyevd", status)?;
         self.finish("cusolverDnDsyevd", &info)?;
         let mut found = vec![0.0; n];
         self.download(&values, &mut found)?;
@@ -203,42 +185,20 @@ impl Solver for CuSolver {
         stream.context().bind_to_thread().w()?;
         let mut matrix = stream.clone_htod(&*a).w()?;
         let (mut tau, mut info) = (self.room(cols)?, self.gpu.alloc_zeros::<c_int>(1)?);
+        let (to_a, to_tau) = (address(&mut matrix, stream), address(&mut tau, stream));
         let (mut first, mut second) = (0, 0);
-        {
-            let (a, _a) = matrix.device_ptr_mut(stream);
-            let (tau, _tau) = tau.device_ptr(stream);
-            // SAFETY: the matrix is (m, n) and there are n reflections; neither is looked at.
-            let status = unsafe { (f.geqrf_room)(handle.0, rows, cols, a as *mut f64, rows, &mut first) };
-            check("cusolverDnDgeqrf_bufferSize", status)?;
-            // SAFETY: as above.
-            let status = unsafe {
-                (f.orgqr_room)(handle.0, rows, cols, cols, a as *const f64, rows, tau as *const f64, &mut second)
-            };
-            check("cusolverDnDorgqr_bufferSize", status)?;
-        }
+        // SAFETY: the matrix is (m, n) and there are n reflections; neither is looked at.
+        let status = unsafe { (f.geqrf_room)(handle.0, rows, cols, to_a, rows, &mut first) };
+        check("cusolverDnDgeqrf_bufferSize", status)?;
+        // SAFETY: as above.
+        let status = unsafe { (f.orgqr_room)(handle.0, rows, cols, cols, to_a, rows, to_tau, &mut second) };
+        check("cusolverDnDorgqr_bufferSize", status)?;
         let len = first.max(second);
         let mut work = self.room(len)?;
-        {
-            let (a, _a) = matrix.device_ptr_mut(stream);
-            let (tau, _tau) = tau.device_ptr_mut(stream);
-            let (work, _work) = work.device_ptr_mut(stream);
-            let (info, _info) = info.device_ptr_mut(stream);
-            // SAFETY: as above, with a workspace of the length that was asked for; all of it lives until `finish`.
-            let status = unsafe {
-                (f.geqrf)(
-                    handle.0,
-                    rows,
-                    cols,
-                    a as *mut f64,
-                    rows,
-                    tau as *mut f64,
-                    work as *mut f64,
-                    len,
-                    info as *mut c_int,
-                )
-            };
-            check("cusolverDnDgeqrf", status)?;
-        }
+        let (to_work, to_info) = (address(&mut work, stream), address(&mut info, stream));
+        // SAFETY: as above, with a workspace of the length that was asked for; all of it lives until `finish`.
+        let status = unsafe { (f.geqrf)(handle.0, rows, cols, to_a, rows, to_tau, to_work, len, to_info) };
+        check("cusolverDnDgeqrf", status)?;
         self.finish("cusolverDnDgeqrf", &info)?;
         self.download(&matrix, a)?;
         // R stands on and above the diagonal of the first n rows.
@@ -246,28 +206,9 @@ impl Solver for CuSolver {
         for (j, column) in r.chunks_exact_mut(n).enumerate() {
             column[..=j].copy_from_slice(&a[j * m..=j * m + j]);
         }
-        {
-            let (a, _a) = matrix.device_ptr_mut(stream);
-            let (tau, _tau) = tau.device_ptr(stream);
-            let (work, _work) = work.device_ptr_mut(stream);
-            let (info, _info) = info.device_ptr_mut(stream);
-            // SAFETY: as above; the reflections are those that geqrf has left.
-            let status = unsafe {
-                (f.orgqr)(
-                    handle.0,
-                    rows,
-                    cols,
-                    cols,
-                    a as *mut f64,
-                    rows,
-                    tau as *const f64,
-                    work as *mut f64,
-                    len,
-                    info as *mut c_int,
-                )
-            };
-            check("cusolverDnDorgqr", status)?;
-        }
+        // SAFETY: as above; the reflections are those that geqrf has left.
+        let status = unsafe { (f.orgqr)(handle.0, rows, cols, cols, to_a, rows, to_tau, to_work, len, to_info) };
+        check("cusolverDnDorgqr", status)?;
         self.finish("cusolverDnDorgqr", &info)?;
         self.download(&matrix, a)?;
         Ok(r)
