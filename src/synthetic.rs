@@ -74,7 +74,7 @@ pub fn write_synthetic(
     let nothing = Source::without_weights(&label, Map::new())?;
     progress.stage("writing", entries.len() as u64);
     let compute = |name: &str, write: &mut dyn FnMut(&[u8]) -> Result<()>| {
-        make(by_name[name], options, write)?;
+        make(by_name.get(name).with_context(|| format!("nobody described {name}"))?, options, write)?;
         progress.step(1)
     };
     write_computed(output, &entries, &nothing, 5_000_000_000, &BTreeMap::new(), &mut |_| {}, &compute)?;

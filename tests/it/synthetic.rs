@@ -23,8 +23,8 @@ fn what_is_written_has_the_tensors_of_the_real_model() {
     let mut families = 0;
     for entry in std::fs::read_dir(models).expect("models") {
         let real = entry.expect("an entry").path();
-        let Ok(source) = Source::open(&real) else { continue };
-        let Ok(model) = Model::load(source.clone(), &Device::Cpu) else { continue };
+        let source = Source::open(&real).expect("a checkpoint");
+        let model = Model::load(source.clone(), &Device::Cpu).expect("a model");
         // Stored without its usual prefix, or with its head alone: a new checkpoint has the usual names.
         let place = Place::new();
         place.write("config.json", std::fs::read(real.join("config.json")).expect("its configuration"));
@@ -70,8 +70,8 @@ fn singular_values_fall_and_the_seed_decides_the_bytes() {
     let sigma = thin_svd(&Mat::from_f32_rows(shape[0], shape[1], &values), "a weight").expect("a decomposition").s;
     let energy = |values: &[f64]| values.iter().map(|s| s * s).sum::<f64>();
     let eighth = energy(&sigma[..sigma.len() / 8]) / energy(&sigma);
-    // Without what stands between the two factors it is 0.47.
-    assert!(eighth > 0.6, "{eighth}");
+    // Normal factors of this shape give 0.44 with nothing between them, 0.70 with k^-1/2 and 0.97 with 1/k.
+    assert!((eighth - 0.70).abs() < 0.05, "{eighth}");
 }
 
 #[test]
