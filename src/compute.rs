@@ -1,7 +1,7 @@
 //! Where a model computes, in which type and in how much memory: one value, handed down from the command line.
 
 use crate::checkpoint::Source;
-use crate::ops::MatmulPrecision;
+use crate::ops::{MatmulPrecision, ProductType};
 use crate::progress::Progress;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -131,13 +131,15 @@ impl From<&Compute> for Compute {
 impl Compute {
     /// The type of activations, and that of the factors of products where it is another.
     pub fn describe_type(&self) -> String {
-        let (dtype, products) = (self.dtype.as_str(), self.products());
-        if products == "f32" { dtype.to_string() } else { format!("{dtype} with {products} products") }
+        match (self.dtype.as_str(), self.products()) {
+            (dtype, ProductType::F32) => dtype.to_string(),
+            (dtype, other) => format!("{dtype} with {} products", other.name()),
+        }
     }
 
-    /// The type that factors of f32 products are rounded to: `f32`, `tf32` or `bf16`.
-    pub fn products(&self) -> &'static str {
-        self.precision.products_on(&self.device)
+    /// What the factors of f32 products are rounded to.
+    pub fn products(&self) -> ProductType {
+        self.precision.on(&self.device)
     }
 
     /// The tensor `name`, which must have this shape, as it is computed with.

@@ -5,8 +5,7 @@ use crate::forward::States;
 use crate::linalg::{GramSums, Mat, gram_add};
 use crate::memory;
 use crate::model::{Block, Flow, Site, Tap};
-use crate::ops::MatmulPrecision;
-use crate::ops::with_numbers;
+use crate::ops::{MatmulPrecision, ProductType, with_numbers};
 use crate::user_bail;
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
@@ -162,7 +161,8 @@ impl Tap for Collector<'_> {
                 (true, _) => with_numbers(x, |rows| stats.heldout.extend_from_slice(rows))?,
                 (false, true) => {
                     self.summed_here = true;
-                    let sums = GramSums::suiting(width, self.tokens, self.precision.is_bf16_on(x.device()));
+                    let sums =
+                        GramSums::suiting(width, self.tokens, self.precision.on(x.device()) == ProductType::Bf16);
                     with_numbers(x, |rows| stats.add(rows, sums))?;
                 }
                 (false, false) => drop(self.of_pass.insert(site, DeviceSums::of(x)?)),

@@ -4,6 +4,7 @@ use crate::checkpoint::{Identity, Source, differences, open_file};
 use crate::compute::Compute;
 use crate::error::UserError;
 use crate::hash::sha256;
+use crate::ops::ProductType;
 use crate::user_bail;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,7 @@ pub struct Origin {
     pub parts: Vec<String>,
     /// What products of activations were computed in, where that was not f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub products: Option<String>,
+    pub products: Option<ProductType>,
 }
 
 impl Origin {
@@ -65,7 +66,7 @@ impl Origin {
     /// The same, computed as `compute` says.
     pub fn computed(self, compute: &Compute) -> Self {
         let products = compute.products();
-        Self { products: (products != "f32").then(|| products.to_string()), ..self }
+        Self { products: (products != ProductType::F32).then_some(products), ..self }
     }
 
     /// Whether the same statistics would come out. The model may be named in another way.
@@ -87,7 +88,7 @@ impl Origin {
             all.push(format!("the number of blocks is {}, not {}", other.blocks, self.blocks));
         }
         if all.is_empty() && self.products != other.products {
-            let [other, own] = [other, self].map(|origin| origin.products.as_deref().unwrap_or("f32"));
+            let [other, own] = [other, self].map(|origin| origin.products.unwrap_or(ProductType::F32).name());
             all.push(format!("products are computed in {other}, not {own}"));
         }
         all
@@ -153,7 +154,7 @@ mod tests {
     fn statistics_computed_in_another_type_are_others() {
         let f32 =
             Origin::new(&Source::demo(), 4, "a text".into(), 10, 5).unwrap().computed(&Compute::from(&Device::Cpu));
-        let tf32 = Origin { products: Some("tf32".into()), ..f32.clone() };
+        let tf32 = Origin { products: Some(ProductType::Tf32), ..f32.clone() };
         assert!(f32.is_same(&f32.clone()) && f32.differences(&f32).is_empty() && !f32.is_same(&tf32));
         assert_eq!(tf32.differences(&f32), ["products are computed in f32, not tf32"]);
         assert!(!serde_json::to_string(&f32).unwrap().contains("products"));

@@ -8,6 +8,7 @@
 //! of threads.
 
 use super::simd::for_each_width;
+use super::{RowMajor, Side};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -21,17 +22,15 @@ const PAIRS: usize = 512;
 /// Rows of the result that one thread computes at once; a multiple of [`ROWS`] and [`PANEL`].
 const ROWS_AT_ONCE: usize = 192;
 
-/// A factor of a product, (rows, inner).
-#[derive(Clone, Copy)]
-pub struct Operand<'a> {
-    /// Row-major, (rows, inner) or, if transposed, (inner, rows).
-    pub numbers: &'a [f32],
-    /// How many rows.
-    pub rows: usize,
-    /// What the product sums over.
-    pub inner: usize,
-    /// Whether the numbers are those of the transpose.
-    pub transposed: bool,
+/// A matrix that enters a product as it is stored, (rows, inner), or as the transpose of that.
+pub type Operand<'a> = (RowMajor<'a>, Side);
+
+/// Rows, and what a product sums over.
+fn shape((matrix, side): Operand) -> (usize, usize) {
+    match side {
+        Side::Plain => (matrix.rows, matrix.cols),
+        Side::Transposed => (matrix.cols, matrix.rows),
+    }
 }
 
 /// Whether this processor has the instructions.
@@ -48,16 +47,14 @@ pub fn is_supported() -> bool {
 /// Where [`is_supported`] says no, and if the operands do not fit together.
 pub fn product(a: Operand, b: Operand) -> Vec<f32> {
     assert!(is_supported(), "this processor has no products of bf16 numbers");
-    assert_eq!(a.inner, b.inner, "inner dimensions of a product");
-    for operand in [&a, &b] {
-        assert_eq!(operand.numbers.len(), operand.rows * operand.inner, "numbers of an operand");
-    }
-    let (count, columns) = (a.rows * b.rows, b.rows);
-    if count == 0 || a.inner == 0 {
+    let ((rows, inner), (columns, other)) = (shape(a), shape(b));
+    assert_eq!(inner, other, "inner dimensions of a product");
+    let count = rows * columns;
+    if count == 0 || inner == 0 {
         return vec![0.0; count];
     }
     let mut out = Vec::with_capacity(count);
-    let (a, b) = (if a.transposed { Packed::panels(a) } else { Packed::rows(a) }, Packed::panels(b));
+    let (a, b) = (if a.1 == Side::Plain { Packed::rows(a.0) } else { Packed::panels(a) }, Packed::panels(b));
     let chunks = out.spare_capacity_mut()[..count].par_chunks_mut(ROWS_AT_ONCE * columns).enumerate();
     chunks.for_each(|(chunk, out)| multiply_block(&a, &b, chunk * ROWS_AT_ONCE, 0, columns, out));
     // SAFETY: every number was written.
@@ -142,34 +139,34 @@ struct Packed {
 
 impl Packed {
     /// (rows, pairs).
-    fn rows(operand: Operand) -> Self {
-        let pairs = operand.inner.div_ceil(2);
+    fn rows(matrix: RowMajor) -> Self {
+        let pairs = matrix.cols.div_ceil(2);
         // Rows a power of two apart would share few lines of the cache.
         let stride = pairs.next_multiple_of(16) + 16;
-        let mut numbers = vec![0; operand.rows * stride];
-        let rows = numbers.par_chunks_mut(stride).zip(operand.numbers.par_chunks(operand.inner));
-        rows.with_min_len(16).for_each(|(to, from)| pair_neighbours(from, to));
-        Self { numbers, rows: operand.rows, pairs, is_panels: false, row_stride: stride, pair_stride: 1 }
+        let mut numbers = vec![0; matrix.rows * stride];
+        let rows = numbers.par_chunks_mut(stride).enumerate().with_min_len(16);
+        rows.for_each(|(i, to)| pair_neighbours(matrix.row(i), to));
+        Self { numbers, rows: matrix.rows, pairs, is_panels: false, row_stride: stride, pair_stride: 1 }
     }
 
     /// (panels, pairs, rows of a panel).
     fn panels(operand: Operand) -> Self {
-        let Operand { numbers: from, rows, inner, transposed } = operand;
+        let ((rows, inner), (matrix, side)) = (shape(operand), operand);
         let pairs = inner.div_ceil(2);
         let mut numbers = vec![0; rows.div_ceil(PANEL) * pairs * PANEL];
         numbers.par_chunks_mut(pairs * PANEL).enumerate().for_each(|(panel, to)| {
             let first = panel * PANEL;
             let width = PANEL.min(rows - first);
-            if transposed {
+            if side == Side::Transposed {
                 for (pair, to) in to.chunks_exact_mut(PANEL).enumerate() {
-                    let row = |i: usize| if i < inner { &from[i * rows + first..][..width] } else { &[] };
+                    let row = |i: usize| if i < inner { &matrix.row(i)[first..][..width] } else { &[] };
                     pair_rows(row(2 * pair), row(2 * pair + 1), to);
                 }
                 return;
             }
             let mut row = vec![0u32; pairs.next_multiple_of(16)];
             for i in 0..width {
-                pair_neighbours(&from[(first + i) * inner..][..inner], &mut row);
+                pair_neighbours(matrix.row(first + i), &mut row);
                 to.chunks_exact_mut(PANEL).zip(&row).for_each(|(to, pair)| to[i] = *pair);
             }
         });
@@ -336,8 +333,8 @@ mod tests {
             let turned =
                 |x: &[f32], rows: usize| -> Vec<f32> { (0..rows * k).map(|i| x[i % rows * k + i / rows]).collect() };
             let (at, bt) = (turned(&a, m), turned(&b, n));
-            let plain = |numbers, rows| Operand { numbers, rows, inner: k, transposed: false };
-            let transposed = |numbers, rows| Operand { numbers, rows, inner: k, transposed: true };
+            let plain = |data, rows| (RowMajor { data, rows, cols: k, stride: k }, Side::Plain);
+            let transposed = |data, rows| (RowMajor { data, rows: k, cols: rows, stride: rows }, Side::Transposed);
             let y = product(plain(&a, m), plain(&b, n));
             for i in 0..m {
                 for j in 0..n {
@@ -351,19 +348,16 @@ mod tests {
             assert_eq!(product(plain(&a, m), transposed(&bt, n)), y);
             assert_eq!(product(transposed(&at, m), transposed(&bt, n)), y);
         }
+        let of = |data, rows, cols| (RowMajor { data, rows, cols, stride: cols }, Side::Plain);
+        assert_eq!(product(of(&[], 0, 3), of(&[1.0; 6], 2, 3)), [0f32; 0]);
+        assert_eq!(product(of(&[], 2, 0), of(&[], 1, 0)), [0.0; 2]);
+        // A piece of a larger array.
+        let (wide, narrow) = (numbers(5 * 9, 3), RowMajor { data: &[1.0, 2.0, 3.0], rows: 1, cols: 3, stride: 3 });
+        let piece = RowMajor { data: &wide[2..], rows: 5, cols: 3, stride: 9 };
+        let alone: Vec<f32> = (0..5).flat_map(|i| wide[9 * i + 2..][..3].to_vec()).collect();
         assert_eq!(
-            product(
-                Operand { numbers: &[], rows: 0, inner: 3, transposed: false },
-                Operand { numbers: &[1.0; 6], rows: 2, inner: 3, transposed: false }
-            ),
-            [0f32; 0]
-        );
-        assert_eq!(
-            product(
-                Operand { numbers: &[], rows: 2, inner: 0, transposed: false },
-                Operand { numbers: &[], rows: 1, inner: 0, transposed: true }
-            ),
-            [0.0; 2]
+            product((piece, Side::Plain), (narrow, Side::Plain)),
+            product(of(&alone, 5, 3), (narrow, Side::Plain))
         );
     }
 
@@ -373,7 +367,7 @@ mod tests {
             println!("skipped: this processor has no AVX512-BF16");
             return;
         }
-        let row = |numbers| Operand { numbers, rows: 1, inner: 3, transposed: false };
+        let row = |data| (RowMajor { data, rows: 1, cols: 3, stride: 3 }, Side::Plain);
         assert!(product(row(&[1.0, f32::NAN, 1.0]), row(&[1.0, 0.0, 1.0]))[0].is_nan());
         assert_eq!(product(row(&[1.0, f32::INFINITY, 1.0]), row(&[1.0; 3])), [f32::INFINITY]);
     }

@@ -1,7 +1,7 @@
 //! Matrix products and Gram accumulation, cut into tiles so that the bytes of the result depend on the shapes alone.
 
 use super::solver::{self, Side};
-use super::{Mat, bf16};
+use super::{Mat, RowMajor, bf16};
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
@@ -199,7 +199,7 @@ fn gram_add_bf16(acc: &mut Mat, x: &[f32]) {
     let n = acc.rows();
     for x in x.chunks(n * GRAM_TOKENS) {
         let tokens = x.len() / n;
-        let channels = bf16::Panels::of(bf16::Operand { numbers: x, rows: n, inner: tokens, transposed: true });
+        let channels = bf16::Panels::of((RowMajor { data: x, rows: tokens, cols: n, stride: n }, Side::Transposed));
         let mut tiles = cut(acc.0.as_mut(), GRAM_TILE, GRAM_TILE);
         tiles.retain(|(i, j, _)| i >= j);
         for_each_tile(tiles, tokens * n * n / 2, |(i, j, tile)| {

@@ -17,6 +17,11 @@ pub struct RowMajor<'a> {
 }
 
 impl<'a> RowMajor<'a> {
+    /// Row `i`.
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..self.cols]
+    }
+
     fn view(self) -> MatRef<'a, f32> {
         let len = needed(self.rows, self.cols, self.stride);
         MatRef::from_column_major_slice_with_stride(&self.data[..len], self.cols, self.rows, self.stride).transpose()

@@ -6,7 +6,8 @@
 //! Back, with g (rows, out) the gradient on y: on x it is g W, on W gᵀ x.
 
 use super::cpu::{CpuOp, Input, apply, numbers};
-use crate::linalg::bf16::{self, Operand, product};
+use crate::linalg::bf16::{self, product};
+use crate::linalg::{RowMajor, Side};
 use candle_core::{Device, Result, Shape, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -29,24 +30,42 @@ pub enum MatmulPrecision {
 }
 
 impl MatmulPrecision {
-    /// The type that the factors of f32 products on `device` are rounded to: `f32`, `tf32` or `bf16`.
-    pub fn products_on(self, device: &Device) -> &'static str {
+    /// What the factors of f32 products on `device` are rounded to.
+    pub fn on(self, device: &Device) -> ProductType {
         match self {
-            Self::High | Self::Medium if device.is_cuda() => "tf32",
-            Self::Medium if device.is_cpu() && bf16::is_supported() => "bf16",
-            _ => "f32",
+            Self::High | Self::Medium if device.is_cuda() => ProductType::Tf32,
+            Self::Medium if device.is_cpu() && bf16::is_supported() => ProductType::Bf16,
+            _ => ProductType::F32,
         }
     }
+}
 
-    /// Whether that is bf16.
-    pub fn is_bf16_on(self, device: &Device) -> bool {
-        self.products_on(device) == "bf16"
+/// What the factors of products are rounded to, whose sums are in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProductType {
+    /// Nothing is lost.
+    F32,
+    /// 11 bits.
+    Tf32,
+    /// 8 bits.
+    Bf16,
+}
+
+impl ProductType {
+    /// As reports name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
     }
 }
 
 /// `x` (rows, in) and `weight` (out, in) to (rows, out).
 pub fn linear(x: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
-    if precision.is_bf16_on(x.device()) && x.dim(0)? >= ROWS {
+    if precision.on(x.device()) == ProductType::Bf16 && x.dim(0)? >= ROWS {
         return apply(Bf16Linear, [x, weight]);
     }
     x.matmul(&weight.t()?)
@@ -54,7 +73,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result
 
 /// The gradient on x, (rows, in), that `gradient` (rows, out) on y leaves: for what keeps no graph.
 pub fn linear_back(gradient: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
-    if !precision.is_bf16_on(weight.device()) || gradient.dim(0)? < ROWS {
+    if precision.on(weight.device()) != ProductType::Bf16 || gradient.dim(0)? < ROWS {
         return gradient.matmul(weight);
     }
     let (gradient, weight) = (gradient.contiguous()?, weight.contiguous()?);
@@ -65,8 +84,11 @@ pub fn linear_back(gradient: &Tensor, weight: &Tensor, precision: MatmulPrecisio
 
 /// g W
 fn back(g: &[f32], weight: &[f32], rows: usize, out: usize, width: usize) -> Vec<f32> {
-    let g = Operand { numbers: g, rows, inner: out, transposed: false };
-    product(g, Operand { numbers: weight, rows: width, inner: out, transposed: true })
+    product((matrix(g, rows, out), Side::Plain), (matrix(weight, out, width), Side::Transposed))
+}
+
+fn matrix(data: &[f32], rows: usize, cols: usize) -> RowMajor<'_> {
+    RowMajor { data, rows, cols, stride: cols }
 }
 
 /// With every factor rounded to bf16, forward and backward.
@@ -76,21 +98,16 @@ impl CpuOp<2> for Bf16Linear {
     const NAME: &'static str = "bf16-linear";
 
     fn forward(&self, [x, weight]: [Input; 2]) -> Result<(Vec<f32>, Shape)> {
-        let (rows, inner) = x.shape.dims2()?;
-        let out = weight.shape.dims2()?.0;
-        let x = Operand { numbers: &x, rows, inner, transposed: false };
-        let weight = Operand { numbers: &weight, rows: out, inner, transposed: false };
-        Ok((product(x, weight), (rows, out).into()))
+        let ((rows, width), out) = (x.shape.dims2()?, weight.shape.dims2()?.0);
+        let y = product((matrix(&x, rows, width), Side::Plain), (matrix(&weight, out, width), Side::Plain));
+        Ok((y, (rows, out).into()))
     }
 
     fn backward(&self, [x, weight]: [Input; 2], g: &[f32], wanted: [bool; 2]) -> Result<[Vec<f32>; 2]> {
-        let (rows, width) = x.shape.dims2()?;
-        let out = weight.shape.dims2()?.0;
-        let transposed = |numbers, rows, inner| Operand { numbers, rows, inner, transposed: true };
+        let ((rows, width), out) = (x.shape.dims2()?, weight.shape.dims2()?.0);
         let on_x = if wanted[0] { back(g, &weight, rows, out, width) } else { Vec::new() };
-        let on_weight =
-            if wanted[1] { product(transposed(g, out, rows), transposed(&x, width, rows)) } else { Vec::new() };
-        Ok([on_x, on_weight])
+        let (g, x) = ((matrix(g, rows, out), Side::Transposed), (matrix(&x, rows, width), Side::Transposed));
+        Ok([on_x, if wanted[1] { product(g, x) } else { Vec::new() }])
     }
 }
 

@@ -24,7 +24,7 @@ pub use activation::{Activation, activation, gated_activation, softplus};
 pub use attention::{AttentionMask, Scores, attention};
 pub use conv::{causal_conv1d, conv1d_state};
 pub use elementwise::add;
-pub use linear::{MatmulPrecision, linear, linear_back};
+pub use linear::{MatmulPrecision, ProductType, linear, linear_back};
 pub use loss::{add_difference, add_softmax, divergence, log_sum_exp};
 pub use norm::{layer_norm, rms_norm};
 pub use numbers::{is_finite, magnitude, with_numbers};

@@ -6,6 +6,7 @@ use crate::calibrate::StatsStore;
 use crate::checkpoint::{Identity, Source};
 use crate::compute::Compute;
 use crate::hash::Sha256;
+use crate::ops::ProductType;
 use crate::recipe::Recipe;
 use crate::report::Report;
 use anyhow::Result;
@@ -24,8 +25,8 @@ pub(super) fn fingerprint(
     hash.update(serde_json::to_string(recipe)?);
     hash.update(identity.fingerprint());
     // The usual type goes without saying.
-    if compute.products() != "f32" {
-        hash.update(compute.products());
+    if compute.products() != ProductType::F32 {
+        hash.update(compute.products().name());
     }
     for corpus in &calibration.corpora {
         hash.update(&corpus.sha256);

@@ -6,7 +6,7 @@ use crate::compute::Compute;
 use crate::device;
 use crate::hub::{self, HubOptions};
 use crate::model::{Model, Touched};
-use crate::ops::MatmulPrecision;
+use crate::ops::{MatmulPrecision, ProductType};
 use crate::progress::Progress;
 use crate::report::UnusedTensors;
 use crate::text::Tokenizer;
@@ -44,8 +44,8 @@ pub fn load_model(source: Source, compute: impl Into<Compute>, progress: &dyn Pr
     let model = Model::load(source, compute)?;
     let compute = model.compute();
     match compute.products() {
-        "tf32" => device::use_tf32(),
-        "f32" if compute.precision != MatmulPrecision::Highest => progress.note(
+        ProductType::Tf32 => device::use_tf32(),
+        ProductType::F32 if compute.precision != MatmulPrecision::Highest => progress.note(
             "--matmul-precision changes nothing here: high takes a GPU, medium that or a processor with AVX512-BF16",
         ),
         _ => {}
