@@ -3,7 +3,6 @@
 use super::solver::{self, Side};
 use super::{Mat, RowMajor, bf16};
 use faer::linalg::matmul::matmul;
-use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -161,28 +160,33 @@ pub fn gram_add(acc: &mut Mat, x: &[f32], sums: GramSums) {
     assert_eq!(x.len() % n, 0, "rows of {n} values");
     // Larger squares overflow f32, and smaller numbers come too close to those that count as zero.
     let fits = || (1e-9..1e15).contains(&x.iter().fold(0f32, |largest, x| largest.max(x.abs())));
-    match sums {
-        GramSums::Bf16Blocks if fits() => {
-            let diagonal = diagonal(acc, x, bf16::rounded);
-            gram_add_bf16(acc, x);
-            diagonal.into_iter().enumerate().for_each(|(j, sum)| acc.set(j, j, sum));
-        }
-        GramSums::F32Blocks if fits() => {
-            let diagonal = diagonal(acc, x, |x| x);
-            let flush = |x: f32| if x.abs() < 1e-17 { 0.0 } else { x };
-            gram_add_panels(acc, x, flush, |tile, a, b| {
-                let mut sums = [0f32; GRAM_TILE * GRAM_TILE];
-                let (rows, cols) = (tile.nrows(), tile.ncols());
-                let mut block = MatMut::from_column_major_slice_mut(&mut sums[..rows * cols], rows, cols);
-                matmul(block.rb_mut(), Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
-                zip!(tile, block).for_each(|unzip!(to, sum)| *to += f64::from(*sum));
-            });
-            diagonal.into_iter().enumerate().for_each(|(j, sum)| acc.set(j, j, sum));
-        }
-        _ => gram_add_panels(acc, x, f64::from, |tile, a, b| {
+    if sums == GramSums::F64 || !fits() {
+        return gram_add_panels(acc, x, f64::from, |tile, a, b| {
             matmul(tile, Accum::Add, a, b.transpose(), 1.0, Par::Seq);
-        }),
+        });
     }
+    let is_bf16 = sums == GramSums::Bf16Blocks;
+    let diagonal = diagonal(acc, x, |x| if is_bf16 { bf16::rounded(x) } else { x });
+    if is_bf16 {
+        gram_add_bf16(acc, x);
+    } else {
+        let flush = |x: f32| if x.abs() < 1e-17 { 0.0 } else { x };
+        gram_add_panels(acc, x, flush, |tile, a, b| {
+            let mut sums = [0f32; GRAM_TILE * GRAM_TILE];
+            let (rows, cols) = (tile.nrows(), tile.ncols());
+            let sums = &mut sums[..rows * cols];
+            let block = MatMut::from_column_major_slice_mut(&mut *sums, rows, cols);
+            matmul(block, Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
+            add_block(tile, sums);
+        });
+    }
+    diagonal.into_iter().enumerate().for_each(|(j, sum)| acc.set(j, j, sum));
+}
+
+/// Adds column-major `sums` of the tile's shape.
+fn add_block(tile: MatMut<'_, f64>, sums: &[f32]) {
+    let block = MatRef::from_column_major_slice(sums, tile.nrows(), tile.ncols());
+    zip!(tile, block).for_each(|unzip!(to, sum)| *to += f64::from(*sum));
 }
 
 /// The diagonal of `acc` and Σ x² of what `rounded` makes of each channel.
@@ -203,10 +207,8 @@ fn gram_add_bf16(acc: &mut Mat, x: &[f32]) {
         let mut tiles = cut(acc.0.as_mut(), GRAM_TILE, GRAM_TILE);
         tiles.retain(|(i, j, _)| i >= j);
         for_each_tile(tiles, tokens * n * n / 2, |(i, j, tile)| {
-            let (rows, cols) = (tile.nrows(), tile.ncols());
-            let sums = channels.products(j..j + cols, i..i + rows);
-            let block = MatRef::from_column_major_slice(&sums, rows, cols);
-            zip!(tile, block).for_each(|unzip!(to, sum)| *to += f64::from(*sum));
+            let sums = channels.products(j..j + tile.ncols(), i..i + tile.nrows());
+            add_block(tile, &sums);
         });
     }
 }

@@ -174,8 +174,7 @@ fn too_little_memory_is_refused_before_anything_is_done() {
     assert!(said.contains("--max-memory allows 40.0 MB"), "{said}");
     let made: Vec<_> = fs::read_dir(place.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(made, ["model"], "something was begun");
-    let hint = said.lines().find(|line| line.starts_with("hint: ")).expect("a hint");
-    let needed: u64 = hint.split(' ').find_map(|word| word.parse().ok()).expect("the figure");
+    let needed = figure(&said);
     // What is said to do is enough, and is kept. A variable does as well as a flag.
     let enough = Command::new(env!("CARGO_BIN_EXE_softlm"))
         .args([
@@ -203,6 +202,12 @@ fn too_little_memory_is_refused_before_anything_is_done() {
     assert!(kept <= needed, "{kept} bytes, {needed} are allowed");
 }
 
+/// The size that a refusal says would do.
+fn figure(said: &str) -> u64 {
+    let hint = said.lines().find(|line| line.starts_with("hint: ")).expect("a hint");
+    hint.split(' ').find_map(|word| word.parse().ok()).expect("the figure")
+}
+
 /// The built-in model is so small that the program itself is most of what there is.
 #[test]
 fn a_small_model_keeps_its_limit_too() {
@@ -210,8 +215,7 @@ fn a_small_model_keeps_its_limit_too() {
     for (method, more) in [("svd", ""), ("rom", ""), ("whiten", ""), ("soft", "--steps 2")] {
         let line = format!("compress demo --method {method} --calib-windows 8 {more} --json -o {method}");
         let said = place.run(&format!("{line} --max-memory 1MB"));
-        let hint = said.stderr.lines().find(|line| line.starts_with("hint: ")).expect("a hint").to_string();
-        let needed: u64 = hint.split(' ').find_map(|word| word.parse().ok()).expect("the figure");
+        let needed = figure(&said.stderr);
         for (limit, place_of) in [(Some(needed), "limited"), (None, "free")] {
             let limit = limit.map(|limit| format!("--max-memory {limit}")).unwrap_or_default();
             let said = place.run(&format!("{line}-{place_of} {limit}")).fine().stdout;
