@@ -3,7 +3,7 @@
 use super::linears::{Held, bias_name, factors, own_bias, own_weight};
 use super::plan::Plan;
 use crate::checkpoint::{Dtype, Section, Source, family_config};
-use crate::model::{Description, LinearSpec, Stored};
+use crate::model::{Description, LinearId, LinearSpec, Role, Stored};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -47,6 +47,17 @@ struct LinearEntry {
     weight: Weight,
     #[serde(skip_serializing_if = "Option::is_none")]
     bias: Option<Part>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heads: Option<HeadsLeft>,
+}
+
+/// Heads that have fewer dimensions than the base's.
+#[derive(Serialize)]
+struct HeadsLeft {
+    count: usize,
+    base_dimensions: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotary_pairs: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -104,7 +115,7 @@ pub(super) fn factors_json(
         keep: section.keep,
         base: Base { name: section.base_model, revision: section.base_revision, model_type: have.family() },
         config: family_config(source.config()),
-        linears: held.iter().map(|linear| linear_entry(source, linear)).collect(),
+        linears: held.iter().map(|linear| linear_entry(source, have, linear)).collect(),
         tensors: plan.tensors().map(tensor).collect(),
     };
     let mut json = serde_json::to_vec_pretty(&factors)?;
@@ -112,7 +123,7 @@ pub(super) fn factors_json(
     Ok(json)
 }
 
-fn linear_entry(source: &Source, Held { spec, rank }: &Held) -> LinearEntry {
+fn linear_entry(source: &Source, have: &Description, Held { spec, rank }: &Held) -> LinearEntry {
     let own = |name: String| Part { tensor: name, transposed: false, rows: None };
     let weight = match rank {
         Some(rank) => {
@@ -130,7 +141,29 @@ fn linear_entry(source: &Source, Held { spec, rank }: &Held) -> LinearEntry {
         true => own(own_bias(spec)),
         false => Part { rows: rows(spec), ..own(bias_name(spec)) },
     });
-    LinearEntry { id: spec.id.to_string(), name: spec.name.clone(), input: spec.input, out: spec.out, weight, bias }
+    let heads = heads_left(source, have, spec);
+    LinearEntry {
+        id: spec.id.to_string(),
+        name: spec.name.clone(),
+        input: spec.input,
+        out: spec.out,
+        weight,
+        bias,
+        heads,
+    }
+}
+
+/// What is left of the heads of a linear of attention, if they are smaller than the base's.
+fn heads_left(source: &Source, have: &Description, spec: &LinearSpec) -> Option<HeadsLeft> {
+    let heads = have.heads(spec.id.block)?;
+    let count = heads.count(spec.id.role)?;
+    if spec.inner() == Some(count * heads.head_dim) {
+        return None;
+    }
+    let k = have.linears().iter().find(|k| k.id == LinearId { role: Role::K, ..spec.id })?;
+    let pairs = Some(k.rotary_pairs_name()).filter(|name| source.info(name).is_some());
+    let rotary_pairs = pairs.filter(|_| [Role::Q, Role::K].contains(&spec.id.role));
+    Some(HeadsLeft { count, base_dimensions: heads.head_dim, rotary_pairs })
 }
 
 /// Which rows of a fused matrix a linear is.

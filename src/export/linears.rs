@@ -1,9 +1,9 @@
 //! The linears of an output: how they are stored, and what they become under another config.
 
-use crate::checkpoint::{Dtype, Source, encode};
+use crate::checkpoint::{Dtype, NamedTensor, Source, encode};
 use crate::compute::Compute;
 use crate::linalg::Mat;
-use crate::model::{Description, FfnPart, Linear, LinearSpec, Stored, load_bias};
+use crate::model::{Description, Heads, Linear, LinearSpec, Role, Side, Stored, load_bias};
 use crate::user_bail;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -26,6 +26,25 @@ pub(super) struct Held {
 pub(super) struct Pair {
     pub have: Held,
     pub want: LinearSpec,
+    /// Where its inner side lies in that of the plain one.
+    places: Places,
+}
+
+/// Where the outputs or inputs of a smaller linear lie in the larger one, which has zeros between them.
+enum Places {
+    /// In front, in whatever order: a permutation of channels changes no output.
+    First,
+    /// Here.
+    At(Vec<usize>),
+}
+
+impl Places {
+    fn at(&self, i: usize) -> usize {
+        match self {
+            Places::First => i,
+            Places::At(places) => places.get(i).copied().unwrap_or(i),
+        }
+    }
 }
 
 impl Held {
@@ -36,41 +55,42 @@ impl Held {
 
     /// Channels of the feed-forward layer that it belongs to.
     pub fn channels(&self) -> Option<usize> {
-        channels(&self.spec)
+        self.spec.id.role.ffn_part().and(self.spec.inner())
     }
 }
 
 impl Pair {
-    /// Whether channels that were removed have to come back.
+    /// Whether what was removed has to come back.
     pub fn is_narrower(&self) -> bool {
-        self.have.channels() < channels(&self.want)
+        self.have.spec.inner() < self.want.inner()
     }
 
-    /// Fails unless all that differs is a number of channels that is smaller.
-    fn check(&self) -> Result<()> {
-        let spec = &self.have.spec;
-        let (have, want) = ((spec.out, spec.input), (self.want.out, self.want.input));
-        let narrower = |have: usize, want: usize| (1..=want).contains(&have);
-        let fits = match self.want.id.role.ffn_part() {
-            Some(FfnPart::Down) => have.0 == want.0 && narrower(have.1, want.1),
-            Some(_) => narrower(have.0, want.0) && have.1 == want.1,
-            None => have == want,
-        };
-        if !fits {
+    /// Fails unless all that differs is a size that may be smaller. `pairs` are those of [`Heads::places`].
+    fn new(have: &Held, want: &LinearSpec, heads: Option<Heads>, pairs: Option<&[Vec<usize>]>) -> Result<Self> {
+        let spec = &have.spec;
+        if !spec.is_within(want) {
             user_bail!(
-                "{} is stored with shape ({}, {}), but the config asks for ({}, {})", spec.name, have.0, have.1, want.0, want.1;
+                "{} is stored with shape ({}, {}), but the config asks for ({}, {})", spec.name, spec.out, spec.input, want.out, want.input;
                 "config and weights do not belong together: `softlm verify` names everything that is wrong"
             );
         }
-        Ok(())
+        let smaller = spec.inner() < want.inner();
+        let places = match heads.filter(|_| smaller && spec.id.role.is_attention()) {
+            Some(heads) => Places::At(heads.places(spec, pairs)?),
+            None => Places::First,
+        };
+        Ok(Self { have: have.clone(), want: want.clone(), places })
     }
-}
 
-fn channels(spec: &LinearSpec) -> Option<usize> {
-    Some(match spec.id.role.ffn_part()? {
-        FfnPart::Down => spec.input,
-        FfnPart::Gate | FfnPart::Up => spec.out,
-    })
+    /// Row of the shared matrix that output `i` becomes.
+    fn row(&self, i: usize) -> usize {
+        self.want.row(if self.want.id.role.inner_side() == Some(Side::Outputs) { self.places.at(i) } else { i })
+    }
+
+    /// Input that input `j` becomes.
+    fn column(&self, j: usize) -> usize {
+        if self.want.id.role.inner_side() == Some(Side::Inputs) { self.places.at(j) } else { j }
+    }
 }
 
 /// Every linear that `have` describes, in the shape that is stored.
@@ -84,14 +104,26 @@ pub(super) fn held(source: &Source, have: &Description) -> Result<Vec<Held>> {
 }
 
 /// The same linears under the config that is wanted.
-pub(super) fn pairs(held: &[Held], want: &Description) -> Result<Vec<Pair>> {
-    let pairs = held.iter().zip(want.linears()).map(|(have, want)| {
-        ensure!(have.spec.id == want.id, "{} stands where {} should", have.spec.id, want.id);
-        let pair = Pair { have: have.clone(), want: want.clone() };
-        pair.check()?;
-        Ok(pair)
+pub(super) fn pairs(source: &Source, held: &[Held], want: &Description) -> Result<Vec<Pair>> {
+    let mut left = BTreeMap::new();
+    for Held { spec, .. } in held.iter().filter(|linear| linear.spec.id.role == Role::K) {
+        if let Some((heads, tensor)) = want.heads(spec.id.block).zip(rotary_pairs(source, spec)?) {
+            left.insert(spec.id.block, heads.rotary_pairs(&tensor)?);
+        }
+    }
+    let pairs = held.iter().zip(want.linears()).map(|(have, linear)| {
+        ensure!(have.spec.id == linear.id, "{} stands where {} should", have.spec.id, linear.id);
+        let block = linear.id.block;
+        Pair::new(have, linear, want.heads(block), left.get(&block).map(Vec::as_slice))
     });
     pairs.collect()
+}
+
+/// The tensor of the rotary pairs that are left of k, if there is one.
+fn rotary_pairs(source: &Source, k: &LinearSpec) -> Result<Option<NamedTensor>> {
+    let name = k.rotary_pairs_name();
+    let Some(info) = source.info(&name) else { return Ok(None) };
+    Ok(Some(NamedTensor::new(&name, info.dtype, info.shape.clone(), source.bytes(&name)?.to_vec())))
 }
 
 /// (out, in) as stored, and the rank of the factors.
@@ -159,7 +191,7 @@ pub(super) fn bias_name(spec: &LinearSpec) -> String {
 /// The matrix that `parts` share in a plain checkpoint, or the one linear that fills it, of `shape` as stored there.
 ///
 /// Each product is computed once in f64, strip by strip, and rounded to `dtype`. Channels that were removed come back as
-/// zeros behind those that are left, in whatever order: a permutation of the channels changes no output.
+/// zeros behind those that are left, dimensions of a head where they were.
 pub(super) fn matrix(source: &Source, parts: &[&Pair], shape: &[usize], dtype: Dtype) -> Result<Vec<u8>> {
     let &[_, columns] = shape else { anyhow::bail!("{shape:?} is no matrix") };
     let size = dtype.bitsize() / 8;
@@ -171,13 +203,11 @@ pub(super) fn matrix(source: &Source, parts: &[&Pair], shape: &[usize], dtype: D
             let mut strip = Vec::new();
             rounded(&values, dtype, &mut strip, &pair.want.weight_name())?;
             for (i, row) in rows.zip(strip.chunks_exact(width * size)) {
-                let at = pair.want.row(i);
-                if pair.want.transposed() {
-                    for (j, value) in row.chunks_exact(size).enumerate() {
-                        bytes[(j * columns + at) * size..][..size].copy_from_slice(value);
-                    }
-                } else {
-                    bytes[at * columns * size..][..row.len()].copy_from_slice(row);
+                let at = pair.row(i);
+                for (j, value) in row.chunks_exact(size).enumerate() {
+                    let j = pair.column(j);
+                    let place = if pair.want.transposed() { j * columns + at } else { at * columns + j };
+                    bytes[place * size..][..size].copy_from_slice(value);
                 }
             }
             Ok(())
@@ -226,7 +256,7 @@ pub(super) fn bias(source: &Source, parts: &[&Pair], len: usize, dtype: Dtype) -
     for pair in parts.iter().filter(|pair| pair.have.spec.bias) {
         let stored: Vec<f64> = load_bias(source, &pair.have.spec, &in_f64())?.to_vec1()?;
         for (i, value) in stored.into_iter().enumerate() {
-            *values.get_mut(pair.want.row(i)).context("a bias is longer than its matrix")? = value;
+            *values.get_mut(pair.row(i)).context("a bias is longer than its matrix")? = value;
         }
     }
     let mut bytes = Vec::new();

@@ -4,7 +4,7 @@
 //! families. [`StoredLinear`] is one entry of that list.
 
 use crate::checkpoint::{Entry, FORMAT, Section, wrap_config};
-use crate::model::{LinearSpec, Model, Output, Stored};
+use crate::model::{LinearId, LinearSpec, Model, Output, Role, Stored};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +40,15 @@ pub struct StoredLinear {
     /// next part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<(usize, Option<usize>, usize)>,
+    /// Of fewer outputs per head than the base has: the heads, and the dimensions that one has in the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_heads: Option<(usize, usize)>,
+    /// The same of inputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_heads: Option<(usize, usize)>,
+    /// Name of the tensor with the rotary pairs that are left of each head; without it the first dimensions are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary_pairs: Option<String>,
 }
 
 /// config.json of an output: that of `model`, the base, with the section and the marks of an output.
@@ -78,6 +87,9 @@ fn linears(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Value {
             transposed: false,
             part_of: None,
             rows: None,
+            out_heads: None,
+            in_heads: None,
+            rotary_pairs: None,
         };
         let fused = spec.fused().filter(|matrix| split.contains(matrix));
         if let Some(matrix) = fused {
@@ -97,6 +109,14 @@ fn linears(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Value {
             }
         } else {
             continue;
+        }
+        let heads = model.heads(spec.id.block);
+        let heads = heads.and_then(|heads| Some((heads.count(spec.id.role)?, heads.head_dim)));
+        entry.out_heads = heads.filter(|_| entry.out != spec.out);
+        entry.in_heads = heads.filter(|_| entry.input != spec.input);
+        if entry.out_heads.is_some() && [Role::Q, Role::K].contains(&spec.id.role) {
+            let k = model.linears().iter().find(|k| k.id == LinearId { role: Role::K, ..spec.id });
+            entry.rotary_pairs = k.map(LinearSpec::rotary_pairs_name).filter(|name| shapes.contains_key(name.as_str()));
         }
         found.insert(spec.name.clone(), json!(entry));
     }

@@ -156,7 +156,7 @@ fn notes(target: &Target) -> Vec<String> {
     let mut notes = Vec::new();
     let put_back = target.pairs.iter().filter(|pair| pair.is_narrower()).count();
     if put_back > 0 {
-        notes.push(format!("the channels that pruning removed are back as zeros, in {put_back} linears"));
+        notes.push(format!("the channels and dimensions that were removed are back as zeros, in {put_back} linears"));
     }
     if !target.bias_keys.is_empty() {
         let keys: Vec<String> = target.bias_keys.iter().map(|key| format!("`{key}`")).collect();

@@ -22,12 +22,22 @@ pub(super) fn dense(source: &mut Source, have: &Description, held: &[Held]) -> R
     with_biases(source, held, config)
 }
 
-/// The base's shapes but for the feed-forward layers, which stay as narrow as they are.
+/// The base's shapes but for the feed-forward layers, which stay as narrow as they are; heads have all their dimensions again.
 pub(super) fn plain(source: &mut Source, have: &Description, held: &[Held]) -> Result<Target> {
-    if narrowed(source, have).is_empty() {
+    // The width that the stored layers have, where config.json has the base's for those that are smaller each by itself.
+    let mut config = family_config(source.config());
+    let mut smaller = narrowed(source, have);
+    for (linear, described) in held.iter().zip(have.linears()) {
+        if let Some(channels) = linear.channels().filter(|&channels| Some(channels) < described.inner()) {
+            let key = have.width_key(described.id);
+            have.config_in(&mut config).insert(key.to_string(), json!(channels));
+            smaller.insert(key);
+        }
+    }
+    if smaller.is_empty() {
         user_bail!(
-            "no layer of {} is narrower than the base's: as a plain model it would be as large as the base", source.label();
-            "--to dense writes it; only the method lorap makes layers narrower, and other methods save only as factors"
+            "no feed-forward layer of {} is narrower than the base's: as a plain model it would be as large as the base", source.label();
+            "--to dense writes it; other forms than fewer channels save only with softlm or the loading code"
         );
     }
     if let Some((a, b)) = uneven(held, have) {
@@ -38,7 +48,6 @@ pub(super) fn plain(source: &mut Source, have: &Description, held: &[Held]) -> R
             "--to dense puts the removed channels back as zeros; `softlm compress --method lorap` gives all layers one width"
         );
     }
-    let config = family_config(source.config());
     with_biases(source, held, config)
 }
 
@@ -66,7 +75,7 @@ fn with_biases(source: &mut Source, held: &[Held], mut config: Map<String, Value
             "the method added it: `softlm compress --deviation false` adds none, and --to factors keeps them"
         );
     }
-    Ok(Target { config, pairs: pairs(held, &want)?, bias_keys })
+    Ok(Target { config, pairs: pairs(source, held, &want)?, bias_keys })
 }
 
 /// The linears with a bias that `want` does not have.

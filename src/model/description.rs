@@ -3,6 +3,7 @@
 use super::family::{TextModel, text_model};
 use super::ids::LinearId;
 use super::layout::Layout;
+use super::narrow::Heads;
 use super::opened::Output;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
@@ -36,6 +37,11 @@ impl Description {
     /// See [`Model::width_key`](super::Model::width_key).
     pub fn width_key(&self, id: LinearId) -> &'static str {
         self.layout.width_key(id)
+    }
+
+    /// See [`Model::heads`](super::Model::heads).
+    pub fn heads(&self, index: usize) -> Option<Heads> {
+        self.layout.blocks.get(index).and_then(Heads::of)
     }
 
     /// Name of the family, as `model_type` has it.

@@ -38,6 +38,15 @@ pub enum Role {
     Expert(u16, FfnPart),
 }
 
+/// A side of a linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// That of its outputs.
+    Outputs,
+    /// That of its inputs.
+    Inputs,
+}
+
 /// A linear of a feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FfnPart {
@@ -88,6 +97,16 @@ impl Role {
             Role::Up => Some(FfnPart::Up),
             Role::Down => Some(FfnPart::Down),
             Role::Expert(_, part) => Some(part),
+            _ => None,
+        }
+    }
+
+    /// The side on which it meets the other linears of its attention or feed-forward layer: what leaves q, k, v, gate and
+    /// up, what enters o and down. Only there may it be smaller than the base's.
+    pub fn inner_side(self) -> Option<Side> {
+        match (self, self.ffn_part()) {
+            (Role::Q | Role::K | Role::V, _) | (_, Some(FfnPart::Gate | FfnPart::Up)) => Some(Side::Outputs),
+            (Role::O, _) | (_, Some(FfnPart::Down)) => Some(Side::Inputs),
             _ => None,
         }
     }

@@ -6,6 +6,7 @@ use super::head::{Classifier, Head};
 use super::ids::{LinearId, Site};
 use super::layout::{Layout, Readout};
 use super::linear::load_bias;
+use super::narrow::take_shapes;
 use super::needed::Form;
 use super::norm::Norm;
 use super::spec::LinearSpec;
@@ -52,6 +53,7 @@ pub(super) fn describe(source: &mut Source) -> Result<(Layout, TextModel)> {
         for spec in &mut layout.linears {
             spec.bias |= source.info(&format!("{}.bias", spec.name)).is_some();
         }
+        take_shapes(source, &mut layout)?;
     }
     Ok((layout, text))
 }

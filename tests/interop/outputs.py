@@ -17,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import bases
+from narrow import narrow
 
-METHODS = ["svd", "awsvd", "lorap", "rom", "whiten", "soft", "soco"]
+# The last is no method: factors made into smaller dense linears, by narrow.py.
+METHODS = ["svd", "awsvd", "lorap", "rom", "whiten", "soft", "soco", "narrow"]
 WINDOW, WINDOWS = 32, 4
 
 
@@ -49,7 +51,9 @@ def compress(softlm, base, method, output, text, *more):
 def make(softlm, folder, name, method):
     base, output, dense = folder / "base" / name, folder / "out" / f"{name}-{method}", folder / "dense" / f"{name}-{method}"
     text = folder / "text.txt"
-    compress(softlm, base, method, output, text)
+    compress(softlm, base, "svd" if method == "narrow" else method, output, text)
+    if method == "narrow":
+        narrow(output)
     said = {"base": str(base), "output": str(output), "method": method, "dense": None}
     said |= evaluate(softlm, output, text, base)
     # A bias that a learned method adds has no place in some families.

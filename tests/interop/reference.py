@@ -1,6 +1,7 @@
 """The base's own class with every stored linear multiplied out in f64: what an output must compute, without its code."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -18,43 +19,13 @@ def stored(folder):
 
 
 def plain_model(folder, scratch):
-    """None where no plain model has these sizes: feed-forward widths that differ between layers."""
+    """What is gone of heads and channels is zero here. None where no plain model has such sizes."""
     config = json.loads((Path(folder) / "config.json").read_text())
     section = config["softlm"]
-    tensors = {name: tensor.double() for name, tensor in stored(folder).items()}
+    tensors = {name: tensor.double() for name, tensor in stored(folder).items() if tensor.is_floating_point()}
+    indices = {name: tensor for name, tensor in stored(folder).items() if not tensor.is_floating_point()}
     transposed = section["base_model_type"] == "gpt2"
     biases, fused = {}, {}
-
-    def put(name, weight):
-        tensors[f"{name}.weight"] = weight.T if transposed else weight
-
-    def take(name, entry):
-        if "rank" in entry:
-            return tensors.pop(f"{name}.factor_b.weight") @ tensors.pop(f"{name}.factor_a.weight")
-        weight = tensors.pop(f"{name}.weight")
-        return weight.T if entry.get("transposed") else weight
-
-    for name, entry in section["linears"].items():
-        if "part_of" in entry:
-            fused.setdefault(entry["part_of"], []).append((name, entry))
-            continue
-        put(name, take(name, entry))
-        if entry["bias"]:
-            biases[name] = tensors[f"{name}.bias"]
-    for matrix, parts in fused.items():
-        # A part may be narrower than the base's: its rows then follow those of the part before.
-        total, first = sum(entry["out"] for _, entry in parts), 0
-        weight, bias = torch.zeros(total, parts[0][1]["in"]).double(), tensors.get(f"{matrix}.bias", torch.zeros(total).double())
-        for name, entry in sorted(parts, key=lambda part: part[1]["rows"][0]):
-            start, run, stride = entry["rows"]
-            i = torch.arange(entry["out"])
-            rows = first + i if run is None else start + i // run * stride + i % run
-            first += entry["out"]
-            weight[rows] = take(name, entry)
-            if f"{name}.bias" in tensors:
-                bias[rows] = tensors.pop(f"{name}.bias")
-        put(matrix, weight)
-        tensors[f"{matrix}.bias"] = biases[matrix] = bias
 
     before = section.get("base_config", {})
     own = {"softlm", "auto_map", "model_type", "architectures", "problem_type", "transformers_weights"}
@@ -66,6 +37,69 @@ def plain_model(folder, scratch):
     with torch.device("meta"):
         skeleton = auto.from_config(plain_config)
     shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+
+    def put(name, weight):
+        tensors[f"{name}.weight"] = weight.T if transposed else weight
+
+    def place(entry, side, count):
+        """Where the outputs or inputs of a linear lie in the base's."""
+        if f"{side}_heads" not in entry:
+            return torch.arange(count)
+        heads, dim = entry[f"{side}_heads"]
+        first = dim * torch.arange(heads)[:, None]
+        if "rotary_pairs" not in entry:
+            return (first + torch.arange(count // heads)).flatten()
+        pairs = indices[entry["rotary_pairs"]]
+        pairs = pairs.repeat_interleave(heads // len(pairs), dim=0)
+        return (first + torch.cat([pairs, pairs + dim // 2], dim=1)).flatten()
+
+    def take(name, entry, inputs):
+        if "rank" in entry:
+            weight = tensors.pop(f"{name}.factor_b.weight") @ tensors.pop(f"{name}.factor_a.weight")
+        else:
+            weight = tensors.pop(f"{name}.weight")
+            weight = weight.T if entry.get("transposed") else weight
+        whole = torch.zeros(len(weight), inputs).double()
+        whole[:, place(entry, "in", weight.shape[1])] = weight
+        return whole
+
+    def shape_of(name):
+        """(out, in) of a layer of the base; that of an expert's is not known where transformers keeps all in one."""
+        shape = shapes.get(f"{name}.weight")
+        return shape[::-1] if transposed and shape is not None else shape
+
+    for name, entry in section["linears"].items():
+        if "part_of" in entry:
+            fused.setdefault(entry["part_of"], []).append((name, entry))
+            continue
+        out, inputs = shape_of(name) or (entry["out"], entry["in"])
+        weight = torch.zeros(out, inputs).double()
+        rows = place(entry, "out", entry["out"])
+        weight[rows] = take(name, entry, inputs)
+        put(name, weight)
+        if entry["bias"]:
+            biases[name] = torch.zeros(out).double()
+            biases[name][rows] = tensors[f"{name}.bias"]
+            tensors[f"{name}.bias"] = biases[name]
+    for matrix, parts in fused.items():
+        # A part may be narrower than the base's: under a narrower config its rows follow those of the part before.
+        total, first = shape_of(matrix)[0], 0
+        follow = total == sum(entry["out"] for _, entry in parts)
+        weight, bias = torch.zeros(total, parts[0][1]["in"]).double(), tensors.get(f"{matrix}.bias", torch.zeros(total).double())
+        for name, entry in sorted(parts, key=lambda part: part[1]["rows"][0]):
+            start, run, stride = entry["rows"]
+            i = place(entry, "out", entry["out"])
+            rows = (first if follow else start) + i if run is None else start + i // run * stride + i % run
+            first += entry["out"]
+            weight[rows] = take(name, entry, weight.shape[1])
+            if f"{name}.bias" in tensors:
+                if "out_heads" in entry:
+                    all_rows = torch.arange(math.prod(entry["out_heads"]))
+                    bias[start + all_rows if run is None else start + all_rows // run * stride + all_rows % run] = 0
+                bias[rows] = tensors.pop(f"{name}.bias")
+        put(matrix, weight)
+        tensors[f"{matrix}.bias"] = biases[matrix] = bias
+
     # A bias that the family does not have is added behind the layer.
     lacking = {name: bias for name, bias in biases.items() if f"{name}.bias" not in shapes}
     lacking = {name: bias for name, bias in lacking.items() if bias.any()}

@@ -73,7 +73,7 @@ fn mistakes_are_refused() {
     place.run(&format!("{LORAP} {FAST} -o out")).fine();
     place.run(&format!("compress demo --method rom --keep 0.6 --ppl none {FAST} -o factors")).fine();
     place.run("export demo --to dense -o x").refused(&["demo is not an output of softlm"]);
-    place.run("export factors --to plain -o x").refused(&["no layer of factors is narrower"]);
+    place.run("export factors --to plain -o x").refused(&["no feed-forward layer of factors is narrower"]);
     place.run("export out --to dense -o out").refused(&["out is the folder that is exported"]);
     place.run("export out --to dense -o out/sub").refused(&["out/sub lies in the folder"]);
     place.run("export out --to dense -o . --force").refused(&[". holds the folder"]);

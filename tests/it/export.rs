@@ -29,7 +29,7 @@ pub fn options(form: Form, output: &Path, dtype: StoredType) -> ExportOptions {
     ExportOptions { form, output: output.to_path_buf(), dtype, max_shard_bytes: 1 << 40, force: false }
 }
 
-fn write(from: &Path, form: Form, to: &Path, dtype: StoredType) -> anyhow::Result<Exported> {
+pub fn write(from: &Path, form: Form, to: &Path, dtype: StoredType) -> anyhow::Result<Exported> {
     export(Source::open(from).expect("an output"), &options(form, to, dtype), &())
 }
 
@@ -58,7 +58,7 @@ fn results(model: &Model) -> Vec<Vec<f32>> {
     all
 }
 
-fn assert_close(a: &Model, b: &Model, case: &str) {
+pub fn assert_close(a: &Model, b: &Model, case: &str) {
     for (a, b) in results(a).iter().zip(&results(b)) {
         assert_eq!(a.len(), b.len(), "{case}");
         let largest = a.iter().fold(0f32, |m, x| m.max(x.abs()));
@@ -365,6 +365,12 @@ fn layers_of_different_widths_fit_the_base_and_no_smaller_config() {
             let wide = down.1[usize::from(!gpt2)];
             cut(down, usize::from(!gpt2), wide);
         });
+        let mut whole = Value::Object(config(&output));
+        for (part, side) in parts.into_iter().zip(["out", "out", "in"]).skip(usize::from(gpt2)) {
+            let size = &mut whole["softlm"]["linears"][format!("{prefix}.{part}")][side];
+            *size = json!(size.as_u64().expect("a size") - 1);
+        }
+        fs::write(output.join("config.json"), whole.to_string()).expect("written");
         let all = tensors(&output.join("model.safetensors"));
         width = width.max(all[&format!("{prefix}.{}.weight", parts[2])].1[usize::from(!gpt2)]);
         let error = write(&output, Form::Plain, &place.path().join("no"), StoredType::Auto).expect_err("two widths");

@@ -13,6 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+/// Fails unless a description obeys its schema.
+pub fn assert_obeys(facts: &Value) {
+    let schema: Value = serde_json::from_str(FACTORS_SCHEMA).expect("JSON");
+    if let Err(error) = obeys(facts, &schema, &schema) {
+        panic!("{error}: {facts}");
+    }
+}
+
 #[test]
 fn the_description_of_raw_factors_obeys_its_schema() {
     let place = tempfile::tempdir().expect("a scratch folder");
@@ -28,9 +36,7 @@ fn the_description_of_raw_factors_obeys_its_schema() {
             assert!(!raw.join("config.json").exists(), "nobody may take it for a plain model");
             let facts: Value =
                 serde_json::from_slice(&fs::read(raw.join("factors.json")).expect("a description")).expect("JSON");
-            if let Err(error) = obeys(&facts, &schema, &schema) {
-                panic!("{case}: {error}");
-            }
+            assert_obeys(&facts);
             check_raw(&facts, &raw, &open(&output).with_small_linears(), &case);
         }
     }

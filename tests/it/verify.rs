@@ -74,6 +74,17 @@ impl Model {
         self.put(&format!("{linear}.factor_b.weight"), &[out, rank])
     }
 
+    /// Says in config.json that a linear has this shape.
+    fn list(&mut self, linear: &str, out: usize, input: usize) -> &mut Self {
+        let section = self.config["softlm"].as_object_mut().unwrap();
+        section.entry("format").or_insert(json!(2));
+        let linears = section.entry("linears").or_insert(json!({}));
+        linears[linear] = json!({ "in": input, "out": out, "bias": false });
+        let base_type = self.config["model_type"].clone();
+        self.config["softlm"]["base_model_type"] = base_type;
+        self
+    }
+
     fn store(&self) -> (TempDir, Source) {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
@@ -220,12 +231,15 @@ fn feed_forward_channels() {
     pruned.assert_broken_alone(&["up_proj", "201", "200"]);
     pruned.put("model.layers.2.mlp.up_proj.weight", &[200, 128]).config["intermediate_size"] = json!(201);
     assert_eq!(pruned.against(None).problems.len(), 4 * 3);
-    // A layer pruned apart from the others, for which config.json has no number.
+    // A layer pruned apart from the others, for which config.json has no number but the list of linears.
     let mut apart = Model::demo();
     apart.put("model.layers.2.mlp.gate_proj.weight", &[200, 128]).put("model.layers.2.mlp.up_proj.weight", &[200, 128]);
-    let verdict = apart.put(&format!("{DOWN}.weight"), &[128, 200]).assert_whole(&base);
-    assert!(verdict.notes[0].contains("2.mlp.down takes 200 channels"), "{:?}", verdict.notes);
+    apart.put(&format!("{DOWN}.weight"), &[128, 200]);
+    assert_eq!(apart.against(None).problems.len(), 3);
+    apart.list("model.layers.2.mlp.gate_proj", 200, 128).list("model.layers.2.mlp.up_proj", 200, 128);
+    apart.list(DOWN, 128, 200).assert_whole(&base);
     apart.put("model.layers.2.mlp.up_proj.weight", &[201, 128]).assert_broken(&base, &["up_proj", "201", "200"]);
+    apart.list("model.layers.2.mlp.up_proj", 201, 128).assert_broken(&base, &["gate_proj 200 channels", "201"]);
     apart.config.as_object_mut().unwrap().remove("softlm");
     assert_eq!(apart.against(None).problems.len(), 3);
     // The other side of a feed-forward linear must not shrink, and none may grow.

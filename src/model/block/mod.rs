@@ -23,6 +23,7 @@ pub(super) use state_space::{Selection, StateSpace};
 use super::ids::{Role, Site};
 use super::layout::BlockLayout;
 use super::linear::Linear;
+use super::narrow::stored_pairs;
 use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
@@ -30,7 +31,7 @@ use crate::compute::Compute;
 use crate::error::UserError;
 use crate::ops::{Activation, MatmulPrecision, activation, gated_activation, is_finite, magnitude};
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 /// Whether the forward pass goes on after a site was seen.
@@ -114,12 +115,17 @@ impl Pass<'_> {
 impl Shape {
     /// Length of sequence behind which the first positions too are rotated in another way.
     pub fn original_context(&self) -> Option<usize> {
-        let attention = match self {
-            Shape::PreNorm(shape) => &shape.attention,
-            Shape::Parallel(shape) => &shape.attention,
-            Shape::StateSpace(_) | Shape::PostNorm(_) => return None,
-        };
-        attention.rope.as_ref().and_then(|rope| rope.original_context())
+        self.attention()?.rope.as_ref().and_then(|rope| rope.original_context())
+    }
+
+    /// The attention, if there is one.
+    pub fn attention(&self) -> Option<&Attention> {
+        match self {
+            Shape::PreNorm(shape) => Some(&shape.attention),
+            Shape::Parallel(shape) => Some(&shape.attention),
+            Shape::PostNorm(shape) => Some(&shape.attention),
+            Shape::StateSpace(_) => None,
+        }
     }
 
     /// Key of config.json that holds the width of the feed-forward layer that stands beside experts.
@@ -139,6 +145,8 @@ pub struct Block<'m> {
     norms: BTreeMap<&'static str, Norm>,
     tensors: BTreeMap<&'static str, Tensor>,
     linears: BTreeMap<Role, Linear>,
+    /// Those that are left of the heads of q and k, (kv heads, pairs); by default all.
+    rotary_pairs: Option<Tensor>,
     checked: bool,
     precision: MatmulPrecision,
     output_gradients: Option<OutputGradients>,
@@ -154,17 +162,25 @@ impl<'m> Block<'m> {
     ) -> Result<Self> {
         let linears = linears.map(|spec| Ok((spec.id.role, Linear::load(source, spec, compute)?)));
         let norms = layout.norms.iter().map(|norm| Ok((norm.key, Norm::load(source, norm, compute)?)));
-        let tensors = layout.tensors.iter().map(|t| Ok((t.key, compute.read(source, &t.name, &t.shape)?)));
-        Ok(Self {
+        let weights = layout.tensors.iter().filter(|tensor| tensor.below.is_none());
+        let tensors = weights.map(|t| Ok((t.key, compute.read(source, &t.name, &t.shape)?)));
+        let pairs = layout.tensors.iter().find_map(|tensor| Some((tensor, tensor.below?)));
+        let pairs = pairs.map(|(tensor, below)| stored_pairs(source, &tensor.name, below)).transpose()?;
+        let mut block = Self {
             index,
             shape: &layout.shape,
             linears: linears.collect::<Result<_>>()?,
             norms: norms.collect::<Result<_>>()?,
             tensors: tensors.collect::<Result<_>>()?,
+            rotary_pairs: None,
             checked: true,
             precision: compute.precision,
             output_gradients: None,
-        })
+        };
+        if let Some(pairs) = pairs {
+            block.set_rotary_pairs(&pairs, &compute.device)?;
+        }
+        Ok(block)
     }
 }
 
@@ -179,7 +195,16 @@ impl Block<'_> {
         self.linears.get(&role)
     }
 
-    /// Replaces a linear and returns the one before. Gate, Up and Down may change their inner width together.
+    /// Says which rotary pairs are left of each key/value head and of the query heads that read it.
+    pub fn set_rotary_pairs(&mut self, pairs: &[Vec<usize>], device: &Device) -> Result<()> {
+        let shape = (pairs.len(), pairs.first().map_or(0, Vec::len));
+        let pairs = pairs.iter().flatten().map(|&pair| pair as u32).collect();
+        self.rotary_pairs = Some(Tensor::from_vec(pairs, shape, device)?);
+        Ok(())
+    }
+
+    /// Replaces a linear and returns the one before. Gate, Up and Down may change their inner width together, V and O the
+    /// dimensions of a head, Q and K too, these with [`Block::set_rotary_pairs`] where positions rotate them.
     pub fn swap_linear(&mut self, role: Role, linear: Linear) -> Result<Linear> {
         self.linears.insert(role, linear).with_context(|| format!("block {} has no {role}", self.index))
     }

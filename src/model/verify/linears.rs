@@ -1,51 +1,12 @@
 //! The linears of a checkpoint: dense, as factors, or as parts of a matrix.
 
-use super::super::ids::{FfnPart, LinearId};
 use super::super::needed::Form;
 use super::super::spec::LinearSpec;
 use super::{Described, Verification};
-use std::collections::BTreeMap;
 
 impl Described {
     fn shape(&self, name: &str) -> Option<&[usize]> {
         self.source.info(name).map(|info| info.shape.as_slice())
-    }
-
-    /// Takes the feed-forward layers of a compressed model to be as wide as their last linear says, where config.json has a
-    /// larger width: it has one number for all, and layers pruned apart need several. Says so if there are such.
-    pub(super) fn take_widths(&mut self) -> Option<String> {
-        if !self.is_softlm() {
-            return None;
-        }
-        let mut widths = BTreeMap::new();
-        for spec in self.layout.linears.iter().filter(|spec| spec.id.role.ffn_part() == Some(FfnPart::Down)) {
-            if let Some(width) = self.stored_input(spec).filter(|width| (1..spec.input).contains(width)) {
-                widths.insert(spec.id, width);
-            }
-        }
-        let first = widths.iter().next().map(|(id, width)| format!("{id} takes {width} channels"));
-        for spec in &mut self.layout.linears {
-            let down = LinearId { role: spec.id.role.sibling(FfnPart::Down), ..spec.id };
-            match (spec.id.role.ffn_part(), widths.get(&down)) {
-                (Some(FfnPart::Down), Some(&width)) => spec.input = width,
-                (Some(_), Some(&width)) => spec.out = width,
-                _ => {}
-            }
-        }
-        let count = widths.len();
-        first.map(|first| {
-            format!("{count} feed-forward layers are narrower than config.json says, {first}: softlm exports them and does not run them")
-        })
-    }
-
-    /// Inputs of a linear that is no part of a matrix, as it is stored.
-    fn stored_input(&self, spec: &LinearSpec) -> Option<usize> {
-        let side = |name: &str, dim: usize| self.shape(name)?.get(dim).copied();
-        match spec.form(&self.source) {
-            Form::Factors => side(&spec.factor_names()[0], 1),
-            Form::Own => side(&spec.own_weight_name(), 1),
-            Form::Matrix => side(&spec.weight_name(), usize::from(!spec.transposed())),
-        }
     }
 
     fn is_float(&self, name: &str) -> bool {

@@ -7,6 +7,7 @@
 mod base;
 mod linears;
 
+use super::check::check_indices;
 use super::family;
 use super::layout::Layout;
 use super::needed::{Needed, Reach, Single};
@@ -57,7 +58,7 @@ impl Described {
 /// of fitting shapes, with a rank below break-even and no dense twin; a shared matrix is split completely or not at all; the
 /// index lists every tensor where it is and sums up to its `total_size`; no weight that is computed with is NaN or
 /// infinite. With the `base` it was made from also: both have the same tensors in the same shapes (a feed-forward layer may
-/// be narrower, and a linear have a bias of its own, if `config.json` has a `softlm` section), and nothing is there that the
+/// have fewer channels, a head fewer dimensions, and a linear a bias of its own, if `config.json` has a `softlm` section), and nothing is there that the
 /// base does not explain. `tokens` is one more than the largest id of the tokenizer, where that is known: what an embedding
 /// holds beyond that does not matter.
 ///
@@ -81,14 +82,13 @@ pub fn verify(output: &Source, base: Option<&Source>, tokens: Option<usize>) -> 
         }
         return Ok(found);
     }
-    let mut own = match Described::new(output) {
+    let own = match Described::new(output) {
         Ok(own) => own,
         Err(error) => {
             found.problems.push(format!("{error:#}."));
             return Ok(found);
         }
     };
-    found.notes.extend(own.take_widths());
     own.check(&mut found);
     let base = match base.map(Described::new) {
         Some(Err(error)) => {
@@ -131,6 +131,9 @@ impl Described {
 
     fn check_single(&self, tensor: &Single) -> Option<String> {
         let name = &tensor.name;
+        if tensor.below.is_some() {
+            return check_indices(&self.source, tensor).err().map(|error| format!("{error:#}."));
+        }
         match self.source.info(name) {
             None => Some(format!("{name} is missing.")),
             Some(info) if info.shape != tensor.shape => {

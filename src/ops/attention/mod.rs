@@ -26,14 +26,15 @@ const QUERY_CHUNK: usize = 512;
 /// How products of queries and keys become scores.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Scores {
-    /// By default 1/√d.
+    /// By default 1/√d, of queries and keys with d dimensions.
     pub scale: Option<f64>,
     /// c; by default scores are not capped.
     pub soft_cap: Option<f64>,
 }
 
-/// `q` is (batch, t, heads, d), `k` and `v` are (batch, keys, kv_heads, d) with keys ≥ t: the queries stand at the last t
-/// positions. The result is (batch, t, heads · d). Query head h reads key/value head h / (heads / kv_heads).
+/// `q` is (batch, t, heads, d), `k` (batch, keys, kv_heads, d) and `v` (batch, keys, kv_heads, d_v) with keys ≥ t: the queries
+/// stand at the last t positions. The result is (batch, t, heads · d_v). Query head h reads key/value head
+/// h / (heads / kv_heads).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, mask: &AttentionMask) -> Result<Tensor> {
     if q.device().is_cpu() {
         return apply(TiledAttention { scores, mask: mask.clone() }, [q, k, v]);
@@ -44,13 +45,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, mask: &Atte
 /// [`attention`] by tensor operations, `chunk` queries at once.
 fn plain(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, mask: &AttentionMask, chunk: usize) -> Result<Tensor> {
     let (batch, t, heads, d) = q.dims4()?;
-    let (keys, kv) = (k.dim(1)?, k.dim(2)?);
+    let (keys, kv, d_v) = (k.dim(1)?, k.dim(2)?, v.dim(3)?);
     let (group, before) = (heads / kv, keys - t);
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let scale = scores.scale.unwrap_or(1.0 / (d as f64).sqrt());
     let q = (heads_first(q)? * scale)?.reshape((batch * kv, group, t, d))?;
     let k = heads_first(k)?.reshape((batch * kv, keys, d))?;
-    let v = heads_first(v)?.reshape((batch * kv, keys, d))?;
+    let v = heads_first(v)?.reshape((batch * kv, keys, d_v))?;
     let mut parts = Vec::new();
     for query in (0..t).step_by(chunk) {
         let (len, start) = (chunk.min(t - query), before + query);
@@ -68,10 +69,10 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, mask: &AttentionMas
         let weights = candle_nn::ops::softmax(&s, D::Minus1)?;
         let values = v.narrow(1, first, seen)?.contiguous()?;
         let mixed = weights.reshape((batch * kv, group * len, seen))?.matmul(&values)?;
-        parts.push(mixed.reshape((batch, kv * group, len, d))?);
+        parts.push(mixed.reshape((batch, kv * group, len, d_v))?);
     }
     let mixed = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
-    mixed.transpose(1, 2)?.reshape((batch, t, heads * d))
+    mixed.transpose(1, 2)?.reshape((batch, t, heads * d_v))
 }
 
 /// [`attention`] on the CPU. Each tile is worked by one thread, so the result does not depend on their number.
@@ -80,7 +81,7 @@ struct TiledAttention {
     mask: AttentionMask,
 }
 
-/// Sizes of queries (batch, t, heads, d) and keys (batch, keys, kv, d).
+/// Sizes of queries (batch, t, heads, d), keys (batch, keys, kv, d) and values (batch, keys, kv, d_v).
 #[derive(Clone, Copy)]
 struct Sizes {
     batch: usize,
@@ -89,25 +90,34 @@ struct Sizes {
     d: usize,
     keys: usize,
     kv: usize,
+    d_v: usize,
 }
 
 impl Sizes {
-    fn new(q: &Shape, k: &Shape) -> Result<Self> {
+    fn new(q: &Shape, k: &Shape, v: &Shape) -> Result<Self> {
         let ((batch, t, heads, d), (_, keys, kv, _)) = (q.dims4()?, k.dims4()?);
-        Ok(Self { batch, t, heads, d, keys, kv })
+        Ok(Self { batch, t, heads, d, keys, kv, d_v: v.dims4()?.3 })
     }
 
-    /// `len` queries of a head from `query` on, in an array shaped like all queries.
-    fn queries<'a>(&self, all: &'a [f32], b: usize, query: usize, head: usize, len: usize) -> RowMajor<'a> {
-        let stride = self.heads * self.d;
-        RowMajor { data: &all[(b * self.t + query) * stride + head * self.d..], rows: len, cols: self.d, stride }
+    /// `len` positions of a head from `query` on, in an array like all queries, or with `width` = d_v like the output.
+    fn queries<'a>(
+        &self,
+        all: &'a [f32],
+        width: usize,
+        b: usize,
+        query: usize,
+        head: usize,
+        len: usize,
+    ) -> RowMajor<'a> {
+        let stride = self.heads * width;
+        RowMajor { data: &all[(b * self.t + query) * stride + head * width..], rows: len, cols: width, stride }
     }
 
-    /// Some keys or values of a head.
-    fn keys<'a>(&self, all: &'a [f32], b: usize, span: &Range<usize>, kv_head: usize) -> RowMajor<'a> {
-        let stride = self.kv * self.d;
-        let data = &all[(b * self.keys + span.start) * stride + kv_head * self.d..];
-        RowMajor { data, rows: span.len(), cols: self.d, stride }
+    /// Some keys of a head, or with `width` = d_v some values.
+    fn keys<'a>(&self, all: &'a [f32], width: usize, b: usize, span: &Range<usize>, kv_head: usize) -> RowMajor<'a> {
+        let stride = self.kv * width;
+        let data = &all[(b * self.keys + span.start) * stride + kv_head * width..];
+        RowMajor { data, rows: span.len(), cols: width, stride }
     }
 }
 
@@ -141,9 +151,9 @@ impl CpuOp<3> for TiledAttention {
     const NAME: &'static str = "attention";
 
     fn forward(&self, [q, k, v]: [Input; 3]) -> Result<(Vec<f32>, Shape)> {
-        let sizes = Sizes::new(q.shape, k.shape)?;
-        let Sizes { batch, t, heads, d, keys, kv } = sizes;
-        let (width, scale, before) = (heads * d, self.scale(d), keys - t);
+        let sizes = Sizes::new(q.shape, k.shape, v.shape)?;
+        let Sizes { batch, t, heads, d, keys, kv, d_v } = sizes;
+        let (width, scale, before) = (heads * d_v, self.scale(d), keys - t);
         let mut out = vec![0f32; batch * t * width];
         let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
             rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b, i * CPU_TILE, rows))
@@ -156,7 +166,7 @@ impl CpuOp<3> for TiledAttention {
             weights.resize(len * stride, 0.0);
             for head in 0..heads {
                 let kv_head = head / (heads / kv);
-                let (queries, seen) = (sizes.queries(&q, b, query, head, len), sizes.keys(&k, b, &span, kv_head));
+                let (queries, seen) = (sizes.queries(&q, d, b, query, head, len), sizes.keys(&k, d, b, &span, kv_head));
                 nt_product(weights, stride, queries, seen);
                 for (i, row) in weights.chunks_exact_mut(stride).enumerate() {
                     let visible = self.mask.visible(b, start + i, keys);
@@ -165,7 +175,7 @@ impl CpuOp<3> for TiledAttention {
                     weigh(row, &visible, scale);
                 }
                 let weights = RowMajor { data: weights, rows: len, cols: span.len(), stride };
-                nn_product(&mut out[head * d..], width, weights, sizes.keys(&v, b, &span, kv_head));
+                nn_product(&mut out[head * d_v..], width, weights, sizes.keys(&v, d_v, b, &span, kv_head));
             }
         });
         Ok((out, (batch, t, width).into()))
@@ -173,16 +183,16 @@ impl CpuOp<3> for TiledAttention {
 
     /// One thread takes all query heads of a key/value head, which add to the same gradients.
     fn backward(&self, [q, k, v]: [Input; 3], g: &[f32], _: [bool; 3]) -> Result<[Vec<f32>; 3]> {
-        let sizes = Sizes::new(q.shape, k.shape)?;
-        let Sizes { batch, t, heads, d, keys, kv } = sizes;
+        let sizes = Sizes::new(q.shape, k.shape, v.shape)?;
+        let Sizes { batch, t, heads, d, keys, kv, d_v } = sizes;
         let group = heads / kv;
-        let (on_query, on_key) = (t * group * d, keys * d);
-        // (batch, kv, t, group, d), (batch, kv, keys, d) twice.
+        let (on_query, on_key, on_value) = (t * group * d, keys * d, keys * d_v);
+        // (batch, kv, t, group, d), (batch, kv, keys, d), (batch, kv, keys, d_v).
         let mut on_q = vec![0f32; batch * kv * on_query];
-        let (mut on_k, mut on_v) = (vec![0f32; batch * kv * on_key], vec![0f32; batch * kv * on_key]);
+        let (mut on_k, mut on_v) = (vec![0f32; batch * kv * on_key], vec![0f32; batch * kv * on_value]);
         let pass = Back { op: self, sizes, q: &q, k: &k, v: &v, g };
         let heads = on_q.par_chunks_mut(on_query.max(1)).zip(on_k.par_chunks_mut(on_key.max(1)));
-        heads.zip(on_v.par_chunks_mut(on_key.max(1))).enumerate().for_each_init(
+        heads.zip(on_v.par_chunks_mut(on_value.max(1))).enumerate().for_each_init(
             Work::default,
             |work, (i, ((on_q, on_k), on_v))| {
                 for query in (0..t).step_by(CPU_TILE) {
@@ -193,7 +203,7 @@ impl CpuOp<3> for TiledAttention {
         Ok([
             positions_first(&on_q, kv, t, group * d),
             positions_first(&on_k, kv, keys, d),
-            positions_first(&on_v, kv, keys, d),
+            positions_first(&on_v, kv, keys, d_v),
         ])
     }
 }
@@ -241,7 +251,7 @@ impl Back<'_> {
         on_v: &mut [f32],
     ) {
         let Self { op, sizes, q, k, v, g } = self;
-        let Sizes { t, heads, d, keys, kv, .. } = *sizes;
+        let Sizes { t, heads, d, keys, kv, d_v, .. } = *sizes;
         let (group, len, start) = (heads / kv, CPU_TILE.min(t - query), keys - t + query);
         let span = op.mask.span(start, len, keys);
         let stride = span.len().next_multiple_of(LANES);
@@ -249,9 +259,9 @@ impl Back<'_> {
         for rows in [&mut *weights, gradients, slopes] {
             rows.resize(len * stride, 0.0);
         }
-        let of_queries = |all| sizes.queries(all, b, query, kv_head * group + head, len);
-        let (queries, on_out) = (of_queries(q), of_queries(g));
-        let (seen_keys, seen_values) = (sizes.keys(k, b, &span, kv_head), sizes.keys(v, b, &span, kv_head));
+        let of_queries = |all, width| sizes.queries(all, width, b, query, kv_head * group + head, len);
+        let (queries, on_out) = (of_queries(q, d), of_queries(g, d_v));
+        let (seen_keys, seen_values) = (sizes.keys(k, d, b, &span, kv_head), sizes.keys(v, d_v, b, &span, kv_head));
         nt_product(weights, stride, queries, seen_keys);
         nt_product(gradients, stride, on_out, seen_values);
         let rows = weights.chunks_exact_mut(stride).zip(gradients.chunks_exact_mut(stride));
@@ -274,7 +284,7 @@ impl Back<'_> {
         let (weights, gradients) = (rows(weights), rows(gradients));
         nn_product(&mut on_q[(query * group + head) * d..], group * d, gradients, seen_keys);
         tn_product_add(&mut on_k[span.start * d..], d, gradients, queries);
-        tn_product_add(&mut on_v[span.start * d..], d, weights, on_out);
+        tn_product_add(&mut on_v[span.start * d_v..], d_v, weights, on_out);
     }
 }
 

@@ -32,11 +32,21 @@ fn apart(a: &Tensor, b: &Tensor) -> f32 {
 #[test]
 fn forms_agree() {
     // Also where the queries are the last of the keys' positions alone.
-    let sizes =
-        [(1, 1, 1, 1, 1, 2), (2, 5, 5, 4, 2, 8), (1, 64, 64, 2, 1, 16), (3, 65, 65, 4, 4, 6), (2, 67, 150, 6, 2, 8)];
-    for (batch, t, keys, heads, kv, d) in sizes {
-        let wave = |t, heads, phase| parity::wave(&[batch, t, heads, d], phase);
-        let inputs = [wave(t, heads, 0.0), wave(keys, kv, 1.0), wave(keys, kv, 2.0)];
+    let sizes = [
+        (1, 1, 1, 1, 1, 2, 2),
+        (2, 5, 5, 4, 2, 8, 8),
+        (1, 64, 64, 2, 1, 16, 16),
+        (3, 65, 65, 4, 4, 6, 6),
+        (2, 67, 150, 6, 2, 8, 8),
+        // Values with other dimensions than queries and keys.
+        (2, 5, 5, 4, 2, 8, 1),
+        (2, 67, 69, 6, 2, 8, 11),
+        (2, 67, 70, 6, 2, 8, 3),
+        (2, 5, 5, 4, 2, 1, 3),
+    ];
+    for (batch, t, keys, heads, kv, d, d_v) in sizes {
+        let wave = |t, heads, d, phase| parity::wave(&[batch, t, heads, d], phase);
+        let inputs = [wave(t, heads, d, 0.0), wave(keys, kv, d, 1.0), wave(keys, kv, d_v, 2.0)];
         let lengths: Vec<usize> = (0..batch).map(|b| keys - b * keys / 4).collect();
         let both = [None, Some(&lengths[..])].map(|lengths| (KINDS[3].0, bidirectional(lengths)));
         for (scores, mask) in KINDS.map(causal).into_iter().chain(both) {
@@ -48,12 +58,28 @@ fn forms_agree() {
                 assert!(apart(&fast, &plain) < 1e-5);
                 continue;
             }
-            let what = format!("attention {batch} {t} {keys} {heads} {kv} {d} {scores:?} {mask:?}");
+            let what = format!("attention {batch} {t} {keys} {heads} {kv} {d} {d_v} {scores:?} {mask:?}");
             let fast = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], scores, &mask);
             for chunk in [512, 33] {
                 parity::agree(&what, &inputs, fast, |x| plain(&x[0], &x[1], &x[2], scores, &mask, chunk));
             }
         }
+    }
+}
+
+#[test]
+fn fewer_dimensions_are_those_that_are_zero_left_out() {
+    let (q, k, v) = (random([2, 70, 6, 8]), random([2, 70, 3, 8]), random([2, 70, 3, 8]));
+    let zeros_behind = |x: &Tensor, left: usize| x.narrow(3, 0, left).unwrap().pad_with_zeros(3, 0, 8 - left).unwrap();
+    let (short_q, short_k, short_v) = (zeros_behind(&q, 5), zeros_behind(&k, 5), zeros_behind(&v, 3));
+    let first = |x: &Tensor, left: usize| x.narrow(3, 0, left).unwrap();
+    for (scores, mask) in KINDS.map(causal) {
+        let padded = attention(&short_q, &short_k, &short_v, scores, &mask).unwrap();
+        let scores = Scores { scale: scores.scale.or(Some(1.0 / 8f64.sqrt())), ..scores };
+        let left = attention(&first(&q, 5), &first(&k, 5), &first(&v, 3), scores, &mask).unwrap();
+        let padded = padded.reshape((2, 70, 6, 8)).unwrap();
+        assert!(apart(&first(&padded, 3).reshape((2, 70, 18)).unwrap(), &left) < 1e-6, "{scores:?} {mask:?}");
+        assert_eq!(padded.narrow(3, 3, 5).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
     }
 }
 
