@@ -91,14 +91,13 @@ class PerHead:
     (key/value heads, pairs) of k lists.
     """
 
-    out_heads = in_heads = keys = rotary_pairs = None
+    out_heads = in_heads = keys = None
 
     def set_heads(self, name, entry):
         self.out_heads, self.in_heads = entry.get("out_heads"), entry.get("in_heads")
         self.left = entry["out"] // self.out_heads[0] if self.out_heads else entry["in"] // self.in_heads[0]
-        if entry.get("rotary_pairs") == f"{name}.rotary_pairs":
-            pairs = torch.arange(self.left // 2).repeat(self.out_heads[0], 1)
-            self.register_buffer("rotary_pairs", pairs)
+        own = entry.get("rotary_pairs") == f"{name}.rotary_pairs"
+        self.register_buffer("rotary_pairs", torch.arange(self.left // 2).repeat(self.out_heads[0], 1) if own else None)
         return self
 
     def forward(self, x):

@@ -49,7 +49,7 @@ environment transformers-4.57 requirements-4.57.txt
 environment transformers-5 requirements-5.txt
 
 [ -x "$SOFTLM" ] || (cd "$root" && cargo build --release)
-"$python" "$here/outputs.py" "$SOFTLM" "$place/outputs"
+"$place/transformers-5/bin/python" "$here/outputs.py" "$SOFTLM" "$place/outputs"
 took "outputs"
 
 export SOFTLM_INTEROP=$place/outputs OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=1
