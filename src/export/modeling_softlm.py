@@ -83,48 +83,45 @@ class FactorLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
-class PerHead:
-    """In front of a linear whose heads have fewer dimensions than the base's: what leaves it lies where the base has it, with
-    zeros between, what enters it is taken from there. So the base's own attention computes with it.
+class PerHead(nn.Module):
+    """A linear whose heads have fewer dimensions than the base's: what leaves it lies where the base has it, with zeros
+    between, what enters it is taken from there. So the base's own attention computes with it.
 
-    The dimensions that are left are the first of each head, or the rotary pairs (i, i + dim / 2) that the buffer `rotary_pairs`
-    (key/value heads, pairs) of k lists.
+    The dimensions that are left are the first of each head, or the rotary pairs (i, i + dim / 2) that `rotary_pairs`
+    (key/value heads, pairs) of k lists. It is no nn.Linear: programs that put linears of their own in the place of those
+    leave it alone.
     """
 
-    out_heads = in_heads = keys = None
-
-    def set_heads(self, name, entry):
+    def __init__(self, linear, name, entry):
+        super().__init__()
+        self.kind, self.nf = type(linear), entry["out"]
+        self.bias = None
+        for part, value in [*linear.named_parameters(recurse=False), *linear.named_children()]:
+            setattr(self, part, value)
         self.out_heads, self.in_heads = entry.get("out_heads"), entry.get("in_heads")
         self.left = entry["out"] // self.out_heads[0] if self.out_heads else entry["in"] // self.in_heads[0]
-        own = entry.get("rotary_pairs") == f"{name}.rotary_pairs"
-        self.register_buffer("rotary_pairs", torch.arange(self.left // 2).repeat(self.out_heads[0], 1) if own else None)
-        return self
+        # q has a list with k in it, so that k stays a layer of one place.
+        self.k = []
+        self.rotary_pairs = None
+        if entry.get("rotary_pairs") == f"{name}.rotary_pairs":
+            # A parameter, which every program loads: not all load buffers. Some give it the type of weights.
+            pairs = torch.arange(self.left // 2).repeat(self.out_heads[0], 1)
+            self.rotary_pairs = nn.Parameter(pairs, requires_grad=False)
 
     def forward(self, x):
         if self.in_heads:
             x = x.unflatten(-1, tuple(self.in_heads))[..., : self.left].flatten(-2)
-        y = super().forward(x)
+        y = self.kind.forward(self, x)
         if not self.out_heads:
             return y
         heads, dim = self.out_heads
         y = y.unflatten(-1, (heads, self.left))
-        pairs = self.rotary_pairs if self.keys is None else self.keys[0].rotary_pairs
+        pairs = self.k[0].rotary_pairs if self.k else self.rotary_pairs
         if pairs is None:
             return nn.functional.pad(y, (0, dim - self.left)).flatten(-2)
+        pairs = pairs.long()
         places = torch.cat([pairs, pairs + dim // 2], dim=-1).repeat_interleave(heads // len(pairs), dim=0)
         return y.new_zeros(*y.shape[:-1], dim).scatter(-1, places.expand_as(y), y).flatten(-2)
-
-
-class PerHeadLinear(PerHead, nn.Linear):
-    pass
-
-
-class PerHeadConv1D(PerHead, Conv1D):
-    pass
-
-
-class PerHeadFactorLinear(PerHead, FactorLinear):
-    pass
 
 
 class SplitLinear(nn.Module):
@@ -198,14 +195,11 @@ class Experts(nn.Module):
 def stored_linear(name, entry):
     """An empty layer of the form that the entry `name` of `linears` describes."""
     inputs, outputs, bias = entry["in"], entry["out"], entry["bias"]
-    per_head = "out_heads" in entry or "in_heads" in entry
     if "rank" in entry:
-        layer = (PerHeadFactorLinear if per_head else FactorLinear)(inputs, outputs, entry["rank"], bias)
-    elif entry.get("transposed"):
-        layer = (PerHeadConv1D if per_head else Conv1D)(outputs, inputs)
+        linear = FactorLinear(inputs, outputs, entry["rank"], bias)
     else:
-        layer = (PerHeadLinear if per_head else nn.Linear)(inputs, outputs, bias=bias)
-    return layer.set_heads(name, entry) if per_head else layer
+        linear = Conv1D(outputs, inputs) if entry.get("transposed") else nn.Linear(inputs, outputs, bias=bias)
+    return PerHead(linear, name, entry) if "out_heads" in entry or "in_heads" in entry else linear
 
 
 # The linears of an expert in checkpoints, in the families whose experts transformers 5 fuses.
@@ -257,12 +251,11 @@ def replace_linears(model, linears):
         replace(matrix, lambda fused: SplitLinear(entries, bias=fused.bias is not None))
     for name, entry in saved.items():
         if "rotary_pairs" in entry:
-            # q is told by the list where k is, which stays a layer of one place alone.
             k = names[entry["rotary_pairs"].removesuffix(".rotary_pairs")]
             entry["rotary_pairs"] = f"{k}.rotary_pairs"
             if name != k:
                 layer = model.get_submodule(renamed(name, model.renamings))
-                layer.keys = [model.get_submodule(renamed(k, model.renamings))]
+                layer.k.append(model.get_submodule(renamed(k, model.renamings)))
     return saved
 
 

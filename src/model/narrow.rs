@@ -10,7 +10,9 @@
 //! - q is (heads · r, hidden), k is (kv_heads · r, hidden). Where positions rotate the dimensions i and i + head_dim / 2 of a
 //!   head together, r / 2 such pairs are left of each key/value head and the query heads that read it: first the dimensions i
 //!   of all of them, then their partners. Which pairs these are stands in `<k>.rotary_pairs`, I64 (kv_heads, r / 2), each row
-//!   ascending. Scores are scaled as the base scales them.
+//!   ascending. Where nothing rotates any r dimensions will do, and nothing says which. Scores are scaled as in the base.
+//!
+//! Biases are as long as the outputs.
 
 use super::ids::{FfnPart, Role, Side};
 use super::layout::{BlockLayout, Layout, TensorSpec};

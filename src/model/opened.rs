@@ -181,7 +181,8 @@ impl Model {
         &self.compute.device
     }
 
-    /// Every linear of every block that may be compressed, in block order, with its dense shape.
+    /// Every linear of every block that may be compressed, in block order, with its dense shape, which in an output may be
+    /// smaller than the base's.
     pub fn linears(&self) -> &[LinearSpec] {
         &self.linears
     }

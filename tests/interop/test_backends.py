@@ -24,7 +24,7 @@ class Exchanged(torch.nn.Module):
         return x @ self.weight.T + (0 if self.bias is None else self.bias)
 
 
-@pytest.mark.parametrize("method", ["lorap", "soco"])
+@pytest.mark.parametrize("method", ["lorap", "soco", "narrow"])
 @pytest.mark.parametrize("name", DENSE)
 def test_the_class_attention_and_linears(name, method):
     folder = output(name, method)

@@ -11,7 +11,7 @@ DECODERS = [name for name in bases.FAMILIES if "bert" not in name]
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("method", ["lorap", "soco"])
+@pytest.mark.parametrize("method", ["lorap", "soco", "narrow"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_tokens_with_and_without_cache_are_softlms(name, method):
     said = SAID[f"{name}-{method}"]
