@@ -6,14 +6,18 @@
 
 pub(crate) mod bf16;
 mod factor;
+mod interpolate;
 mod mat;
+mod positive;
 mod product;
 pub(crate) mod simd;
 mod solver;
 mod strided;
 
 pub use factor::{Evd, Qr, Svd, evd_symmetric, fix_signs, thin_svd};
+pub use interpolate::{RowInterpolation, interpolate_rows};
 pub use mat::Mat;
+pub use positive::solve_positive;
 pub use product::{GramSums, gram_add, on_one_thread};
 pub use solver::{CheckedSolver, Operand, Side, Solver, solving_with};
 pub use strided::{RowMajor, nn_product, nt_product, tn_product_add};

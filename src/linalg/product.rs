@@ -40,7 +40,7 @@ pub fn on_one_thread<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// Runs `work` on every tile, on several threads if it pays.
-fn for_each_tile<T: Send>(tiles: Vec<T>, multiplications: usize, work: impl Fn(T) + Sync + Send) {
+pub(super) fn for_each_tile<T: Send>(tiles: Vec<T>, multiplications: usize, work: impl Fn(T) + Sync + Send) {
     if tiles.len() < 2 || multiplications < SMALL || ONE_THREAD.get() {
         tiles.into_iter().for_each(work);
     } else {
@@ -57,7 +57,7 @@ enum Entries {
 }
 
 /// Disjoint tiles of at most (rows, cols), each with the row and column where it starts.
-fn cut(mut whole: MatMut<'_, f64>, rows: usize, cols: usize) -> Vec<(usize, usize, MatMut<'_, f64>)> {
+pub(super) fn cut(mut whole: MatMut<'_, f64>, rows: usize, cols: usize) -> Vec<(usize, usize, MatMut<'_, f64>)> {
     let mut tiles = Vec::new();
     let mut j = 0;
     while whole.ncols() > 0 {
@@ -119,6 +119,18 @@ impl Mat {
             .unwrap_or_else(|| product(self.view(), other.transpose().view(), Entries::Lower));
         out.mirror_lower();
         out
+    }
+
+    /// self − a · bᵀ, in place.
+    pub fn subtract_nt(&mut self, a: &Mat, b: &Mat) {
+        assert_eq!((self.rows(), self.cols(), a.cols()), (a.rows(), b.rows(), b.cols()), "shapes of a product");
+        let multiplications = a.rows() * b.rows() * a.cols();
+        // As in nt_matmul.
+        let (a, b) = (a.view(), b.transpose());
+        for_each_tile(cut(self.0.as_mut(), TILE_ROWS, TILE_COLS), multiplications, |(i, j, tile)| {
+            let (a, b) = (a.subrows(i, tile.nrows()), b.view().subcols(j, tile.ncols()));
+            matmul(tile, Accum::Add, a, b, -1.0, Par::Seq);
+        });
     }
 }
 
@@ -265,6 +277,9 @@ mod tests {
             assert_eq!(a.transpose().tn_matmul(&b), expected);
             assert_eq!(a.nt_matmul(&b.transpose()), expected);
             assert_eq!(on_one_thread(|| a.matmul(&b)), expected);
+            let mut rest = expected.clone();
+            rest.subtract_nt(&a, &b.transpose());
+            assert_eq!(rest, Mat::zeros(m, n));
         }
         for n in [1, 7, TILE_ROWS + 5] {
             let a = integers(n, 6, 3);
