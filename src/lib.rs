@@ -20,6 +20,7 @@ pub mod backward;
 pub mod text;
 pub mod forward;
 pub mod calibrate;
+pub mod form;
 pub mod plan;
 pub mod method;
 pub mod learn;
