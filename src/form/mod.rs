@@ -6,6 +6,10 @@
 pub mod channels;
 mod elimination;
 pub mod least_squares;
+pub mod query_key;
+pub mod rotary_pairs;
+mod subspace;
+pub mod value_output;
 
 #[cfg(test)]
 mod tests {
