@@ -6,6 +6,7 @@
 pub mod channels;
 mod elimination;
 pub mod least_squares;
+pub mod packed;
 pub mod query_key;
 pub mod rotary_pairs;
 mod subspace;
