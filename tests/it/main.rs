@@ -5,6 +5,7 @@ mod laws; // what every method must obey, over the explicit list
 mod parity; // logits and perplexities of other implementations
 mod second_parity; // logits of candle-transformers for every family it has
 mod goldens; // compression as an independent fp64 implementation has it
+mod forms; // the forms of a part of a block, as textbook formulas have them
 mod synthetic;
 mod table; // the methods against each other, as the fp64 reference has them
 mod encoders; // encoders on padded batches, and what is measured of them

@@ -1,0 +1,137 @@
+"""The forms of a part of a block beyond two factors, each by the textbook formula in f64: writes forms.json.
+
+    python forms.py
+
+Inputs are formulas, so that the file holds answers only. What is stored is said in README.md.
+"""
+
+import numpy as np
+
+from common import digits, versions, write_json
+
+
+def matrix(rows, cols, seed):
+    """sin(seed + 0.7 i^2 + 1.3 j + 0.37 i j)."""
+    i, j = np.arange(rows, dtype=np.float64)[:, None], np.arange(cols, dtype=np.float64)
+    return np.sin(seed + 0.7 * i**2 + 1.3 * j + 0.37 * i * j)
+
+
+def root(a):
+    values, vectors = np.linalg.eigh(a)
+    return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+
+
+def fitted(y, x):
+    """argmin ||Y - W X||."""
+    return np.linalg.lstsq(x.T, y.T, rcond=None)[0].T
+
+
+def weighted(m, e):
+    return np.trace(m @ e @ e.T)
+
+
+def channels():
+    w, x, r = matrix(5, 10, 1), matrix(10, 40, 2), matrix(5, 5, 3)
+    x *= (1 + np.arange(10) % 4)[:, None]
+    result = {}
+    for name, m in (("plain", np.eye(5)), ("weighted", r @ r.T)):
+        kept, error = [], [weighted(m, w @ x)]
+        while len(kept) < 10:
+            costs = {}
+            for j in set(range(10)) - set(kept):
+                s = kept + [j]
+                costs[j] = weighted(m, w @ x - fitted(w @ x, x[s]) @ x[s])
+            kept.append(min(costs, key=costs.get))
+            error.append(costs[kept[-1]])
+        s = kept[:6]
+        result[name] = {"order": kept, "error": error, "refit": fitted(w @ x, x[s])}
+    return result
+
+
+def value_output():
+    """4 heads of 4 dimensions in 2 groups, 6 outputs."""
+    heads, groups, d = 4, 2, 4
+    o, z, r = matrix(6, heads * d, 4), matrix(heads * d, 50, 5), matrix(6, 6, 6)
+    g = z @ z.T
+    result = {}
+    for name, m in (("plain", np.eye(6)), ("weighted", r @ r.T)):
+        error, merged = [], None
+        for rank in range(d + 1):
+            a = np.zeros((heads * rank, heads * d))
+            for j in range(groups):
+                blocks = [slice(h * d, (h + 1) * d) for h in (2 * j, 2 * j + 1)]
+                s = root(sum(g[b, b] for b in blocks))
+                t = root(sum(o[:, b].T @ m @ o[:, b] for b in blocks))
+                v = np.linalg.svd(t @ s)[2][:rank] @ np.linalg.inv(s)
+                for h, b in zip((2 * j, 2 * j + 1), blocks):
+                    a[h * rank : (h + 1) * rank, b] = v
+            cut = fitted(o @ z, a @ z) @ a if rank else np.zeros_like(o)
+            error.append(weighted(m, (o - cut) @ z))
+            merged = cut if rank == 2 else merged
+        result[name] = {"error": error, "merged": merged}
+    return result
+
+
+def query_key():
+    """4 query heads and 2 key heads of 6 dimensions, 7 inputs, biases; scores less the mean over all keys of a query."""
+    heads, groups, d = 4, 2, 6
+    q, k, x = matrix(heads * d, 7, 7), matrix(groups * d, 7, 8), matrix(7, 30, 9)
+    q = q @ x + np.cos(np.arange(heads * d))[:, None]
+    k = k @ x + np.sin(np.arange(groups * d))[:, None]
+    head = lambda a, h: a[h * d : (h + 1) * d]  # noqa: E731
+    # Rank 4: Eckart-Young on the scores of all pairs of tokens, the heads of a group on top of each other.
+    scores, cut, error = [], [], np.zeros(d + 1)
+    for j in range(groups):
+        s = np.concatenate([head(q, h).T @ head(k, j) for h in (2 * j, 2 * j + 1)])
+        s -= s.mean(axis=1, keepdims=True)
+        u, sigma, v = np.linalg.svd(s, full_matrices=False)
+        error += [np.sum(sigma[r:] ** 2) for r in range(d + 1)]
+        scores.append(s)
+        cut.append((u[:, :4] * sigma[:4]) @ v[:4])
+    joint = {"error": error / 30**2, "scores": np.array(cut)[:, :5, :5]}
+    # Rotary: 5 positions; queries and keys are drawn independently of them and of each other.
+    frequencies, length = np.array([1.0, 0.3, 0.02]), 5
+    cost = np.zeros((groups, d // 2))
+    for j in range(groups):
+        for p, frequency in enumerate(frequencies):
+            at = [p, p + d // 2]
+            for h in (2 * j, 2 * j + 1):
+                for t in range(length):
+                    # Score parts of this query position: (queries, keys, s).
+                    parts = []
+                    for angle in frequency * (t - np.arange(t + 1)):
+                        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+                        parts.append(head(q, h)[at].T @ turn @ head(k, j)[at])
+                    parts = np.stack(parts, axis=2)
+                    cost[j, p] += ((parts**2).mean() - (parts.mean(axis=(1, 2)) ** 2).mean()) / length
+    order = np.argsort(-cost, axis=1)
+    falling = -np.sort(-cost, axis=1)
+    curve = [falling[:, r:].sum() for r in range(d // 2 + 1)]
+    return {"joint": joint, "rotary": {"order": order, "error": curve}}
+
+
+def least_squares():
+    w, x, y = matrix(4, 6, 10), matrix(6, 25, 11), matrix(4, 25, 12)
+    h, mu = x @ x.T, 0.05 * np.trace(x @ x.T) / 6
+    damped = (y @ x.T + mu * w) @ np.linalg.inv(h + mu * np.eye(6))
+    a = matrix(2, 6, 13)
+    return {"damped": damped, "output_factor": fitted(y, a @ x)}
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def main():
+    result = {"schema": 1, "versions": versions()}
+    for part in (channels, value_output, query_key, least_squares):
+        result[part.__name__] = plain(part())
+    write_json("forms.json", digits(result, 13), depth=4)
+
+
+if __name__ == "__main__":
+    main()

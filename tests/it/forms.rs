@@ -1,0 +1,139 @@
+//! The forms of a part of a block against textbook formulas in f64: `tests/golden/forms.json`, whose README says what it
+//! holds.
+
+use serde_json::Value;
+use softlm::form::channels;
+use softlm::form::least_squares::{refit, refit_output_factor};
+use softlm::form::query_key::{Affine, InputSums, JointQueryKey};
+use softlm::form::rotary_pairs::RotaryPairs;
+use softlm::form::value_output::{Heads, ValueOutput};
+use softlm::linalg::Mat;
+use std::path::Path;
+
+/// Of what is compared, relative to its largest number; ridges of 1e-8 are in it.
+const TOLERANCE: f64 = 1e-6;
+
+fn golden(part: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/forms.json");
+    let all: Value = serde_json::from_slice(&std::fs::read(path).expect("the reference")).expect("JSON");
+    all[part].clone()
+}
+
+/// The reference's formula for inputs.
+fn matrix(rows: usize, cols: usize, seed: usize) -> Mat {
+    let (seed, x) = (seed as f64, |i: usize| i as f64);
+    Mat::from_fn(rows, cols, |i, j| (seed + 0.7 * x(i).powi(2) + 1.3 * x(j) + 0.37 * x(i) * x(j)).sin())
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("numbers").iter().map(|x| x.as_f64().expect("a number")).collect()
+}
+
+fn rows(value: &Value) -> Mat {
+    let rows: Vec<Vec<f64>> = value.as_array().expect("rows").iter().map(numbers).collect();
+    Mat::from_rows(rows.len(), rows[0].len(), &rows.concat())
+}
+
+fn indices(value: &Value) -> Vec<usize> {
+    numbers(value).into_iter().map(|x| x as usize).collect()
+}
+
+#[track_caller]
+fn near(found: &Mat, expected: &Mat) {
+    let error = found.sub(expected).max_abs() / expected.max_abs();
+    assert!(error < TOLERANCE, "{error:e}");
+}
+
+fn column(numbers: &[f64]) -> Mat {
+    Mat::from_columns(numbers.len(), 1, numbers)
+}
+
+fn gram(x: &Mat) -> Mat {
+    x.nt_matmul(x)
+}
+
+#[test]
+fn channels_as_every_subset_tried() {
+    let golden = golden("channels");
+    let (w, mut x, r) = (matrix(5, 10, 1), matrix(10, 40, 2), matrix(5, 5, 3));
+    x.scale_rows(&(0..10).map(|j| f64::from(1 + j % 4)).collect::<Vec<_>>());
+    let weight = gram(&r);
+    for (name, weight) in [("plain", None), ("weighted", Some(&weight))] {
+        let expected = &golden[name];
+        let found = channels::order_and_curve(&w, &gram(&x), weight).unwrap();
+        assert_eq!(found.order, indices(&expected["order"]), "{name}");
+        near(&column(&found.error), &column(&numbers(&expected["error"])));
+        near(&channels::refit(&w, &gram(&x), &found.order[..6]).unwrap(), &rows(&expected["refit"]));
+    }
+}
+
+#[test]
+fn values_and_outputs_as_inverse_roots_give_them() {
+    let golden = golden("value_output");
+    let heads = Heads { heads: 4, groups: 2, dim: 4 };
+    let (o, z, r) = (matrix(6, 16, 4), matrix(16, 50, 5), matrix(6, 6, 6));
+    let weight = gram(&r);
+    for (name, weight) in [("plain", None), ("weighted", Some(&weight))] {
+        let form = ValueOutput::new(&o, &gram(&z), heads, weight).unwrap();
+        near(&column(&form.error), &column(&numbers(&golden[name]["error"])));
+        // Bases are free to turn: O' Ā is not. The identity as values gives the bases themselves.
+        let cut = form.narrowed(2, &Mat::identity(8), None).unwrap();
+        let mut merged = Mat::zeros(6, 16);
+        for h in 0..4 {
+            let g = h / 2;
+            let basis = cut.value.row_range(2 * g..2 * g + 2).col_range(4 * g..4 * g + 4);
+            let part = cut.output.col_range(2 * h..2 * h + 2).matmul(&basis);
+            (0..4).for_each(|i| merged.col_mut(4 * h + i).copy_from_slice(part.col(i)));
+        }
+        near(&merged, &rows(&golden[name]["merged"]));
+    }
+}
+
+#[test]
+fn queries_and_keys_as_the_scores_of_all_pairs_of_tokens_give_them() {
+    let golden = golden("query_key");
+    let heads = Heads { heads: 4, groups: 2, dim: 6 };
+    let (q, k, x) = (matrix(24, 7, 7), matrix(12, 7, 8), matrix(7, 30, 9));
+    let query_bias: Vec<f64> = (0..24).map(|i| f64::from(i).cos()).collect();
+    let key_bias: Vec<f64> = (0..12).map(|i| f64::from(i).sin()).collect();
+    let sum: Vec<f64> = (0..7).map(|i| (0..30).map(|t| x.get(i, t)).sum()).collect();
+    let gram = gram(&x);
+    let inputs = InputSums { gram: &gram, sum: &sum, tokens: 30 };
+    let query = Affine { weight: &q, bias: Some(&query_bias) };
+    let key = Affine { weight: &k, bias: Some(&key_bias) };
+
+    let joint = JointQueryKey::new(query, key, inputs, heads).unwrap();
+    near(&column(&joint.error), &column(&numbers(&golden["joint"]["error"])));
+    let cut = joint.narrowed(4, query, key).unwrap();
+    let outputs = |weight: &Mat, bias: &Option<Vec<f64>>| {
+        let mut y = weight.matmul(&x);
+        let bias = bias.as_ref().expect("a bias");
+        (0..30).for_each(|t| y.col_mut(t).iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        y
+    };
+    let (queries, keys) = (outputs(&cut.query, &cut.query_bias), outputs(&cut.key, &cut.key_bias));
+    for g in 0..2 {
+        // The first head of the group, tokens 0 to 4, less the mean over all keys.
+        let (h, r) = (2 * g, 4);
+        let mut scores = queries.row_range(h * r..(h + 1) * r).tn_matmul(&keys.row_range(g * r..(g + 1) * r));
+        let mut mean = scores.matmul(&Mat::from_fn(30, 1, |_, _| 1.0));
+        mean.scale_rows(&[1.0 / 30.0; 30]);
+        scores.subtract_nt(&mean, &Mat::from_fn(30, 1, |_, _| 1.0));
+        near(&scores.row_range(0..5).col_range(0..5), &rows(&golden["joint"]["scores"][g]));
+    }
+
+    let pairs = RotaryPairs::new(query, key, inputs, heads, &[1.0, 0.3, 0.02], 5).unwrap();
+    near(&column(&pairs.error), &column(&numbers(&golden["rotary"]["error"])));
+    let order: Vec<Vec<usize>> = golden["rotary"]["order"].as_array().unwrap().iter().map(indices).collect();
+    assert_eq!(pairs.order, order);
+}
+
+#[test]
+fn least_squares_as_inverses_give_them() {
+    let golden = golden("least_squares");
+    let (w, x, y) = (matrix(4, 6, 10), matrix(6, 25, 11), matrix(4, 25, 12));
+    let (h, yx) = (gram(&x), y.nt_matmul(&x));
+    near(&refit(&w, &yx, &h, 0.05).unwrap(), &rows(&golden["damped"]));
+    let (a, b0) = (matrix(2, 6, 13), Mat::zeros(4, 2));
+    near(&refit_output_factor(&b0, &a, &yx, &h, 0.0).unwrap(), &rows(&golden["output_factor"]));
+}
