@@ -20,7 +20,9 @@ pub fn by_shape(recipe: &Recipe, method: &dyn Method, model: &Model) -> Result<P
         AllocationRule::Uniform => plan::uniform(&items, target, recipe.multiple_of),
         AllocationRule::LastBlocks => last_blocks(recipe, &items, target),
         // Without spectra or scores the best that can be said is that the budget is feasible.
-        AllocationRule::Global | AllocationRule::Learned => plan::even(&items, target, recipe.multiple_of),
+        AllocationRule::Global | AllocationRule::Learned | AllocationRule::Forms => {
+            plan::even(&items, target, recipe.multiple_of)
+        }
     }?;
     Ok(with(plan, extra))
 }

@@ -15,7 +15,7 @@ use crate::memory;
 use crate::method::Inputs;
 use crate::model::{Block, LinearSpec, Site};
 use crate::plan::{Choice, Plan};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 impl Run<'_> {
     /// Compresses every block as `plan` says. Finished blocks of an earlier run are trusted as far as they go.
@@ -98,6 +98,7 @@ impl Run<'_> {
                 Choice::Dense => done.linears.push(dense_report(spec)),
                 Choice::Rank(rank) => factorised.push((spec, rank)),
                 Choice::Width(width) => narrowed.push((spec, width)),
+                Choice::HeadDim { .. } => bail!("{}: heads become smaller with --allocation forms alone", spec.id),
             }
         }
         let work = |&(spec, rank): &(&LinearSpec, usize)| {

@@ -24,7 +24,7 @@ impl Run<'_> {
                 let cut = |spec: &&LinearSpec| match choice(plan, spec)? {
                     Choice::Dense => Ok((Vec::new(), dense_report(spec))),
                     Choice::Rank(rank) => self.cut(spec, &file.linear(spec, rank)?, rank),
-                    Choice::Width(_) => {
+                    Choice::Width(_) | Choice::HeadDim { .. } => {
                         user_bail!("{} cannot be narrowed by its decomposition", spec.id; "use --allocation lorap")
                     }
                 };

@@ -145,19 +145,6 @@ impl Ladder {
         if level >= self.top { Choice::Dense } else { Choice::Rank(self.rank(level)) }
     }
 
-    /// The highest level that costs at most `cost`.
-    pub fn within(&self, cost: usize) -> Option<usize> {
-        if cost >= self.dense {
-            return Some(self.top);
-        }
-        let rank = cost / self.unit;
-        if self.top == 0 || rank < self.first {
-            None
-        } else {
-            Some(((rank - self.first) / self.step).min(self.top - 1))
-        }
-    }
-
     /// The level of the highest rank ≤ `fraction` · r*, never below the lowest level; dense only for a fraction of 1.
     pub fn at_fraction(&self, fraction: f64) -> usize {
         if fraction >= 1.0 {

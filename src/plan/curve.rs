@@ -1,50 +1,32 @@
-//! What a linear costs and what error it makes, option by option.
+//! What an item costs and what error it makes, option by option.
 
-use super::budget::Ladder;
-use super::{Item, break_even};
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-/// The options of one linear with their errors.
+/// The options of one item with their errors, by rising cost.
 #[derive(Debug)]
 pub(super) struct Curve {
-    pub ladder: Ladder,
-    /// Error per level of the ladder; 0 at the top.
+    /// Parameters per level, strictly rising.
+    pub cost: Vec<usize>,
+    /// Error per level.
     pub error: Vec<f64>,
     /// The levels on the lower convex hull of (cost, error), first and last level included.
     pub hull: Vec<usize>,
 }
 
 impl Curve {
-    /// Reads the spectrum of `item`; ranks are multiples of `multiple_of` from `min_fraction` of break-even upwards.
-    pub fn new(item: &Item, min_fraction: f64, multiple_of: usize) -> Result<Self> {
-        let id = item.id;
-        let energy = item.energy.as_deref().with_context(|| format!("{id}: allocation needs the spectrum"))?;
-        if let Some((i, value)) = energy.iter().enumerate().find(|(_, value)| !(value.is_finite() && **value >= 0.0)) {
+    /// A curve of at least one level. `what` names the item in errors.
+    pub fn new(what: impl std::fmt::Display, cost: Vec<usize>, error: Vec<f64>) -> Result<Self> {
+        debug_assert!(!cost.is_empty() && cost.len() == error.len() && cost.is_sorted_by(|a, b| a < b));
+        if let Some((level, value)) = error.iter().enumerate().find(|(_, value)| !(value.is_finite() && **value >= 0.0))
+        {
             user_bail!(
-                "{id}: energy {value} of component {i} is not a non-negative number";
-                "check the weights and the calibration activations of this layer for NaN, infinity or overflow"
+                "{what}: the loss {value} of an option with {} parameters is not a non-negative number", cost[level];
+                "check the weights and the calibration activations of this layer for overflow"
             );
         }
-        let weight = item.weight;
-        if !(weight.is_finite() && weight >= 0.0) {
-            user_bail!("{id}: the loss weight {weight} is not a non-negative number");
-        }
-        let least = (min_fraction * break_even(item.out, item.input) - 1e-9).ceil() as usize;
-        let ladder = Ladder::new(item, multiple_of, least);
-
-        // Summed from the small end, so that small tails keep their digits.
-        let mut tail = vec![0.0; energy.len() + 1];
-        for i in (0..energy.len()).rev() {
-            tail[i] = tail[i + 1] + energy[i];
-        }
-        let dropped = |level| tail.get(ladder.rank(level)).copied().unwrap_or(0.0);
-        let error: Vec<f64> = (0..ladder.top).map(|level| weight * dropped(level)).chain([0.0]).collect();
-        if !error[0].is_finite() {
-            user_bail!("{id}: the energies times the loss weight {weight} are beyond the range of numbers");
-        }
-        let mut curve = Self { ladder, error, hull: Vec::new() };
-        for level in 0..=ladder.top {
+        let mut curve = Self { cost, error, hull: Vec::new() };
+        for level in 0..=curve.top() {
             while let [.., before, last] = curve.hull[..] {
                 if curve.gain(before, last) > curve.gain(last, level) {
                     break;
@@ -56,9 +38,19 @@ impl Curve {
         Ok(curve)
     }
 
+    /// The dearest level.
+    pub fn top(&self) -> usize {
+        self.cost.len() - 1
+    }
+
+    /// The highest level that costs at most `cost`.
+    pub fn within(&self, cost: usize) -> Option<usize> {
+        self.cost.partition_point(|&level| level <= cost).checked_sub(1)
+    }
+
     /// Parameters between two levels.
     pub fn extra(&self, from: usize, to: usize) -> usize {
-        self.ladder.cost(to) - self.ladder.cost(from)
+        self.cost[to] - self.cost[from]
     }
 
     /// Error drop per parameter of going up from one level to another.

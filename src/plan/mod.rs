@@ -12,6 +12,7 @@
 //! | [`uniform`] | floor(keep · r*) per linear, as the papers do | from below, by the rounding |
 //! | [`even`] | the same, and the rounding's remainder handed out | to less than one component |
 //! | [`global`] | least Σ w · dropped energy, dense being an option | to less than one component |
+//! | [`forms`] | least loss over the options of every part of a block | to less than one step |
 //! | [`last_blocks`] | one fraction for the last N blocks, the others dense | from below, by the rounding |
 //! | [`last_blocks_within`] | the same, the fraction found for an overall budget | to less than one component |
 //! | [`lorap`] | more rank for v, o than for q, k; feed-forward layers get narrower | to less than one component |
@@ -19,13 +20,16 @@
 mod budget;
 mod uniform;
 mod curve;
+mod knapsack;
 mod global;
+mod forms;
 mod last_blocks;
 mod lorap;
 mod rule;
 
 pub use budget::{Target, break_even, largest_saving_rank, paper_rank};
-pub use global::{GlobalOptions, global};
+pub use forms::{FormOption, Part, forms};
+pub use global::{GlobalOptions, global, tails};
 pub use last_blocks::{last_blocks, last_blocks_within};
 pub use lorap::{LorapOptions, lorap};
 pub use rule::AllocationRule;
@@ -83,6 +87,13 @@ pub enum Choice {
     Rank(usize),
     /// Stays dense with this many feed-forward channels: the new `out` of gate and up, the new `in` of down.
     Width(usize),
+    /// Stays dense with `kept` of the `of` value dimensions of every head: the new `out` of v, the new `in` of o.
+    HeadDim {
+        /// Dimensions that are left.
+        kept: usize,
+        /// Dimensions there were.
+        of: usize,
+    },
 }
 
 impl Choice {
@@ -93,6 +104,7 @@ impl Choice {
             Choice::Rank(rank) => rank * (out + input),
             Choice::Width(width) if role.ffn_part() == Some(FfnPart::Down) => out * width,
             Choice::Width(width) => width * input,
+            Choice::HeadDim { kept, of } => out * input / of * kept,
         }
     }
 

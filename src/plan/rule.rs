@@ -11,6 +11,8 @@ pub enum AllocationRule {
     Even,
     /// The same as `even`, but what the rounding leaves over is not spent: floor(keep·m·n/(m+n)), as in the papers.
     Uniform,
+    /// Over the forms of every part of every block, as the method `auto` has them.
+    Forms,
     /// Across linears by weighted energy, keeping some dense.
     Global,
     /// Across linears as `global`, by what a learned method found every component to be worth.

@@ -15,7 +15,7 @@ fn ranks(plan: &Plan) -> (Option<usize>, Option<usize>) {
     let rank = |role| match of(plan, role) {
         Choice::Rank(rank) => Some(rank),
         Choice::Dense => None,
-        Choice::Width(width) => panic!("{role} has width {width}"),
+        narrowed => panic!("{role} is {narrowed:?}"),
     };
     assert_eq!((rank(Role::Q), rank(Role::V)), (rank(Role::K), rank(Role::O)));
     (rank(Role::Q), rank(Role::V))

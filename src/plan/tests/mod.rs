@@ -1,6 +1,7 @@
 //! What the papers print, what brute force finds, and what every rule owes its user.
 
 mod budgets;
+mod forms;
 mod global;
 mod lorap;
 mod mistakes;
@@ -86,6 +87,7 @@ fn check(items: &[Item], plan: &Plan) {
                 assert!((1..=largest_saving_rank(item.out, item.input)).contains(&rank), "{id}: {rank}")
             }
             Choice::Width(width) => assert!((1..item.out.max(item.input)).contains(&width), "{id}: {width}"),
+            Choice::HeadDim { kept, of } => assert!((1..of).contains(&kept), "{id}: {kept} of {of}"),
         }
     }
 }
