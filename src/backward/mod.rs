@@ -13,18 +13,23 @@
 //! | cross-entropy, squared error of a score, KL of classes | of a classifier | [`class_loss_gradient`] |
 //! | 1 − cosine to other states | of an encoder | [`cosine_loss_gradient`] |
 //! | squared distance to other states | of any block | [`squared_distance_gradient`] |
+//! | −log p(a label drawn from the prediction itself) | of any model | [`sampled_gradient`] |
 //!
 //! What a [`BlockStack`] trains gets its gradients summed up in [`Gradients`]; a [`GradientTap`] sees, in the same pass, what
 //! enters the linears and the gradients on what leaves them.
 
 mod class_loss;
 mod gradients;
+mod output_grams;
 mod pass;
+mod sampled;
 mod state_loss;
 mod token_loss;
 
 pub use class_loss::class_loss_gradient;
 pub use gradients::Gradients;
+pub use output_grams::{OutputGrams, batches as output_gram_batches, output_grams};
 pub use pass::{BlockStack, EndLoss, Forward, GradientTap, Segment, backward, forward, loss_and_gradients};
+pub use sampled::{Prediction, sampled_gradient};
 pub use state_loss::{cosine_loss_gradient, squared_distance_gradient};
 pub use token_loss::{Objective, Teacher, token_loss, token_loss_gradient};
