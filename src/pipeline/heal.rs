@@ -1,9 +1,9 @@
-//! `--heal`: trains the factors of the finished blocks and stores the healed blocks beside them.
+//! `--heal`: trains what the finished blocks hold and stores the healed blocks beside them.
 
 use super::block::FinishedBlock;
 use super::{Run, stored};
 use crate::checkpoint::Dtype;
-use crate::learn::{Dataset, Distillation, HealJob, HealOptions, HealReport, Healed, heal};
+use crate::learn::{Dataset, Distillation, HealJob, HealOptions, HealReport, Healed, TrainedMatrix, heal};
 use crate::linalg::Mat;
 use crate::machine::StageClock;
 use crate::model::{Block, LinearSpec, Role};
@@ -83,12 +83,21 @@ impl Run<'_> {
         if self.recipe.heal > 0 { self.job.healed_file(index) } else { self.job.block_file(index) }
     }
 
-    /// Block `index` with its trained factors in place of those it was made with.
+    /// Block `index` with what was trained in place of what it was made with.
     fn store_healed(&self, index: usize, healed: &Healed) -> Result<()> {
         let mut block = FinishedBlock::load(&self.job.block_file(index))?;
         for spec in self.model.block_linears(index) {
-            let Some((a, b)) = healed.factors.get(&(index, spec.id.role)) else { continue };
-            let trained = stored::factors(spec, &matrix(b)?, &matrix(a)?, a.dim(0)?, self.factor_dtype(spec)?)?;
+            let dtype = self.factor_dtype(spec)?;
+            let trained = healed.matrices.get(&(index, spec.id.role)).into_iter().flatten();
+            let trained = trained.map(|(which, tensor)| {
+                let tensor = matrix(tensor)?;
+                match which {
+                    TrainedMatrix::FactorA => stored::factor_a(spec, &tensor, dtype),
+                    TrainedMatrix::FactorB => stored::factor_b(spec, &tensor, dtype),
+                    TrainedMatrix::Weight => stored::dense(spec, &tensor, dtype),
+                }
+            });
+            let trained = trained.collect::<Result<Vec<_>>>()?;
             for tensor in trained {
                 let place = block.tensors.iter().position(|old| old.name == tensor.name);
                 let place = place.with_context(|| format!("`{}` was not stored", tensor.name))?;

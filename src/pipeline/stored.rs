@@ -26,11 +26,17 @@ pub fn stored_dtype(source: &Source, spec: &LinearSpec, wanted: StoredType) -> R
 
 /// The factors of `spec` cut to `rank`: `factor_a` (rank, in) and `factor_b` (out, rank).
 pub fn factors(spec: &LinearSpec, b: &Mat, a: &Mat, rank: usize, dtype: Dtype) -> Result<Vec<NamedTensor>> {
-    let name = &spec.name;
-    Ok(vec![
-        encode(format!("{name}.factor_a.weight"), &a.row_range(0..rank), dtype)?,
-        encode(format!("{name}.factor_b.weight"), &b.col_range(0..rank), dtype)?,
-    ])
+    Ok(vec![factor_a(spec, &a.row_range(0..rank), dtype)?, factor_b(spec, &b.col_range(0..rank), dtype)?])
+}
+
+/// A (rank, in).
+pub fn factor_a(spec: &LinearSpec, a: &Mat, dtype: Dtype) -> Result<NamedTensor> {
+    encode(format!("{}.factor_a.weight", spec.name), a, dtype)
+}
+
+/// B (out, rank).
+pub fn factor_b(spec: &LinearSpec, b: &Mat, dtype: Dtype) -> Result<NamedTensor> {
+    encode(format!("{}.factor_b.weight", spec.name), b, dtype)
 }
 
 /// A weight that was put together again, in its source's layout; a part of a fused matrix stands on its own.
@@ -49,9 +55,13 @@ pub fn bias(model: &Model, spec: &LinearSpec, deviation: &[f32], dtype: Dtype) -
     if let Some(bias) = model.bias(spec)? {
         values.iter_mut().zip(bias.to_vec1::<f32>()?).for_each(|(value, bias)| *value += bias);
     }
-    let name = format!("{}.bias", spec.name);
     let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-    NamedTensor::rounded(name, dtype, [values.len()], &values)
+    whole_bias(spec, &values, dtype)
+}
+
+/// A bias of as many numbers as the linear has outputs now.
+pub fn whole_bias(spec: &LinearSpec, values: &[f64], dtype: Dtype) -> Result<NamedTensor> {
+    NamedTensor::rounded(format!("{}.bias", spec.name), dtype, [values.len()], values)
 }
 
 /// A part of a fused matrix, on its own and unchanged: `<name>.weight` (out, in).

@@ -234,10 +234,10 @@ fn a_model_that_does_not_fit_heals_to_the_same_bits() {
         let (kept, loaded) = (heal_tiny(name, &install, usize::MAX), heal_tiny(name, &install, 0));
         assert!(kept.report.loss_after < kept.report.loss_before && kept.report == loaded.report, "{:?}", kept.report);
         let bits = |healed: &Healed| -> Vec<Vec<f32>> {
-            let tensors = healed.factors.values().flat_map(|(a, b)| [a, b]);
+            let tensors = healed.matrices.values().flatten().map(|(_, tensor)| tensor);
             tensors.map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
         };
-        assert_eq!(kept.factors.keys().collect::<Vec<_>>(), [&(1, Role::O)]);
+        assert_eq!(kept.matrices.keys().collect::<Vec<_>>(), [&(1, Role::O)]);
         assert_eq!(bits(&kept), bits(&loaded), "{name}");
     }
 }
@@ -245,7 +245,7 @@ fn a_model_that_does_not_fit_heals_to_the_same_bits() {
 #[test]
 fn nothing_to_train_is_said() {
     let healed = heal_tiny("llama-tiny-bias", &|_| Ok(None), usize::MAX);
-    assert!(healed.factors.is_empty() && healed.report.done == 0);
+    assert!(healed.matrices.is_empty() && healed.report.done == 0);
     assert!(healed.report.stopped.is_some_and(|why| why.contains("nothing to train")));
     assert!(healed.report.loss_before.abs() < 1e-6, "the dense model against itself");
 }

@@ -1,6 +1,6 @@
-//! The factors of a compressed model in training beside the original.
+//! The factors and narrowed weights of a compressed model in training beside the original.
 
-use super::HealJob;
+use super::{HealJob, TrainedMatrix};
 use crate::backward::BlockStack;
 use crate::learn::adamw::{AdamW, AdamWOptions, Group};
 use crate::learn::distillation::DistillationLoss;
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 /// Looks without a better state after which training goes back.
 const PATIENCE: usize = 3;
 
-/// A factor in training.
+/// A matrix in training.
 struct Trained {
     block: usize,
     /// Its name in the block: `attn.q.factor_a`.
@@ -48,10 +48,18 @@ impl<'a> FactorTraining<'a> {
         let loss = DistillationLoss::new(job.distillation)?;
         let mut training = Self { job, loss, kept: Vec::new(), trained: Vec::new() };
         for index in 0..job.distillation.model.blocks() {
-            let mut block = training.untrained_block(index)?;
+            let mut block = training.loss.original(index)?;
+            // The narrowed ones are those of another shape than the original's.
+            let mut whole = BTreeMap::new();
+            block.map_weights(&mut |name, weight| {
+                whole.insert(name.to_string(), weight.dims().to_vec());
+                Ok(weight.clone())
+            })?;
+            (job.install)(index, &mut block)?;
             let trained = &mut training.trained;
             block.map_weights(&mut |name, weight| {
-                let Some((role, _)) = factor(name) else { return Ok(weight.clone()) };
+                let found = matrix(name).filter(|_| whole.get(name).is_none_or(|shape| shape != weight.dims()));
+                let Some((role, _)) = found else { return Ok(weight.clone()) };
                 let (var, stored) = (Var::from_tensor(weight)?, (job.stored)(index, role)?);
                 let tensor = var.as_tensor().clone();
                 trained.push(Trained { block: index, name: name.to_string(), var, stored });
@@ -88,25 +96,28 @@ impl<'a> FactorTraining<'a> {
         self.trained.iter().filter(move |trained| trained.block == index)
     }
 
-    /// The factors as they are now, sorted by linear: A, B.
-    pub(super) fn factors(&self) -> Result<BTreeMap<(usize, Role), (Tensor, Tensor)>> {
-        let mut found: BTreeMap<(usize, Role), [Option<Tensor>; 2]> = BTreeMap::new();
+    /// What is trained, as it is now, sorted by linear.
+    pub(super) fn matrices(&self) -> Result<BTreeMap<(usize, Role), Vec<(TrainedMatrix, Tensor)>>> {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for trained in &self.trained {
-            let (role, second) = factor(&trained.name).context("only factors are trained")?;
-            let tensor = trained.var.as_detached_tensor();
-            found.entry((trained.block, role)).or_default()[usize::from(second)] = Some(tensor);
+            let (role, which) = matrix(&trained.name).context("only weights of linears are trained")?;
+            found.entry((trained.block, role)).or_default().push((which, trained.var.as_detached_tensor()));
         }
-        let whole = |[a, b]: [Option<Tensor>; 2]| -> Result<(Tensor, Tensor)> {
-            Ok((a.context("a factorised linear without A")?, b.context("a factorised linear without B")?))
-        };
-        found.into_iter().map(|(key, pair)| Ok((key, whole(pair)?))).collect()
+        Ok(found)
     }
 }
 
-/// The role a factor belongs to, and whether it is B.
-fn factor(name: &str) -> Option<(Role, bool)> {
-    let of = |suffix| name.strip_suffix(suffix)?.parse::<Role>().ok();
-    of(".factor_a").map(|role| (role, false)).or_else(|| of(".factor_b").map(|role| (role, true)))
+/// The role of the linear that a matrix belongs to, and which of it it is.
+fn matrix(name: &str) -> Option<(Role, TrainedMatrix)> {
+    let (role, which) = name.rsplit_once('.')?;
+    let which = match which {
+        "factor_a" => TrainedMatrix::FactorA,
+        "factor_b" => TrainedMatrix::FactorB,
+        "weight" => TrainedMatrix::Weight,
+        _ => return None,
+    };
+    // Norms have weights too.
+    Some((role.parse().ok()?, which))
 }
 
 impl BlockStack for FactorTraining<'_> {
@@ -134,7 +145,7 @@ impl Training for FactorTraining<'_> {
         &self.loss
     }
 
-    /// One group per factor: what a learning rate means depends on how large its entries are.
+    /// One group per matrix: what a learning rate means depends on how large its entries are.
     fn optimiser(&self) -> Result<AdamW> {
         let group = |trained: &Trained| -> Result<Group> {
             let lr = self.job.options.lr * root_mean_square(&trained.var)?;
@@ -147,7 +158,7 @@ impl Training for FactorTraining<'_> {
         (0, Schedule { steps: log.steps, floor: 0.0 })
     }
 
-    /// With the factors as they would be stored.
+    /// With everything as it would be stored.
     fn evaluate(&mut self, log: &Log) -> Result<f64> {
         let loss = self.loss.heldout_loss(&|index| {
             let mut block = self.student_block(index)?;

@@ -1,16 +1,17 @@
-//! Healing: the factors of a finished compression trained a little, so that the model predicts what the original does.
+//! Healing: the factors and narrowed weights of a finished compression trained a little, so that the model predicts what the
+//! original does.
 //!
 //! Minimised is KL(original ‖ compressed) on the calibration windows, or what else a [`Distillation`] makes of the model and
-//! of labels. Whether that helps is judged on windows apart from them, with the factors rounded to the type they will be
-//! stored in; the best state seen is the result, and the one before the first step is among them. Everything but the
-//! factors stays as it is.
+//! of labels. Whether that helps is judged on windows apart from them, with everything rounded to the type it will be
+//! stored in; the best state seen is the result, and the one before the first step is among them. Linears that are as they
+//! were in the original stay so, and norms and biases.
 //!
-//! The learning rate is relative: a step moves an entry of a factor by about `lr` times the root mean square of that
-//! factor's entries at the start. Methods scale their two factors very differently, and so do the layers of a model. What
+//! The learning rate is relative: a step moves an entry of a matrix by about `lr` times the root mean square of that
+//! matrix's entries at the start. Methods scale their two factors very differently, and so do the layers of a model. What
 //! a model can bear differs too: when some looks in a row bring no better state, training goes back to the best one and on
 //! at half the rate.
 //!
-//! In memory: the factors in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
+//! In memory: what is trained in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
 //! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
 
 mod factors;
@@ -31,7 +32,7 @@ use std::path::Path;
 pub struct HealOptions {
     /// Steps at most.
     pub steps: usize,
-    /// Learning rate, relative to the size of each factor.
+    /// Learning rate, relative to the size of each matrix.
     pub lr: f64,
     /// Seconds it may take, if there is a limit.
     pub seconds: Option<f64>,
@@ -43,7 +44,7 @@ pub struct HealJob<'a> {
     pub distillation: Distillation<'a>,
     /// Puts the compressed linears of a block into the original's.
     pub install: &'a dyn Fn(usize, &mut Block) -> Result<()>,
-    /// The type that the factors of a linear will be stored in.
+    /// The type that a linear will be stored in.
     pub stored: &'a dyn Fn(usize, Role) -> Result<DType>,
     /// The file that makes it resumable.
     pub state: &'a Path,
@@ -89,11 +90,22 @@ pub struct HealReport {
 pub struct Healed {
     /// What was done.
     pub report: HealReport,
-    /// Factors by block and role: A (rank, in) and B (out, rank), f32.
-    pub factors: BTreeMap<(usize, Role), (Tensor, Tensor)>,
+    /// What was trained, by block and role, f32.
+    pub matrices: BTreeMap<(usize, Role), Vec<(TrainedMatrix, Tensor)>>,
 }
 
-/// Trains the factors of all factorised linears.
+/// A matrix of a linear that is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainedMatrix {
+    /// A (rank, in).
+    FactorA,
+    /// B (out, rank).
+    FactorB,
+    /// A weight that has fewer rows or columns than the original's.
+    Weight,
+}
+
+/// Trains the factors of all factorised linears and the weights of all narrowed ones.
 ///
 /// Steps `progress` once per step. A run that was interrupted goes on from the last saved state and ends with the same
 /// bits.
@@ -116,5 +128,5 @@ pub fn heal(job: &HealJob, progress: &dyn Progress) -> Result<Healed> {
         stopped: log.stopped,
         curve: log.curve,
     };
-    Ok(Healed { report, factors: training.factors()? })
+    Ok(Healed { report, matrices: training.matrices()? })
 }
