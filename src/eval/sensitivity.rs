@@ -1,4 +1,4 @@
-//! What the model's predictions lose when one single linear is changed: KL(original ‖ changed), measured. Of an encoder
+//! What the model's predictions lose when one part of a block alone is changed: KL(original ‖ changed), measured. Of an encoder
 //! that predicts no tokens: 1 − the cosine between its final states and the original's.
 //!
 //! All variants share the original's states up to their own block. They go through the model in groups, so that each
@@ -7,7 +7,7 @@
 use super::modules::cosine;
 use super::score::logits;
 use crate::forward::{States, each_block};
-use crate::model::{Head, Linear, LinearId, Model, Output};
+use crate::model::{Head, Linear, Model, Output, Role};
 use crate::ops::Reference;
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -17,12 +17,12 @@ use candle_core::Tensor;
 /// Share of the memory for states that those of all variants take together: one part in so many.
 pub const SENSITIVITY_STATES: usize = 8;
 
-/// One linear and what replaces it.
+/// Linears of one block and what replaces them.
 pub struct Variant<'a> {
-    /// Which linear.
-    pub id: LinearId,
-    /// Loads its replacement.
-    pub load: Box<dyn Fn() -> Result<Linear> + 'a>,
+    /// Which block.
+    pub block: usize,
+    /// Loads the replacements.
+    pub load: Box<dyn Fn() -> Result<Vec<(Role, Linear)>> + 'a>,
 }
 
 /// Mean KL(original ‖ variant) per token in nats, or mean 1 − cosine per token, for each variant. Variants must be in block order.
@@ -48,11 +48,14 @@ pub fn sensitivities(
             for states in &mut changed {
                 states.advance(&block)?;
             }
-            while let Some(variant) = waiting.next_if(|v| v.id.block == index) {
-                let kept = block.swap_linear(variant.id.role, (variant.load)()?)?;
+            while let Some(variant) = waiting.next_if(|v| v.block == index) {
+                let swap = |(role, linear)| Ok((role, block.swap_linear(role, linear)?));
+                let kept = (variant.load)()?.into_iter().map(swap).collect::<Result<Vec<_>>>()?;
                 let mut states = original.copy()?;
                 states.advance(&block)?;
-                block.swap_linear(variant.id.role, kept)?;
+                for (role, linear) in kept {
+                    block.swap_linear(role, linear)?;
+                }
                 changed.push(states);
             }
             original.advance(&block)?;

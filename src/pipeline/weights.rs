@@ -20,7 +20,7 @@ const KL_WINDOW: usize = 32;
 const KL_WORK: usize = 5_000_000_000_000;
 
 /// The tensor that holds what was measured.
-const KL: &str = "kl";
+pub(super) const KL: &str = "kl";
 
 impl Run<'_> {
     /// The energies of every linear, in model order.
@@ -61,23 +61,28 @@ impl Run<'_> {
         let share = |spec: &LinearSpec| crate::plan::paper_rank(keep, spec.out, spec.input).max(1);
         let ranks: Vec<usize> = self.model.linears().iter().map(share).collect();
         let variant = |(spec, &rank): (&'_ LinearSpec, &usize)| {
-            let spec = spec.clone();
-            Variant { id: spec.id, load: Box::new(move || self.cut_linear(&spec, rank, dtype(&spec)?)) }
+            let (spec, block) = (spec.clone(), spec.id.block);
+            let load = move || Ok(vec![(spec.id.role, self.cut_linear(&spec, rank, dtype(&spec)?)?)]);
+            Variant { block, load: Box::new(load) }
         };
         let variants: Vec<Variant> = self.model.linears().iter().zip(&ranks).map(variant).collect();
-        let windows = self.kl_windows();
-        clock.stage("measuring", (variants.len() * self.model.blocks()) as u64);
-        let kl = sensitivities(&self.model, &variants, &windows, self.progress)?;
+        let kl = self.measure(&variants, clock)?;
         let dropped = energies.iter().zip(&ranks).map(|(energy, &rank)| energy.iter().skip(rank).sum::<f64>());
         let weights: Vec<f64> = kl.iter().zip(dropped).map(|(&kl, dropped)| ratio(kl, dropped)).collect();
         write_sealed(&path, &[NamedTensor::f64(KL, [weights.len()], &weights)], &BTreeMap::new())?;
         Ok(weights)
     }
 
+    /// The KL of each variant.
+    pub(super) fn measure(&self, variants: &[Variant], clock: &mut StageClock) -> Result<Vec<f64>> {
+        clock.stage("measuring", (variants.len() * self.model.blocks()) as u64);
+        sensitivities(&self.model, variants, &self.kl_windows(variants), self.progress)
+    }
+
     /// The first windows of the calibration text, or their beginnings.
-    fn kl_windows(&self) -> Windows {
+    fn kl_windows(&self, variants: &[Variant]) -> Windows {
         let all = &self.calibration.windows;
-        let tokens = kl_tokens(&self.model);
+        let tokens = kl_tokens(&self.model, variants);
         let most = if tokens < KL_TOKENS.0 { KL_WINDOW } else { tokens };
         let window = all.window.min(most);
         let mut windows = choose(all, (tokens / window).max(1), Sampling::First);
@@ -88,13 +93,13 @@ impl Run<'_> {
 }
 
 /// Every variant runs through the blocks from its own on, so the work grows with the square of the depth.
-fn kl_tokens(model: &Model) -> usize {
+fn kl_tokens(model: &Model, variants: &[Variant]) -> usize {
     let per_block = model.linears().iter().map(|spec| spec.params()).sum::<usize>() / model.blocks().max(1);
-    let per_token = model.linears().iter().map(|spec| (model.blocks() - spec.id.block) * per_block).sum::<usize>();
+    let per_token = variants.iter().map(|variant| (model.blocks() - variant.block) * per_block).sum::<usize>();
     (KL_WORK / per_token.max(1)).clamp(KL_TOKENS.1, KL_TOKENS.0)
 }
 
 /// a / b, or 0 when there is nothing to divide by: a linear that loses nothing needs no rank.
-fn ratio(a: f64, b: f64) -> f64 {
+pub(super) fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }
