@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Files of one block, before its number.
-const OF_BLOCKS: [&str; 3] = ["decompositions", "block", "healed"];
+const OF_BLOCKS: [&str; 4] = ["gradients", "decompositions", "block", "healed"];
 /// Files of the whole run, but for those of this module's parent.
 pub(super) const OF_THE_RUN: [&str; 3] = ["weights.safetensors", "learning.safetensors", "healing.safetensors"];
 /// Digits of a block's number.

@@ -135,6 +135,11 @@ impl Job {
         &self.dir
     }
 
+    /// Where the second moments of the gradients of block `index` are kept.
+    pub fn gradients_file(&self, index: usize) -> PathBuf {
+        self.dir.join(block_name("gradients", index))
+    }
+
     /// Where the decompositions of block `index` are kept.
     pub fn decompositions_file(&self, index: usize) -> PathBuf {
         self.dir.join(block_name("decompositions", index))

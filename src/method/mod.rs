@@ -3,6 +3,7 @@
 //! A method looks at one weight W (m, n) and the calibration sums of its input and answers with a [`Decomposition`]:
 //! components in the order in which they should be kept. It knows no model names and no files.
 
+mod auto;
 mod awsvd;
 mod decomposition;
 mod lorap;
@@ -16,6 +17,7 @@ mod spectral;
 mod svd;
 mod whiten;
 
+pub use auto::{GRADIENTS, two_sided};
 pub use awsvd::input_scales;
 pub use decomposition::{Decomposition, HeldoutCurve, Workspace, heldout_curve, heldout_numbers};
 pub use lorap::{RHO, ffn_keep};
@@ -37,7 +39,7 @@ use anyhow::{Context, Result};
 
 /// Every method, in the order in which the documentation explains them.
 pub static METHODS: &[&dyn Method] =
-    &[&svd::PlainSvd, &awsvd::Awsvd, &lorap::Lorap, &rom::Rom, &whiten::Whiten, &soft::Soft, &soco::Soco];
+    &[&auto::Auto, &svd::PlainSvd, &awsvd::Awsvd, &lorap::Lorap, &rom::Rom, &whiten::Whiten, &soft::Soft, &soco::Soco];
 
 /// The method called `name` on the command line.
 pub fn by_name(name: &str) -> Result<&'static dyn Method> {

@@ -17,7 +17,7 @@ use crate::job::Copied;
 use crate::learn::HealReport;
 use crate::method::Inputs;
 use crate::model::LinearSpec;
-use crate::plan::{Choice, Plan};
+use crate::plan::{AllocationRule, Choice, Plan};
 use crate::report::{self, AllocationInfo, BeforeAfter, Cost, ModelInfo, Report, Size, Sizes, UnusedTensors};
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -94,7 +94,9 @@ pub fn weights(run: &Run, copied: &Copied, plan: &Plan) -> Result<PathBuf> {
 
 /// Feed-forward widths that `plan` changes, by their key in config.json.
 fn widths<'a>(run: &'a Run, plan: &Plan) -> BTreeMap<&'a str, usize> {
-    let width = |spec: &LinearSpec| match plan.choice(spec.id) {
+    // Where every layer has a width of its own, the section says which.
+    let shared = run.recipe.allocation != AllocationRule::Forms;
+    let width = |spec: &LinearSpec| match plan.choice(spec.id).filter(|_| shared) {
         Some(Choice::Width(width)) => Some((run.model.width_key(spec.id), width)),
         _ => None,
     };

@@ -124,6 +124,7 @@ pub(super) fn dense_report(spec: &LinearSpec) -> LinearReport {
         params_after: spec.params() as u64,
         energy_kept: None,
         heldout_error: None,
+        predicted_loss: None,
         weight: None,
         note: None,
         seconds: 0.0,

@@ -128,7 +128,7 @@ impl Run<'_> {
 }
 
 /// Waits for a file that is being written.
-fn written(writing: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
+pub(super) fn written(writing: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
     writing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 

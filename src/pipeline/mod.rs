@@ -24,6 +24,7 @@ mod decompose;
 mod weights;
 mod allocate;
 mod cut;
+mod forms;
 mod blocks;
 mod labels;
 mod licence;

@@ -26,6 +26,9 @@ impl Run<'_> {
             let (plan, report) = self.learn(learned, options, clock)?;
             return Ok(Shrunk { plan, weights: None, learning: Some(report) });
         }
+        if self.recipe.allocation == AllocationRule::Forms {
+            return self.shrink_by_forms(clock);
+        }
         let by_shape = match self.recipe.allocation {
             AllocationRule::Global => None,
             _ => Some(allocate::by_shape(self.recipe, self.method, &self.model)?),

@@ -9,8 +9,12 @@ use crate::plan::AllocationRule;
 use crate::text::Sampling;
 use crate::user_bail;
 use anyhow::Result;
+use clap::ValueEnum;
 use serde::Serialize;
 use std::path::PathBuf;
+
+/// The method where none is named.
+pub const DEFAULT_METHOD: &str = "auto";
 
 impl Options {
     /// Fills in the defaults and checks what can be checked without the model.
@@ -20,10 +24,7 @@ impl Options {
         let Some(model) = self.model.clone() else {
             user_bail!("no model given"; "softlm compress demo --method rom -o out")
         };
-        let Some(method) = &self.method else {
-            user_bail!("no method given"; "add --method, one of: {}", crate::method::names())
-        };
-        let method = by_name(method)?;
+        let method = by_name(self.method.get_or_insert_with(|| DEFAULT_METHOD.into()))?;
         if self.block_keep.is_some() && self.last_blocks.is_none() {
             user_bail!("--block-keep needs --last-blocks N"; "it is the fraction kept inside the last N blocks");
         }
@@ -67,6 +68,10 @@ impl Options {
         }
         if allocation == AllocationRule::Lorap && !method.prunes_channels() {
             user_bail!("--allocation lorap belongs to --method lorap"; "other methods: even, uniform, global, last-blocks")
+        }
+        if (allocation == AllocationRule::Forms) != (method.allocation() == AllocationRule::Forms) {
+            let name = method.card().name;
+            user_bail!("--allocation {} does not go with --method {name}", word(allocation); "forms belong to --method auto, which has no other")
         }
         for (flag, value) in [
             ("--calib-windows", self.calib_windows),
@@ -234,4 +239,9 @@ fn without_nulls(value: serde_json::Value) -> serde_json::Value {
     let serde_json::Value::Object(map) = value else { return value };
     let set = map.into_iter().filter(|(_, value)| !value.is_null());
     set.map(|(key, value)| (key, without_nulls(value))).collect()
+}
+
+/// What a rule is called on the command line.
+fn word(rule: AllocationRule) -> String {
+    rule.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
 }

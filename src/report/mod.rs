@@ -235,6 +235,10 @@ pub struct LinearReport {
     /// ‖(W − W')X‖² / ‖WX‖² on held-out inputs X.
     #[serde(default, with = "crate::number::optional")]
     pub heldout_error: Option<f64>,
+    /// Loss that the form was predicted to cost the model, in nats per token where gradients weighed it; of linears that take
+    /// a form together each has its share.
+    #[serde(default, with = "crate::number::optional", skip_serializing_if = "Option::is_none")]
+    pub predicted_loss: Option<f64>,
     /// Cross-linear weight used by the allocation.
     #[serde(default, with = "crate::number::optional")]
     pub weight: Option<f64>,

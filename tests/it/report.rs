@@ -36,6 +36,7 @@ fn linear(block: usize, role: usize, form: &str) -> LinearReport {
         params_before: (out * input) as u64,
         params_after: params_after as u64,
         energy_kept: (form == "low-rank").then_some(0.99123),
+        predicted_loss: (form == "pruned").then_some(0.00321),
         heldout_error: (form != "dense").then_some(0.0123 + 0.001 * block as f64),
         weight: (form == "low-rank").then_some(3.21e-5),
         note: (block == 1 && role == 2).then(|| "eigenvalues did not converge: SVD used".into()),

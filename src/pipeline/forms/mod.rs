@@ -1,0 +1,118 @@
+//! `--allocation forms`: every part of every block gets the form that costs least.
+//!
+//! ```text
+//! windows → output gradients → survey of every part → plan → cut
+//! ```
+//! The survey of a block is one file beside its decompositions: what each form of each part would lose at every size, and
+//! what it takes to make it.
+
+mod cut;
+mod part;
+mod survey;
+
+use super::Run;
+use super::allocate;
+use super::shrink::Shrunk;
+use super::weights::{KL, ratio};
+use crate::backward::{output_gram_batches, output_grams};
+use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
+use crate::eval::Variant;
+use crate::machine::StageClock;
+use crate::method::GRADIENTS;
+use crate::model::{LinearId, Model};
+use crate::plan::{self, Item, Plan};
+use anyhow::{Context, Result};
+use part::{BlockPart, block_parts};
+use std::collections::BTreeMap;
+use survey::Survey;
+
+/// Tokens whose predictions are differentiated, at most. Second moments of m outputs need a few times m of them.
+const GRADIENT_TOKENS: usize = 8192;
+
+impl Run<'_> {
+    /// Surveys, plans and cuts.
+    pub(super) fn shrink_by_forms(&self, clock: &mut StageClock) -> Result<Shrunk> {
+        let blocks = self.model.blocks() as u64;
+        let with_gradients: bool = self.recipe.options.get(&GRADIENTS)?;
+        if with_gradients {
+            self.differentiate(clock)?;
+        }
+        clock.stage("decomposing", blocks);
+        self.survey()?;
+        let scales = self.measured_scales(clock)?;
+        let plan = self.plan_forms(&scales)?;
+        clock.stage("compressing", blocks);
+        self.cut_forms(&plan)?;
+        Ok(Shrunk { plan, weights: None, learning: None })
+    }
+
+    /// Second moments of the gradients behind every part, one file per block.
+    fn differentiate(&self, clock: &mut StageClock) -> Result<()> {
+        let path = |index| self.job.gradients_file(index);
+        if (0..self.model.blocks()).all(|index| path(index).exists()) {
+            return Ok(());
+        }
+        let ids = self.calibration.windows.ids();
+        let window = ids.first().map_or(1, |ids| ids.len().max(1));
+        let count = (GRADIENT_TOKENS / window).clamp(1, ids.len().max(1));
+        // Spread over the text, as the windows are.
+        let windows: Vec<&[u32]> = (0..count).map(|i| ids[i * ids.len() / count].as_ref()).collect();
+        clock.stage("differentiating", output_gram_batches(&self.model, &windows) as u64);
+        let wanted = output_linears(&self.model);
+        output_grams(&self.model, &windows, self.recipe.seed, &|spec| wanted.contains(&spec.id), &path, self.progress)
+    }
+
+    /// What the predicted losses of every part are multiplied with, in the order of the parts: the KL of one of its forms
+    /// alone, measured, for what was predicted of that.
+    fn measured_scales(&self, clock: &mut StageClock) -> Result<Vec<f64>> {
+        let path = self.job.weights_file();
+        // Measured by the run that was interrupted.
+        if path.exists() {
+            return TensorFile::open_unfinished(&path)?.f64s(KL);
+        }
+        let (mut predicted, mut sizes) = (Vec::new(), Vec::new());
+        let mut variants = Vec::new();
+        for index in 0..self.model.blocks() {
+            let survey = Survey::open(self, index)?;
+            let parts = block_parts(&self.model, index);
+            // Linears that share an input, as q and k, are measured together: it is their product that counts.
+            for together in parts.chunk_by(|a, b| a.shares_input(b)) {
+                let chosen: Vec<(BlockPart, usize)> =
+                    together.iter().map(|part| (part.clone(), part.reference_size(self.recipe.multiple_of))).collect();
+                let losses = chosen.iter().map(|(part, kept)| survey.loss(part, *kept)).collect::<Result<Vec<_>>>()?;
+                predicted.push(losses.iter().sum::<f64>());
+                sizes.push(together.len());
+                let load = move || {
+                    let linears = chosen.iter().map(|(part, kept)| self.linears_of(part, part.choice(*kept)));
+                    Ok(linears.collect::<Result<Vec<_>>>()?.concat())
+                };
+                variants.push(Variant { block: index, load: Box::new(load) });
+            }
+        }
+        let kl = self.measure(&variants, clock)?;
+        let scales = kl.iter().zip(predicted).map(|(&kl, predicted)| ratio(kl, predicted));
+        let scales: Vec<f64> = scales.zip(sizes).flat_map(|(scale, size)| vec![scale; size]).collect();
+        write_sealed(&path, &[NamedTensor::f64(KL, [scales.len()], &scales)], &BTreeMap::new())?;
+        Ok(scales)
+    }
+
+    /// The options of least loss under the recipe's budget.
+    fn plan_forms(&self, scales: &[f64]) -> Result<Plan> {
+        let items: Vec<Item> = self.model.linears().iter().map(Item::from).collect();
+        let mut parts = Vec::with_capacity(scales.len());
+        for index in 0..self.model.blocks() {
+            let survey = Survey::open(self, index)?;
+            for part in block_parts(&self.model, index) {
+                let scale = scales.get(parts.len()).copied().context("a part that was not measured")?;
+                parts.push(part.ladder(&survey.losses(&part)?, scale, self.recipe.multiple_of));
+            }
+        }
+        plan::forms(&items, &parts, allocate::target(self.recipe, &self.model)?)
+    }
+}
+
+/// The last linear of every part: where its error is weighed.
+fn output_linears(model: &Model) -> Vec<LinearId> {
+    let parts = (0..model.blocks()).flat_map(|index| block_parts(model, index));
+    parts.map(|part: BlockPart| part.output().id).collect()
+}
