@@ -28,7 +28,7 @@ mod token_loss;
 
 pub use class_loss::class_loss_gradient;
 pub use gradients::Gradients;
-pub use output_grams::{OutputGrams, batches as output_gram_batches, output_grams};
+pub use output_grams::{OutputGrams, batches as output_gram_batches, output_grams, windows_at_once};
 pub use pass::{BlockStack, EndLoss, Forward, GradientTap, Segment, backward, forward, loss_and_gradients};
 pub use sampled::{Prediction, sampled_gradient};
 pub use state_loss::{cosine_loss_gradient, squared_distance_gradient};

@@ -5,13 +5,15 @@
 //! in nats, so it compares between linears.
 //!
 //! Gradients are heavy-tailed, and those at both ends of a window are unlike the others. So each token's is scaled into
-//! [1/10, 10] times the mean norm of its sequence, the first and last eighth of each sequence are left out, and C is shrunk
-//! towards a multiple of the identity: C ← (1 − a) C + a tr(C)/m I, a = 0.3.
+//! [1/10, 10] times the mean norm of its sequence, and C is shrunk towards a multiple of the identity:
+//! C ← (1 − a) C + a tr(C)/m I, a = 0.3. Where every token is predicted the first and last eighth of each sequence are left
+//! out; where a sequence is, what it is judged by may stand at its first token alone.
 
 use super::gradients::Gradients;
 use super::pass::{GradientTap, Segment, backward, forward};
 use super::sampled::{Prediction, sampled_gradient};
 use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
+use crate::compute::Limits;
 use crate::linalg::{GramSums, Mat, gram_add};
 use crate::memory;
 use crate::model::{Flow, LinearSpec, Model, Role, Site, Tap};
@@ -27,8 +29,10 @@ use std::path::Path;
 
 /// Norms of gradients are brought to within this factor of their sequence's mean.
 const CLIP: f64 = 10.0;
-/// One part in so many at each end of a sequence is left out.
+/// One part in so many at each end of a sequence of predicted tokens is left out.
 const EDGE: usize = 8;
+/// Mean of the diagonal of C where no gradient arrived: nothing, but what divides by it still can.
+const NOTHING: f64 = 1e-30;
 /// a, the share of the multiple of the identity.
 const SHRINK: f64 = 0.3;
 
@@ -64,7 +68,8 @@ pub fn output_grams(
 ) -> Result<()> {
     let prediction = Prediction::of(model)?;
     let mut random = SplitMix64::new(seed);
-    let mut tap = Collector::new(model, wanted)?;
+    let edge = if matches!(prediction, Prediction::Tokens(_)) { EDGE } else { usize::MAX };
+    let mut tap = Collector::new(model, wanted, edge)?;
     for rows in windows.chunks(at_once(model, windows)) {
         let input = model.embed(rows)?;
         let segment = Segment { blocks: 0..model.blocks(), input: &input, lengths: None };
@@ -86,16 +91,20 @@ pub fn batches(model: &Model, windows: &[&[u32]]) -> usize {
     windows.len().div_ceil(at_once(model, windows))
 }
 
-/// Windows whose states in front of all blocks find room together.
 fn at_once(model: &Model, windows: &[&[u32]]) -> usize {
-    let limits = &model.compute().limits;
-    let window = windows.first().map_or(1, |row| row.len().max(1));
+    windows_at_once(model, &model.compute().limits, windows.first().map_or(1, |row| row.len()))
+}
+
+/// Windows of so many tokens whose states in front of all blocks find room together.
+pub fn windows_at_once(model: &Model, limits: &Limits, window: usize) -> usize {
     let tokens = (limits.states / (4 * model.hidden() * (model.blocks() + 1))).min(limits.batch_tokens / 2);
-    (tokens / window).max(1)
+    (tokens / window.max(1)).max(1)
 }
 
 /// Sums of gradients, those of one block in memory.
 struct Collector {
+    /// One part in so many at each end of a sequence is left out.
+    edge: usize,
     /// Of every block, the wanted linears with their number of outputs and where their sums lie in `file`.
     places: Vec<BTreeMap<Role, (usize, u64)>>,
     /// Sums and numbers of tokens: m² + 1 numbers in f64 per linear.
@@ -105,7 +114,7 @@ struct Collector {
 }
 
 impl Collector {
-    fn new(model: &Model, wanted: &dyn Fn(&LinearSpec) -> bool) -> Result<Self> {
+    fn new(model: &Model, wanted: &dyn Fn(&LinearSpec) -> bool, edge: usize) -> Result<Self> {
         let mut end = 0;
         let mut place = |spec: &LinearSpec| {
             let at = end;
@@ -117,7 +126,7 @@ impl Collector {
             .collect();
         let file = memory::scratch_file()?;
         file.set_len(end)?;
-        Ok(Self { places, file, block: None, sums: BTreeMap::new() })
+        Ok(Self { edge, places, file, block: None, sums: BTreeMap::new() })
     }
 
     /// The sums of a linear as they lie on the disk.
@@ -150,8 +159,7 @@ impl Collector {
             let m = c.rows();
             let trace: f64 = (0..m).map(|i| c.get(i, i)).sum();
             anyhow::ensure!(trace.is_finite(), "the gradients behind {role} of block {index} are not finite");
-            // What nothing reached still costs something.
-            let mean = if trace > 0.0 { trace / m as f64 } else { f64::MIN_POSITIVE };
+            let mean = (trace / m as f64).max(NOTHING * tokens.max(1.0));
             let numbers: Vec<f32> = (0..m * m)
                 .map(|at| {
                     let (i, j) = (at / m, at % m);
@@ -191,7 +199,7 @@ impl GradientTap for Collector {
         let mut rows = Vec::new();
         with_numbers(&gradient.contiguous()?, |numbers| {
             for sequence in numbers.chunks_exact(m * length) {
-                rows.extend(clipped(sequence, m));
+                rows.extend(clipped(sequence, m, self.edge));
             }
         })?;
         *tokens += (rows.len() / m) as f64;
@@ -200,12 +208,12 @@ impl GradientTap for Collector {
     }
 }
 
-/// The gradients of a sequence without its ends, brought to within [`CLIP`] of their mean norm.
-fn clipped(sequence: &[f32], m: usize) -> Vec<f32> {
+/// The gradients of a sequence without one part in `edge` at each end, brought to within [`CLIP`] of their mean norm.
+fn clipped(sequence: &[f32], m: usize, edge: usize) -> Vec<f32> {
     let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     let norms: Vec<f64> = sequence.chunks_exact(m).map(norm).collect();
     let mean = norms.iter().sum::<f64>() / norms.len().max(1) as f64;
-    let edge = norms.len() / EDGE;
+    let edge = norms.len() / edge;
     let mut rows = sequence[edge * m..(norms.len() - edge) * m].to_vec();
     for (row, &norm) in rows.chunks_exact_mut(m).zip(&norms[edge..]) {
         // A token that nothing depends on stays one.
@@ -213,4 +221,57 @@ fn clipped(sequence: &[f32], m: usize) -> Vec<f32> {
         row.iter_mut().for_each(|x| *x *= scale as f32);
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of two numbers with these norms, in the direction (0.6, 0.8).
+    fn rows(norms: &[f32]) -> Vec<f32> {
+        norms.iter().flat_map(|norm| [0.6 * norm, 0.8 * norm]).collect()
+    }
+
+    fn norms(rows: &[f32]) -> Vec<f32> {
+        rows.chunks_exact(2).map(|row| row[0].hypot(row[1])).collect()
+    }
+
+    fn assert_close(found: &[f32], wanted: &[f32]) {
+        assert_eq!(found.len(), wanted.len(), "{found:?}");
+        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() <= 1e-5 * b), "{found:?} for {wanted:?}");
+    }
+
+    #[test]
+    fn norms_are_brought_to_within_ten_times_their_mean_and_directions_stay() {
+        // Sixteen tokens of mean norm 1, the ends of which are two each.
+        let mut all = [0.5f32; 16];
+        (all[0], all[4], all[9]) = (8.59, 0.01, 0.0);
+        let sum: f32 = all.iter().sum();
+        all[15] += 16.0 - sum;
+        let found = clipped(&rows(&all), 2, EDGE);
+        let mut wanted = all[2..14].to_vec();
+        wanted[2] = 0.1;
+        assert_close(&norms(&found), &wanted);
+        assert!(found.chunks_exact(2).all(|row| (row[0] * 0.8 - row[1] * 0.6).abs() < 1e-6), "{found:?}");
+        // 31 tokens of norm 1 and one of 969: a mean of 31.25.
+        let mut all = [1.0; 32];
+        all[20] = 969.0;
+        let found = clipped(&rows(&all), 2, EDGE);
+        let mut wanted = vec![3.125; 24];
+        wanted[16] = 312.5;
+        assert_close(&norms(&found), &wanted);
+    }
+
+    #[test]
+    fn a_sequence_that_is_judged_as_a_whole_keeps_its_ends() {
+        let mut all = [0.0; 16];
+        all[0] = 3.0;
+        let found = clipped(&rows(&all), 2, usize::MAX);
+        // Ten times the mean, and fifteen tokens that nothing depends on.
+        let mut wanted = [0.0; 16];
+        wanted[0] = 30.0 / 16.0;
+        assert_close(&norms(&found), &wanted);
+        assert!(clipped(&[], 2, EDGE).is_empty());
+        assert_close(&norms(&clipped(&rows(&[2.0]), 2, EDGE)), &[2.0]);
+    }
 }

@@ -28,7 +28,7 @@
 //!   leverage · ‖W column‖; taking channels away one by one, from the inverse of C, gives the same to 0.3 %.
 //! - C may be singular: channels that others determine come last, at no cost, by the norm of their columns.
 
-use super::elimination::eliminate;
+use super::elimination::{WAITING, eliminate};
 use super::least_squares::solve;
 use crate::linalg::Mat;
 use anyhow::Result;
@@ -49,6 +49,12 @@ pub struct Ordering {
 /// NaN or infinite values are a [`crate::error::UserError`].
 pub fn order_and_curve(w: &Mat, c: &Mat, weight: Option<&Mat>) -> Result<Ordering> {
     run(w, c, weight, None)
+}
+
+/// Numbers that [`order_and_curve`] and [`curve`] have in memory at their height for `w` (m, N), beside the arguments.
+pub fn numbers(m: usize, n: usize) -> usize {
+    // C Wᵀ, the same times M, and Q; then Q, C, and vectors that wait to be subtracted from them.
+    (n * n + 2 * m * n).max(2 * n * n + 4 * WAITING * n)
 }
 
 /// The error with the first k channels of `order`, k = 0 ..= N, as in [`Ordering::error`].

@@ -16,7 +16,7 @@ use crate::linalg::Mat;
 /// A channel of which the others leave no more than this share is a combination of them: nothing is lost without it.
 const DEPENDENT: f64 = 1e-8;
 /// Pairs of vectors that wait to be subtracted.
-const WAITING: usize = 64;
+pub(super) const WAITING: usize = 64;
 
 /// Adds channel after channel: in the order `given`, or the one that lowers the error most. `c` (N, N) is the Gram matrix of
 /// the inputs, `q` (N, N) is C Wᵀ M W C. Channels that depend on others come last, in the order of `rank`, largest first.

@@ -76,6 +76,12 @@ pub struct ValueOutput {
     pub error: Vec<f64>,
 }
 
+/// Numbers that [`ValueOutput::new`] has in memory at its height for `o` (m, n), beside the arguments.
+pub fn numbers(m: usize, n: usize) -> usize {
+    // O Āᵀ, and while G is turned three of it; then Ā G Āᵀ and its error curve.
+    m * n + (3 * n * n).max(n * n + channels::numbers(m, n))
+}
+
 /// V and O with r dimensions per head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Narrowed {

@@ -11,7 +11,7 @@ use anyhow::Result;
 static CARD: MethodCard = MethodCard {
     name: "auto",
     summary: "every part of a block in the form that loses least: fewer channels, smaller heads, two factors, or dense",
-    paper: "OBD-LLM (arXiv 2604.00821) for the measure; MoDeGPT (arXiv 2408.09632), FLAT-LLM (arXiv 2505.23966) for the forms",
+    paper: "MoDeGPT (arXiv 2408.09632), FLAT-LLM (arXiv 2505.23966) for the forms; OBD-LLM (arXiv 2604.00821) for the measure",
     citation: CITATION,
     doc: DOC,
 };
@@ -103,8 +103,7 @@ impl Method for Auto {
     }
 
     fn workspace(&self, m: usize, n: usize) -> Workspace {
-        // Beside the weighted weight C, R, its inverse.
-        output_pca::workspace(m, n).beside(3 * m * m)
+        output_pca::workspace(m, n)
     }
 
     fn decompose(&self, w: &Mat, stats: Option<&SiteStats>) -> Result<Decomposition> {
@@ -112,12 +111,26 @@ impl Method for Auto {
     }
 }
 
+/// What [`two_sided`] takes for a weight (m, n), or without second moments the decomposition alone.
+pub fn two_sided_workspace(m: usize, n: usize, moments: bool) -> Workspace {
+    let decomposing = output_pca::workspace(m, n);
+    if !moments {
+        return decomposing;
+    }
+    // The weight and C beside the eigenvectors of C; then these and the weighted weight, which is decomposed.
+    let rooting = Workspace::evd(m).beside(m * n + m * m);
+    let decomposing = decomposing.beside(m * n + 2 * m * m);
+    let scratch = rooting.scratch.max(decomposing.scratch);
+    let whole = (rooting.held + rooting.scratch).max(decomposing.held + decomposing.scratch);
+    Workspace { held: whole - scratch, scratch }
+}
+
 /// Two factors that are least in tr(C (W − B A) G (W − B A)ᵀ), `output` C (m, m) symmetric and positive definite; energies
-/// are the parts of that sum.
+/// are the parts of that sum. B and A have the sizes that they have without C, whatever the size of C.
 pub fn two_sided(w: &Mat, stats: &SiteStats, output: &Mat) -> Result<Decomposition> {
     let evd = evd_symmetric(output, "the second moments of gradients")?;
-    let most = evd.values.first().copied().unwrap_or(0.0);
-    let roots: Vec<f64> = evd.values.iter().map(|&x| x.max(most * 1e-10).max(f64::MIN_POSITIVE).sqrt()).collect();
+    let mean = (evd.values.iter().sum::<f64>() / evd.values.len().max(1) as f64).max(f64::MIN_POSITIVE);
+    let roots: Vec<f64> = evd.values.iter().map(|&x| (x / mean).max(1e-10).sqrt()).collect();
     let scaled = |scales: Vec<f64>| {
         let mut vectors = evd.vectors.clone();
         vectors.scale_cols(&scales);
@@ -126,6 +139,7 @@ pub fn two_sided(w: &Mat, stats: &SiteStats, output: &Mat) -> Result<Decompositi
     let weighted = scaled(roots.clone()).matmul(w);
     let mut parts = output_pca::decompose(&weighted, stats)?;
     parts.b = scaled(roots.iter().map(|root| 1.0 / root).collect()).matmul(&parts.b);
+    parts.energy.iter_mut().for_each(|energy| *energy *= mean);
     Ok(parts)
 }
 
@@ -166,6 +180,26 @@ mod tests {
             assert!(found <= lost(&one) + 1e-9 * scale, "rank {rank}: {found} against {}", lost(&one));
         }
         assert!(two.loss(2) < 0.9 * lost_of(&one, &w, &stats, &output, 2));
+    }
+
+    #[test]
+    fn factors_do_not_grow_as_gradients_shrink() {
+        let (m, n) = (6, 9);
+        let w = noise(m, n, 1);
+        let mut stats = SiteStats::empty(n, true);
+        stats.add(&noise(40, n, 2).to_f32_rows(), GramSums::F64);
+        stats.gram.mirror_lower();
+        let g = noise(m, 20, 3);
+        let output = g.nt_matmul_symmetric(&g);
+        let usual = two_sided(&w, &stats, &output).unwrap();
+        for scale in [1e-30, 1e12] {
+            let mut scaled = output.clone();
+            scaled.scale_rows(&[scale; 6]);
+            let parts = two_sided(&w, &stats, &scaled).unwrap();
+            assert!(parts.b.sub(&usual.b).frobenius() < 1e-9 * usual.b.frobenius(), "{scale:e}");
+            assert!(parts.a.sub(&usual.a).frobenius() < 1e-9 * usual.a.frobenius(), "{scale:e}");
+            assert!((parts.loss(2) / scale / usual.loss(2) - 1.0).abs() < 1e-9, "{scale:e}");
+        }
     }
 
     fn lost_of(parts: &Decomposition, w: &Mat, stats: &SiteStats, output: &Mat, rank: usize) -> f64 {

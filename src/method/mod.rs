@@ -17,7 +17,7 @@ mod spectral;
 mod svd;
 mod whiten;
 
-pub use auto::{GRADIENTS, two_sided};
+pub use auto::{GRADIENTS, two_sided, two_sided_workspace};
 pub use awsvd::input_scales;
 pub use decomposition::{Decomposition, HeldoutCurve, Workspace, heldout_curve, heldout_numbers};
 pub use lorap::{RHO, ffn_keep};

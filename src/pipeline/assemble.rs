@@ -30,13 +30,14 @@ pub fn check_space(run: &Run, copied: u64) -> Result<()> {
     let (_, model_bytes) = checkpoint_sizes(run.model.source());
     let linears: u64 = run.model.linears().iter().map(|spec| spec.params() as u64).sum();
     let decompositions = if run.recipe.inputs == Inputs::Dense { 4 * linears } else { 0 };
+    let surveyed = if run.recipe.allocation == AllocationRule::Forms { super::forms::survey_bytes(run)? } else { 0 };
     // Healed blocks, and for every factor its value, the best one and two moments.
     let healing = if run.recipe.heal > 0 { model_bytes + 16 * linears } else { 0 };
     // All components take at most twice the linears in f32; what is trained has a value, the best one and two moments.
     let trains = run.method.learned().zip(run.recipe.learn.as_ref()).map(|(learned, l)| learned.trains(&l.settings));
     let learning = trains.map_or(0, |trains| if trains.basis { 40 * linears } else { 8 * linears });
     // Compressed blocks and final weights are each smaller than the original.
-    let needed = (2 * model_bytes + decompositions + learning + healing).saturating_add(copied);
+    let needed = (2 * model_bytes + decompositions + surveyed + learning + healing).saturating_add(copied);
     let dir = run.job.dir().to_path_buf();
     let free = free_space(&dir)?;
     if free < needed {

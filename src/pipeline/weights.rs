@@ -76,26 +76,26 @@ impl Run<'_> {
     /// The KL of each variant.
     pub(super) fn measure(&self, variants: &[Variant], clock: &mut StageClock) -> Result<Vec<f64>> {
         clock.stage("measuring", (variants.len() * self.model.blocks()) as u64);
-        sensitivities(&self.model, variants, &self.kl_windows(variants), self.progress)
-    }
-
-    /// The first windows of the calibration text, or their beginnings.
-    fn kl_windows(&self, variants: &[Variant]) -> Windows {
-        let all = &self.calibration.windows;
-        let tokens = kl_tokens(&self.model, variants);
-        let most = if tokens < KL_TOKENS.0 { KL_WINDOW } else { tokens };
-        let window = all.window.min(most);
-        let mut windows = choose(all, (tokens / window).max(1), Sampling::First);
-        windows.rows.iter_mut().for_each(|row| row.ids.truncate(window));
-        windows.window = window;
-        windows
+        let windows = kl_windows(&self.model, variants.iter().map(|variant| variant.block), &self.calibration.windows);
+        sensitivities(&self.model, variants, &windows, self.progress)
     }
 }
 
+/// The first windows of the calibration text, or their beginnings, on which variants of these `blocks` are measured.
+pub(super) fn kl_windows(model: &Model, blocks: impl Iterator<Item = usize>, all: &Windows) -> Windows {
+    let tokens = kl_tokens(model, blocks);
+    let most = if tokens < KL_TOKENS.0 { KL_WINDOW } else { tokens };
+    let window = all.window.min(most);
+    let mut windows = choose(all, (tokens / window.max(1)).max(1), Sampling::First);
+    windows.rows.iter_mut().for_each(|row| row.ids.truncate(window));
+    windows.window = window;
+    windows
+}
+
 /// Every variant runs through the blocks from its own on, so the work grows with the square of the depth.
-fn kl_tokens(model: &Model, variants: &[Variant]) -> usize {
+fn kl_tokens(model: &Model, blocks: impl Iterator<Item = usize>) -> usize {
     let per_block = model.linears().iter().map(|spec| spec.params()).sum::<usize>() / model.blocks().max(1);
-    let per_token = variants.iter().map(|variant| (model.blocks() - variant.block) * per_block).sum::<usize>();
+    let per_token = blocks.map(|block| (model.blocks() - block) * per_block).sum::<usize>();
     (KL_WORK / per_token.max(1)).clamp(KL_TOKENS.1, KL_TOKENS.0)
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use softlm::checkpoint::{Dtype, Source};
 use softlm::export::{ExportOptions, Exported, Form, export};
 use softlm::method::METHODS;
-use softlm::model::{Linear, LinearSpec, Model, Output, verify};
+use softlm::model::{Linear, LinearSpec, Model, Output, Side, verify};
 use softlm::recipe::StoredType;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -106,6 +106,21 @@ pub fn rows(x: &Tensor) -> Vec<f64> {
 /// The element of a matrix at a row and column, and the sum of the sizes of what it was added up from.
 type Element = Box<dyn Fn(usize, usize) -> (f64, f64)>;
 
+/// Where every output and every input of a linear of `plain` lies in that of `output`; nowhere if it came back as zeros.
+fn places(output: &Model, plain: &Model, spec: &LinearSpec) -> [Vec<Option<usize>>; 2] {
+    let have = output.linears().iter().find(|have| have.id == spec.id).expect("the same linears");
+    // Dimensions that are left are the first of each head, channels the first of all.
+    let heads = plain.heads(spec.id.block).filter(|_| spec.id.role.is_attention() && have.inner() != spec.inner());
+    let inner = heads.map(|heads| heads.places(have, None).expect("whole heads"));
+    let of = |side: Side, (have, want): (usize, usize)| {
+        let inner = inner.clone().filter(|_| spec.id.role.inner_side() == Some(side));
+        let mut all = vec![None; want];
+        inner.unwrap_or((0..have).collect()).into_iter().enumerate().for_each(|(i, place)| all[place] = Some(i));
+        all
+    };
+    [of(Side::Outputs, (have.out, spec.out)), of(Side::Inputs, (have.input, spec.input))]
+}
+
 /// Every linear of `plain` is that of `output`, its products rounded once, its missing channels zero.
 fn assert_multiplied_out(output: &Model, plain: &Model, dtype: StoredType, case: &str) {
     let mut products = 0;
@@ -115,31 +130,38 @@ fn assert_multiplied_out(output: &Model, plain: &Model, dtype: StoredType, case:
             let (from, to) = (from.linear(spec.id.role).expect("there"), to.linear(spec.id.role).expect("there"));
             let found = rows(to.dense_weight().unwrap_or_else(|| panic!("{case}: {} is not dense", spec.id)));
             let bias = |linear: &Linear| linear.bias().map(rows).unwrap_or_default();
-            let (mut had, mut has) = (bias(from), bias(to));
+            let [outputs, inputs] = places(output, plain, spec);
+            let (stored, mut has) = (bias(from), bias(to));
             // Channels that came back, and linears that got a bias because others have one.
-            had.resize(had.len().max(has.len()), 0.0);
+            let mut had = vec![0.0; stored.len().max(has.len())];
+            outputs.iter().enumerate().for_each(|(i, from)| {
+                if let Some(bias) = from.and_then(|from| stored.get(from)) {
+                    had[i] = *bias;
+                }
+            });
             has.resize(had.len(), 0.0);
             assert_eq!(had, has, "{case}: bias of {}", spec.id);
-            let (out, input, value): (usize, usize, Element) = match from {
+            let value: Element = match from {
                 Linear::LowRank { a, b, .. } => {
                     products += 1;
                     let (out, rank) = b.dims2().expect("a matrix");
                     let (input, a, b) = (a.dim(1).expect("a matrix"), rows(a), rows(b));
-                    (out, input, Box::new(move |i, j| exactly(&b, &a, rank, input, i, j)))
+                    assert_eq!((out, input), (spec.out, spec.input), "{case}: {}", spec.id);
+                    Box::new(move |i, j| exactly(&b, &a, rank, input, i, j))
                 }
                 Linear::Dense { weight, .. } => {
-                    let ((out, input), w) = (weight.dims2().expect("a matrix"), rows(weight));
-                    (out, input, Box::new(move |i, j| (w[i * input + j], 0.0)))
+                    let ((_, input), w) = (weight.dims2().expect("a matrix"), rows(weight));
+                    Box::new(move |i, j| (w[i * input + j], 0.0))
                 }
             };
             for i in 0..spec.out {
                 for j in 0..spec.input {
                     let got = found[i * spec.input + j];
-                    if i >= out || j >= input {
+                    let (Some(row), Some(column)) = (outputs[i], inputs[j]) else {
                         assert_eq!(got, 0.0, "{case}: {} [{i}, {j}]", spec.id);
                         continue;
-                    }
-                    let (exact, size) = value(i, j);
+                    };
+                    let (exact, size) = value(row, column);
                     // Where the sum's own rounding decides between two neighbours either will do: once in a hundred million.
                     let off = size * 1e-14;
                     let (low, high) = (rounded(dtype, exact - off), rounded(dtype, exact + off));

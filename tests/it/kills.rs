@@ -69,7 +69,7 @@ fn scene(name: &str) -> Scene {
         "empty folder" => compress("--method rom", Start::EmptyFolder),
         "force" => compress("--method rom --force --max-shard-size 300kB", Start::Old),
         name => {
-            let method = ["whiten", "rom", "lorap", "soft", "soco"].into_iter().find(|method| *method == name);
+            let method = ["auto", "whiten", "rom", "lorap", "soft", "soco"].into_iter().find(|method| *method == name);
             let method = method.expect("a method");
             compress(&quickly(method), Start::Nothing)
         }
@@ -335,6 +335,7 @@ macro_rules! scenes {
 }
 
 scenes! {
+    random_kills_auto, every_call_auto, "auto";
     random_kills_whiten, every_call_whiten, "whiten";
     random_kills_rom, every_call_rom, "rom";
     random_kills_lorap, every_call_lorap, "lorap";

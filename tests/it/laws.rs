@@ -73,7 +73,7 @@ fn objective(method: &dyn Method, difference: &Mat, stats: &SiteStats) -> f64 {
             weighted.scale_cols(&scales);
             (weighted.frobenius() * mean).powi(2)
         }
-        "rom" | "whiten" | "soft" | "soco" => output_error(difference, &stats.gram),
+        "auto" | "rom" | "whiten" | "soft" | "soco" => output_error(difference, &stats.gram),
         name => panic!("no law knows the objective of {name}"),
     }
 }

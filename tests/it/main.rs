@@ -11,6 +11,8 @@ mod table; // the methods against each other, as the fp64 reference has them
 mod encoders; // encoders on padded batches, and what is measured of them
 mod sentences; // folders of sentence-transformers
 mod families; // every method on every family
+mod auto; // the default method: its forms, what it reports, and that it beats the methods of one form
+mod fisher; // second moments of gradients against measured divergences
 mod gradients; // gradients against finite differences, the full graph and PyTorch; AdamW against PyTorch
 mod generate; // what is written, remembered or computed again; greedy ids of transformers; the command
 mod state_space; // what only state-space blocks have: small linears, infinite limits, pruning that does not apply

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-pub const METHODS: [&str; 7] = ["svd", "awsvd", "lorap", "rom", "whiten", "soft", "soco"];
+pub const METHODS: [&str; 8] = ["auto", "svd", "awsvd", "lorap", "rom", "whiten", "soft", "soco"];
 
 /// `--method NAME`, and for one that learns so few steps that it takes a second.
 pub fn quickly(method: &str) -> String {

@@ -88,6 +88,11 @@ fn rom_survives_being_killed_anywhere() {
 }
 
 #[test]
+fn auto_survives_being_killed_anywhere() {
+    kill_and_finish("auto", 2, 5);
+}
+
+#[test]
 fn whiten_survives_being_killed_anywhere() {
     kill_and_finish("whiten", 2, 5);
 }

@@ -36,7 +36,9 @@ impl Compression<'_> {
     fn peak(&self, setting: Setting) -> Bytes {
         let terms = Terms::new(self.model, setting);
         let learns = self.recipe.learn.as_ref();
-        let mut peak = if self.recipe.inputs == Inputs::Dense && !self.narrows() {
+        let mut peak = if self.recipe.allocation == AllocationRule::Forms {
+            self.by_forms(&terms)
+        } else if self.recipe.inputs == Inputs::Dense && !self.narrows() {
             let decomposer = learns.map_or(self.method, |learn| of_basis(learn.settings.basis));
             self.behind_dense(&terms, decomposer)
         } else {
@@ -82,7 +84,7 @@ impl Compression<'_> {
     }
 
     /// Calibration and held-out windows in front of a block. What needs no text has none of the former.
-    fn states(&self, terms: &Terms) -> Bytes {
+    pub(super) fn states(&self, terms: &Terms) -> Bytes {
         let of = |windows: &crate::text::Windows| terms.states(windows.len(), windows.window);
         let calibration = match self.method.needs() {
             Needs::Nothing => Bytes::default(),
@@ -91,7 +93,7 @@ impl Compression<'_> {
         calibration + of(&self.calibration.heldout)
     }
 
-    fn batch(&self, terms: &Terms) -> f64 {
+    pub(super) fn batch(&self, terms: &Terms) -> f64 {
         terms.batch(self.calibration.windows.len(), self.calibration.windows.window)
     }
 

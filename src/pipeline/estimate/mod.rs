@@ -10,6 +10,7 @@
 //! | states | 4 · tokens · hidden of calibration and held-out windows, as far as they are not spilled |
 //! | statistics | of every site 8 n² for the Gram matrix, 4 n for every held-out token |
 //! | decompositions | of the largest linears that are worked on side by side what the method declares ([`Workspace`]), or what measuring the held-out error takes, whichever is more; for each the largest scratch once more, for the holes it leaves |
+//! | forms | of the parts of a block that are surveyed or cut side by side the same; 4 n² for every part whose inputs are kept; second moments 8 m² of every part and the graph of a batch of windows, whose states in front of all blocks are kept; the states of all parts changed alone |
 //! | factors | in f32 those of a block, twice where one is written while the next is made |
 //! | heads | 4 · vocab · hidden of every model that is compared, and a chunk of logits of each |
 //! | training | every block, if they are kept, parameters, their two moments, the best ones and gradients; one block's graph; what entered every block |
@@ -19,6 +20,7 @@
 mod compression;
 mod evaluation;
 mod fit;
+mod forms;
 mod terms;
 
 pub(super) use compression::Compression;

@@ -21,8 +21,9 @@ use crate::machine::StageClock;
 use crate::method::GRADIENTS;
 use crate::model::{LinearId, Model};
 use crate::plan::{self, Item, Plan};
+use crate::text::Windows;
 use anyhow::{Context, Result};
-use part::{BlockPart, block_parts};
+pub(super) use part::{BlockPart, block_parts};
 use std::collections::BTreeMap;
 use survey::Survey;
 
@@ -53,8 +54,7 @@ impl Run<'_> {
             return Ok(());
         }
         let ids = self.calibration.windows.ids();
-        let window = ids.first().map_or(1, |ids| ids.len().max(1));
-        let count = (GRADIENT_TOKENS / window).clamp(1, ids.len().max(1));
+        let count = gradient_windows(&self.calibration.windows);
         // Spread over the text, as the windows are.
         let windows: Vec<&[u32]> = (0..count).map(|i| ids[i * ids.len() / count].as_ref()).collect();
         clock.stage("differentiating", output_gram_batches(&self.model, &windows) as u64);
@@ -109,6 +109,24 @@ impl Run<'_> {
         }
         plan::forms(&items, &parts, allocate::target(self.recipe, &self.model)?)
     }
+}
+
+/// Number of windows whose predictions are differentiated.
+pub(super) fn gradient_windows(windows: &Windows) -> usize {
+    (GRADIENT_TOKENS / windows.window.max(1)).clamp(1, windows.len().max(1))
+}
+
+/// What lies on the disk of the parts of all blocks beside decompositions: the second moments of gradients, and those of the
+/// inputs of what gets narrower.
+pub(super) fn survey_bytes(run: &Run) -> Result<u64> {
+    let gradients: bool = run.recipe.options.get(&GRADIENTS)?;
+    let square = |n: usize| 4 * (n as u64).pow(2);
+    let of_part = |part: BlockPart| {
+        let spec = part.output();
+        let moments = if gradients { square(spec.out) } else { 0 };
+        moments + if matches!(part, BlockPart::Linear(_)) { 0 } else { square(spec.input) }
+    };
+    Ok((0..run.model.blocks()).flat_map(|index| block_parts(&run.model, index)).map(of_part).sum())
 }
 
 /// The last linear of every part: where its error is weighed.

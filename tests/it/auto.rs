@@ -1,0 +1,197 @@
+//! `auto`, the default method: every form on every family, what it is asked and what it reports, and that it leaves a better
+//! model than the methods of one form.
+
+use crate::families::{compress, folders, open};
+use crate::program::{FAST, Place, tensors};
+use serde_json::Value;
+use softlm::checkpoint::Source;
+use softlm::model::{FfnPart, Role, verify};
+use softlm::report::{Form, Report};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+fn report(place: &Place, output: &str) -> Report {
+    serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
+}
+
+fn weights(place: &Place, output: &str) -> Vec<u8> {
+    place.read(&format!("{output}/model.safetensors"))
+}
+
+/// What became of a linear, in one word.
+fn form_of(linear: &softlm::report::LinearReport) -> &'static str {
+    match (linear.form, linear.id.role) {
+        (Form::Pruned, Role::V | Role::O) => "values",
+        (Form::Pruned, role) if role.ffn_part().is_some() => "channels",
+        (Form::Pruned, _) => "unknown",
+        (Form::Dense, _) => "dense",
+        (Form::LowRank, _) => "factors",
+    }
+}
+
+#[test]
+fn every_family_gets_forms_that_fit_its_parts_and_keeps_its_budget() {
+    let place = tempfile::tempdir().expect("a scratch folder");
+    let mut seen = BTreeSet::new();
+    for folder in folders() {
+        let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+        let output = place.path().join(&name);
+        let report = compress(&folder, "auto", &output);
+        let linears = &report.sizes.linears;
+        let reached = linears.params_after as f64 / linears.params_before as f64;
+        assert!(reached <= 0.6 && reached > 0.58, "{name}: {reached}");
+        let base = Source::open(&folder).expect("a checkpoint");
+        let whole = verify(&Source::open(&output).expect("an output"), Some(&base), None).expect("readable");
+        assert!(whole.problems.is_empty(), "{name}: {:?}", whole.problems);
+        let logits_are_finite = report.evaluation.iter().all(|row| row.after.perplexity.nll.is_finite());
+        assert!(logits_are_finite && report.fidelity.iter().all(|row| row.cosine.is_finite()), "{name}");
+        assert!(!report.evaluation.is_empty() || !report.fidelity.is_empty(), "{name}: nothing was measured");
+        let model = open(&output);
+        for linear in &report.linears {
+            let form = form_of(linear);
+            seen.insert(form);
+            let predicted = linear.predicted_loss;
+            assert!(form == "dense" || predicted.is_some_and(|loss| loss.is_finite() && loss >= 0.0), "{name}: {form}");
+            let spec = model.linears().iter().find(|spec| spec.id == linear.id).expect("the same linears");
+            assert_eq!(linear.pruned_shape.unwrap_or(linear.shape), [spec.out, spec.input], "{name}: {}", spec.id);
+            // Linears that take a form together take it together.
+            let together = |other: Role| {
+                let other = report.linears.iter().find(|l| l.id.block == spec.id.block && l.id.role == other);
+                other.is_none_or(|other| form_of(other) == form)
+            };
+            let role = spec.id.role;
+            match form {
+                "values" => assert!(together(Role::V) && together(Role::O), "{name}: {}", spec.id),
+                "channels" => {
+                    let parts = [FfnPart::Gate, FfnPart::Up, FfnPart::Down];
+                    assert!(parts.into_iter().all(|part| together(role.sibling(part))), "{name}: {}", spec.id);
+                }
+                "unknown" => panic!("{name}: {} got smaller", spec.id),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(seen, BTreeSet::from(["channels", "dense", "factors", "values"]));
+}
+
+#[test]
+fn it_leaves_a_better_model_than_methods_of_one_form() {
+    let place = Place::new();
+    for keep in ["0.8", "0.5"] {
+        let text = "--calib-windows 20 --window 256 --eval-window 256";
+        let ppl = |method: &str| {
+            let out = format!("{method}-{keep}");
+            place.run(&format!("compress demo --method {method} --keep {keep} {text} -o {out}")).fine();
+            report(&place, &out).evaluation[0].after.perplexity.ppl
+        };
+        let [auto, whiten, lorap] = ["auto", "whiten", "lorap"].map(ppl);
+        println!("keep {keep}: auto {auto:.2}, whiten {whiten:.2}, lorap {lorap:.2}");
+        assert!(auto < whiten && auto < lorap, "keep {keep}: auto {auto}, whiten {whiten}, lorap {lorap}");
+    }
+}
+
+#[test]
+fn without_gradients_it_says_so_and_is_something_else() {
+    let place = Place::new();
+    for (out, more) in [("with", ""), ("without", "--gradients false")] {
+        place.run(&format!("compress demo --keep 0.6 {more} {FAST} -o {out}")).fine();
+        place.run(&format!("verify {out} --against demo")).fine();
+        let report = report(&place, out);
+        assert_eq!(report.recipe["gradients"], Value::from(out == "with"), "{}", report.recipe);
+        assert!(report.evaluation[0].after.perplexity.ppl.is_finite());
+        let differentiated = report.cost.stages.iter().any(|stage| stage.name == "differentiating");
+        assert_eq!(differentiated, out == "with");
+    }
+    assert!(weights(&place, "with") != weights(&place, "without"));
+}
+
+#[test]
+fn it_is_what_runs_without_a_method() {
+    let place = Place::new();
+    place.run(&format!("compress demo --keep 0.6 {FAST} --ppl none -o unnamed")).fine();
+    place.run(&format!("compress demo --method auto --keep 0.6 {FAST} --ppl none -o named")).fine();
+    let report = report(&place, "unnamed");
+    assert_eq!((report.method.as_str(), &report.recipe["method"]), ("auto", &Value::from("auto")));
+    assert!(weights(&place, "unnamed") == weights(&place, "named"));
+    let card = String::from_utf8(place.read("unnamed/README.md")).expect("text");
+    assert!(card.contains("auto"), "{card}");
+}
+
+/// A run that dies in each of its stages ends with the same bytes when it is given again.
+#[test]
+fn a_run_that_is_killed_in_any_stage_ends_in_the_same_bytes() {
+    let place = Place::new();
+    let line = "compress demo --method auto --keep 0.6 --calib-windows 8 --window 256 --ppl none";
+    place.run(&format!("{line} -o undisturbed")).fine();
+    let files = ["gradients-00000", "decompositions-00002", "weights", "block-00000"];
+    let mut resumed = 0;
+    for file in files {
+        let mut child = place.command(&format!("{line} -o out")).spawn().expect("the program starts");
+        let path = place.path(&format!("out.softlm-work/{file}.safetensors"));
+        while !path.exists() && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().expect("killed");
+        child.wait().expect("a child");
+        let said = place.run(&format!("{line} -o out")).fine();
+        resumed += usize::from(said.stderr.contains("continuing an interrupted run"));
+        assert!(weights(&place, "out") == weights(&place, "undisturbed"), "{file}");
+        fs::remove_dir_all(place.path("out")).expect("removed");
+    }
+    assert!(resumed >= 3, "{resumed} runs were met in the middle");
+}
+
+#[test]
+fn healing_trains_what_became_narrower() {
+    let place = Place::new();
+    let line = format!("compress demo --method auto --keep 0.5 {FAST} --ppl none");
+    place.run(&format!("{line} -o plain")).fine();
+    place.run(&format!("{line} --heal 3 --heal-batch 2 -o healed")).fine();
+    place.run("verify healed --against demo").fine();
+    let healing = report(&place, "healed").healing.expect("it was healed");
+    assert!(healing.best_step > 0 && healing.loss_after < healing.loss_before, "{healing:?}");
+    let at = |out: &str| tensors(&place.path(&format!("{out}/model.safetensors")));
+    let (plain, healed, demo) = (at("plain"), at("healed"), open(&place.demo_folder("demo-folder")));
+    assert_eq!(plain.keys().collect::<Vec<_>>(), healed.keys().collect::<Vec<_>>());
+    let mut narrowed = 0;
+    for spec in demo.linears() {
+        let name = spec.weight_name();
+        let Some((_, shape, bytes)) = plain.get(&name) else { continue };
+        let (_, after, trained) = &healed[&name];
+        assert_eq!(shape, after, "{name}");
+        let is_narrower = *shape != [spec.out, spec.input];
+        assert_eq!(bytes != trained, is_narrower, "{name}");
+        narrowed += usize::from(is_narrower && spec.id.role.ffn_part().is_some());
+    }
+    assert!(narrowed >= 3, "{narrowed} feed-forward linears are narrower");
+    assert!(open(&place.path("healed")).embed(&[&[1, 5, 9]]).is_ok());
+}
+
+#[test]
+fn it_runs_on_models_of_every_kind_through_the_program() {
+    let place = Place::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for model in ["encoders/bert-tiny-classes", "models/bert-tiny", "models/gpt2-tiny"] {
+        let (out, shown) = (model.replace('/', "-"), golden.join(model).display().to_string());
+        let text = "--window 32 --eval-window 32 --calib-windows 8 --max-windows 2";
+        place.run(&format!("compress {shown} --keep 0.6 {text} -o {out}")).fine();
+        place.run(&format!("verify {out} --against {shown}")).fine();
+        assert_eq!(report(&place, &out).method, "auto");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let place = Place::new();
+    let refused = |options: &str, naming: &[&str]| {
+        place.run(&format!("compress demo {options} {FAST} -o out")).refused(naming);
+        assert!(!place.path("out").exists() && !place.path("out.softlm-work").exists(), "{options}");
+    };
+    refused("--method whiten --allocation forms", &["--allocation forms", "--method whiten", "--method auto"]);
+    for rule in ["even", "uniform", "global"] {
+        refused(&format!("--method auto --allocation {rule}"), &[&format!("--allocation {rule}"), "--method auto"]);
+    }
+    refused("--method whiten --gradients false", &["gradients", "auto"]);
+    refused("--keep 0.001", &["smallest possible keep"]);
+}
