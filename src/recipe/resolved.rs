@@ -69,9 +69,19 @@ impl Options {
         if allocation == AllocationRule::Lorap && !method.prunes_channels() {
             user_bail!("--allocation lorap belongs to --method lorap"; "other methods: even, uniform, global, last-blocks")
         }
-        if (allocation == AllocationRule::Forms) != (method.allocation() == AllocationRule::Forms) {
-            let name = method.card().name;
-            user_bail!("--allocation {} does not go with --method {name}", word(allocation); "forms belong to --method auto, which has no other")
+        let by_forms = method.allocation() == AllocationRule::Forms;
+        if (allocation == AllocationRule::Forms) != by_forms {
+            let (name, rule) = (method.card().name, word(allocation));
+            if by_forms {
+                user_bail!("--allocation {rule} does not go with --method {name}, which shares its budget out over forms"; "leave it out, or choose another method, for example whiten");
+            }
+            user_bail!("--allocation forms belongs to --method auto, not to --method {name}"; "other methods: even, uniform, global, last-blocks");
+        }
+        if by_forms && self.inputs.is_some_and(|inputs| inputs != Inputs::Dense) {
+            user_bail!("auto looks at the original model alone"; "leave --inputs out");
+        }
+        if by_forms && self.weight.is_some_and(|weight| weight != WeightRule::Kl) {
+            user_bail!("auto measures what its parts are worth"; "leave --weight out");
         }
         for (flag, value) in [
             ("--calib-windows", self.calib_windows),

@@ -192,6 +192,8 @@ fn what_does_not_go_together_is_refused() {
     for rule in ["even", "uniform", "global"] {
         refused(&format!("--method auto --allocation {rule}"), &[&format!("--allocation {rule}"), "--method auto"]);
     }
+    refused("--inputs sequential", &["--inputs"]);
+    refused("--weight unit", &["--weight"]);
     refused("--method whiten --gradients false", &["gradients", "auto"]);
     refused("--keep 0.001", &["smallest possible keep"]);
 }
