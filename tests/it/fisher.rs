@@ -8,7 +8,7 @@ use softlm::eval::{Variant, sensitivities};
 use softlm::forward::States;
 use softlm::hub::HubOptions;
 use softlm::linalg::Mat;
-use softlm::model::{Linear, Model, Role};
+use softlm::model::{Linear, LinearId, Model, Role};
 use softlm::pipeline::{CalibrationWish, calibration, tokenizer};
 use softlm::random::SplitMix64;
 use softlm::recipe::BosRule;
@@ -16,13 +16,13 @@ use softlm::text::{Sampling, Windows};
 
 /// What C was shrunk by.
 const SHRUNK: f64 = 0.3;
-/// D as a share of W, by their Frobenius norms: KL of about a thousandth of a nat.
+/// D as a share of W, by their Frobenius norms.
 const CHANGE: f64 = 0.02;
 
 fn text(model: &Model) -> Windows {
     let wish = CalibrationWish {
         specs: &["sample".to_string()],
-        windows: 32,
+        windows: 16,
         window: Some(64),
         sampling: Sampling::First,
         bos: BosRule::Never,
@@ -57,11 +57,11 @@ fn a_small_change_costs_what_second_moments_predict() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let path = |index: usize| folder.path().join(format!("{index}"));
     // Several labels for each prediction: what is compared is the expectation over them.
-    let rows: Vec<&[u32]> = (0..8).flat_map(|_| windows.ids()).collect();
+    let rows: Vec<&[u32]> = (0..6).flat_map(|_| windows.ids()).collect();
     output_grams(&model, &rows, 1, &|_| true, &path, &()).expect("gradients");
 
     let mut states = States::embed(&model, &windows.ids()).expect("states");
-    let mut ratios = Vec::new();
+    let mut changes = Vec::new();
     for index in 0..model.blocks() {
         let block = model.block(index).expect("a block");
         let nothing = States::embed::<&[u32]>(&model, &[]).expect("nothing");
@@ -91,17 +91,26 @@ fn a_small_change_costs_what_second_moments_predict() {
         }
         let measured = sensitivities(&model, &variants, &windows, &()).expect("measured");
         for ((id, predicted), measured) in predicted.into_iter().zip(measured) {
-            println!("{id}: {measured:.3e} for {predicted:.3e}, {:.3}", measured / predicted);
-            ratios.push((id, predicted, measured));
+            changes.push((id, predicted, measured));
         }
     }
-    let last = model.blocks() - 1;
-    for (id, predicted, measured) in &ratios {
+    for (id, predicted, measured) in &changes {
         let ratio = measured / predicted;
-        assert!((0.5..2.0).contains(&ratio), "{id}: {measured} for {predicted}");
-        // Behind the last attention every gradient is of its own token's prediction alone.
-        if id.block == last && [Role::O, Role::Gate, Role::Up, Role::Down].contains(&id.role) {
-            assert!((0.77..1.3).contains(&ratio), "{id}: {measured} for {predicted}");
+        let (least, most) = match id.role {
+            Role::Gate | Role::Up | Role::Down => (0.77, 1.3),
+            // Attention adds up what changes at several tokens, which a mean over tokens does not see.
+            Role::Q | Role::K | Role::O => (0.7, 1.6),
+            _ => (0.9, 3.5),
+        };
+        assert!((least..most).contains(&ratio), "{id}: {measured} for {predicted}");
+    }
+    // Which of two linears can bear the change better, where that is clear and attention does not add up.
+    let (mut pairs, own) = (0, |id: &LinearId| id.role != Role::V);
+    for (a, low, less) in changes.iter().filter(|(id, ..)| own(id)) {
+        for (b, high, more) in changes.iter().filter(|(id, high, _)| own(id) && *high > 2.0 * low) {
+            assert!(less < more, "{a}: {less} for {low}, {b}: {more} for {high}");
+            pairs += 1;
         }
     }
+    assert!(pairs > 200, "{pairs} pairs");
 }

@@ -123,7 +123,10 @@ fn the_peak_is_known_before() {
     let place = Place::new(SMALL);
     let learning = ["--steps", "3", "--batch", "4", "--unit", "raw"];
     let healing = ["--heal", "2", "--heal-batch", "4"];
-    let runs: [(&str, &[&str]); 7] = [
+    let runs: [(&str, &[&str]); 10] = [
+        ("auto", &[]),
+        ("auto", &["--gradients", "false"]),
+        ("auto", &healing),
         ("svd", &[]),
         ("awsvd", &[]),
         ("lorap", &[]),
@@ -147,7 +150,7 @@ fn a_limit_is_kept_and_changes_no_byte() {
     // Training in smaller batches may change its last bits.
     let heal = ["--heal", "2", "--heal-batch", "4"];
     for (method, more, trains) in
-        [("whiten", &["--weight", "unit"][..], false), ("rom", &[], false), ("svd", &heal, true)]
+        [("auto", &[][..], false), ("whiten", &["--weight", "unit"], false), ("rom", &[], false), ("svd", &heal, true)]
     {
         let free = format!("{method}-free");
         let (peak, _) = peaks(&place.cost(&free, 4, method, more));
@@ -212,7 +215,7 @@ fn figure(said: &str) -> u64 {
 #[test]
 fn a_small_model_keeps_its_limit_too() {
     let place = crate::program::Place::new();
-    for (method, more) in [("svd", ""), ("rom", ""), ("whiten", ""), ("soft", "--steps 2")] {
+    for (method, more) in [("auto", ""), ("svd", ""), ("rom", ""), ("whiten", ""), ("soft", "--steps 2")] {
         let line = format!("compress demo --method {method} --calib-windows 8 {more} --json -o {method}");
         let said = place.run(&format!("{line} --max-memory 1MB"));
         let needed = figure(&said.stderr);
