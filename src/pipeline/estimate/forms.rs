@@ -79,7 +79,8 @@ impl Compression<'_> {
     /// One form of every part alone, and predictions compared.
     fn measuring_forms(&self, terms: &Terms, gradients: bool) -> Bytes {
         let parts: Vec<BlockPart> = (0..self.model.blocks()).flat_map(|index| block_parts(self.model, index)).collect();
-        let blocks = parts.iter().map(|part| part.output().id.block);
+        let measured = parts.chunk_by(|a, b| a.shares_input(b));
+        let blocks = measured.map(|together| together[0].output().id.block);
         let windows = kl_windows(self.model, blocks, &self.calibration.windows);
         let tokens = windows.tokens();
         let states = 4.0 * (tokens * self.model.hidden()) as f64;

@@ -27,6 +27,8 @@ pub(super) use part::{BlockPart, block_parts};
 use std::collections::BTreeMap;
 use survey::Survey;
 
+/// The least scale of a part, as a share of the median.
+const LEAST_SCALE: f64 = 0.01;
 /// Tokens whose predictions are differentiated, at most. Second moments of m outputs need a few times m of them.
 const GRADIENT_TOKENS: usize = 8192;
 
@@ -77,8 +79,9 @@ impl Run<'_> {
             let parts = block_parts(&self.model, index);
             // Linears that share an input, as q and k, are measured together: it is their product that counts.
             for together in parts.chunk_by(|a, b| a.shares_input(b)) {
+                let chosen = |part: &BlockPart<'_>| part.reference_size(self.recipe.multiple_of);
                 let chosen: Vec<(BlockPart, usize)> =
-                    together.iter().map(|part| (part.clone(), part.reference_size(self.recipe.multiple_of))).collect();
+                    together.iter().filter_map(|part| Some((part.clone(), chosen(part)?))).collect();
                 let losses = chosen.iter().map(|(part, kept)| survey.loss(part, *kept)).collect::<Result<Vec<_>>>()?;
                 predicted.push(losses.iter().sum::<f64>());
                 sizes.push(together.len());
@@ -90,8 +93,8 @@ impl Run<'_> {
             }
         }
         let kl = self.measure(&variants, clock)?;
-        let scales = kl.iter().zip(predicted).map(|(&kl, predicted)| ratio(kl, predicted));
-        let scales: Vec<f64> = scales.zip(sizes).flat_map(|(scale, size)| vec![scale; size]).collect();
+        let scales = not_nothing(kl.iter().zip(predicted).map(|(&kl, predicted)| ratio(kl, predicted)).collect());
+        let scales: Vec<f64> = scales.into_iter().zip(sizes).flat_map(|(scale, size)| vec![scale; size]).collect();
         write_sealed(&path, &[NamedTensor::f64(KL, [scales.len()], &scales)], &BTreeMap::new())?;
         Ok(scales)
     }
@@ -133,4 +136,24 @@ pub(super) fn survey_bytes(run: &Run) -> Result<u64> {
 fn output_linears(model: &Model) -> Vec<LinearId> {
     let parts = (0..model.blocks()).flat_map(|index| block_parts(model, index));
     parts.map(|part: BlockPart| part.output().id).collect()
+}
+
+/// What rounding, or few tokens, make nothing of still costs something: a hundredth of the median.
+fn not_nothing(mut scales: Vec<f64>) -> Vec<f64> {
+    let mut sorted: Vec<f64> = scales.iter().copied().filter(|scale| *scale > 0.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    let least = sorted.get(sorted.len() / 2).map_or(1.0, |median| LEAST_SCALE * median);
+    scales.iter_mut().for_each(|scale| *scale = scale.max(least));
+    scales
+}
+
+#[cfg(test)]
+mod tests {
+    use super::not_nothing;
+
+    #[test]
+    fn a_part_that_measured_nothing_is_not_free() {
+        assert_eq!(not_nothing(vec![0.0, 2.0, 4.0, 8.0]), [0.04, 2.0, 4.0, 8.0]);
+        assert_eq!(not_nothing(vec![0.0, 0.0]), [1.0, 1.0]);
+    }
 }

@@ -36,7 +36,7 @@ impl<'m> BlockPart<'m> {
 
     /// Whether both are linears with the same input.
     pub fn shares_input(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::Linear(a), Self::Linear(b)) if a.site == b.site)
+        matches!((self, other), (Self::Linear(a), Self::Linear(b)) if (a.id.block, a.site) == (b.id.block, b.site))
     }
 
     /// The whole size of what gets fewer: components, channels, dimensions of a head.
@@ -64,13 +64,13 @@ impl<'m> BlockPart<'m> {
         (step..=most).step_by(step)
     }
 
-    /// The size that leaves about half of the part.
-    pub fn reference_size(&self, multiple_of: usize) -> usize {
+    /// The size that leaves about half of the part; `None` if it can only stay as it is.
+    pub fn reference_size(&self, multiple_of: usize) -> Option<usize> {
         let half = match self {
             Self::Linear(spec) => largest_saving_rank(spec.out, spec.input) / 2,
             _ => self.size() / 2,
         };
-        self.sizes(multiple_of).min_by_key(|size| size.abs_diff(half)).unwrap_or(1)
+        self.sizes(multiple_of).min_by_key(|size| size.abs_diff(half))
     }
 
     /// The form of this size.
