@@ -99,9 +99,11 @@ fn draw(logits: &[f32], u: f64) -> u32 {
     logits.len().saturating_sub(1) as u32
 }
 
+/// Numbers of variance scale², those of each row drawn by themselves: they do not depend on how many rows there are at once.
 fn normal(shape: &[usize], scale: f32, random: &mut SplitMix64) -> Result<Tensor> {
     let mut numbers = vec![0.0; shape.iter().product()];
-    SplitMix64::fill_normal(random.draw(), 0, &mut numbers);
+    let row = shape.iter().skip(1).product::<usize>().max(1);
+    numbers.chunks_exact_mut(row).for_each(|row| SplitMix64::fill_normal(random.draw(), 0, row));
     numbers.iter_mut().for_each(|x| *x *= scale);
     Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?)
 }
@@ -133,5 +135,25 @@ mod tests {
                 assert!((f64::from(found) - wanted).abs() < 0.01, "({i}, {j}): {found} for {wanted}");
             }
         }
+    }
+
+    #[test]
+    fn labels_do_not_depend_on_how_many_sequences_are_taken_at_once() {
+        let states = Tensor::zeros((6, 5, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let drawn = |size: usize| -> Vec<f32> {
+            let mut random = SplitMix64::new(3);
+            let parts: Vec<Tensor> = (0..6)
+                .step_by(size)
+                .map(|at| {
+                    sampled_gradient(&Prediction::States, &states.narrow(0, at, size).unwrap(), &mut random).unwrap()
+                })
+                .collect();
+            Tensor::cat(&parts, 0).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(drawn(6), drawn(1));
+        assert_eq!(drawn(6), drawn(2));
+        // 1 / hidden each.
+        let squares = 4.0 * drawn(6).iter().map(|x| x * x).sum::<f32>() / 120.0;
+        assert!((squares - 1.0).abs() < 0.4, "{squares}");
     }
 }
