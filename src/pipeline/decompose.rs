@@ -18,18 +18,30 @@ use std::time::Instant;
 
 impl Run<'_> {
     /// Decomposes the linears of the dense model with `method` and keeps `components` of each; those without a number stay as
-    /// they are. Blocks that an earlier run has finished are kept.
+    /// they are.
     pub(super) fn decompose(
         &self,
         method: &dyn Method,
         components: &dyn Fn(&LinearSpec) -> Option<usize>,
+    ) -> Result<()> {
+        self.decompose_blocks(method.needs(), &|index, block, stats| {
+            self.decompose_block(method, index, block, stats, components)
+        })
+    }
+
+    /// Writes the decompositions of every block that `work` makes of it and its statistics, in one pass. Blocks that an earlier
+    /// run has finished are kept.
+    pub(super) fn decompose_blocks(
+        &self,
+        needs: Needs,
+        work: &dyn Fn(usize, &Block, &BlockStats) -> Result<Vec<NamedTensor>>,
     ) -> Result<()> {
         let path = |index| self.job.decompositions_file(index);
         let finished = (0..self.model.blocks()).take_while(|&i| path(i).exists()).count();
         if finished == self.model.blocks() {
             return self.progress.step(finished as u64);
         }
-        let (mut states, mut heldout) = self.embed(method.needs())?;
+        let (mut states, mut heldout) = self.embed(needs)?;
         // A block's file is written while the next block computes.
         thread::scope(|scope| {
             let mut writing = None;
@@ -40,9 +52,7 @@ impl Run<'_> {
                     return self.progress.step(1);
                 }
                 let stats = self.stats_and_advance(index, &block, &mut states, &mut heldout)?;
-                let tensors = self
-                    .decompose_block(method, index, &block, &stats, components)
-                    .with_context(|| format!("decomposing block {index}"))?;
+                let tensors = work(index, &block, &stats).with_context(|| format!("decomposing block {index}"))?;
                 written(writing.take())?;
                 let path = path(index);
                 writing = Some(scope.spawn(move || Decompositions::write(&path, &tensors)));
@@ -128,7 +138,7 @@ impl Run<'_> {
 }
 
 /// Waits for a file that is being written.
-pub(super) fn written(writing: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
+fn written(writing: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
     writing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 

@@ -5,7 +5,8 @@
 //!                         ↘ train ↗
 //! ```
 //! Decompositions of the dense model lie on disk, so that a budget can be shared out over all of them; a learned method trains
-//! on them first. Methods that calibrate behind compressed blocks decompose, and cut at once, block by block.
+//! on them first. Methods that calibrate behind compressed blocks decompose, and cut at once, block by block. Where a budget is
+//! shared out over forms (`forms/`), what lies on disk is what every form of every part would lose.
 
 mod texts;
 mod degenerate;

@@ -1,10 +1,10 @@
 //! `--allocation forms`: every part of every block gets the form that costs least.
 //!
 //! ```text
-//! windows → output gradients → survey of every part → plan → cut
+//! windows → output gradients → survey of every part → one measurement of each → plan → cut
 //! ```
-//! The survey of a block is one file beside its decompositions: what each form of each part would lose at every size, and
-//! what it takes to make it.
+//! The survey of a block is the file of its decompositions: what each form of each part would lose at every size, and what it
+//! takes to make it.
 
 mod cut;
 mod part;

@@ -48,7 +48,7 @@ impl<'m> BlockPart<'m> {
         }
     }
 
-    /// The sizes that are offered: multiples of 8 or 16, as hardware likes them, where that is below a hundredth.
+    /// The sizes that are offered: multiples of 2 to 16, as hardware likes them, where that is about a hundredth.
     fn sizes(&self, multiple_of: usize) -> impl Iterator<Item = usize> {
         let size = self.size();
         let most = match self {

@@ -1,54 +1,26 @@
 //! What every form of every part of a block would lose, at every size.
 
 use super::super::Run;
-use super::super::decompose::{heldout_inputs, weight, written};
-use super::super::decompositions::{Decomposed, Decompositions};
+use super::super::decompose::{heldout_inputs, weight};
+use super::super::decompositions::Decomposed;
 use super::part::{BlockPart, block_parts, value_heads};
 use crate::backward::OutputGrams;
 use crate::calibrate::{BlockStats, SiteStats};
 use crate::checkpoint::{NamedTensor, TensorFile};
 use crate::form::channels;
 use crate::form::value_output::ValueOutput;
-use crate::forward::each_block;
 use crate::linalg::Mat;
 use crate::method::{GRADIENTS, heldout_curve, two_sided};
 use crate::model::{Block, LinearSpec};
 use crate::pipeline::stored;
 use crate::plan::{largest_saving_rank, tails};
 use anyhow::{Context, Result};
-use std::thread;
 use std::time::Instant;
 
 impl Run<'_> {
-    /// Surveys every block in one pass over the calibration text. Blocks that an earlier run has finished are kept.
+    /// Surveys every block in one pass over the calibration text.
     pub(super) fn survey(&self) -> Result<()> {
-        let path = |index| self.job.decompositions_file(index);
-        let finished = (0..self.model.blocks()).take_while(|&i| path(i).exists()).count();
-        if finished == self.model.blocks() {
-            return self.progress.step(finished as u64);
-        }
-        let (mut states, mut heldout) = self.embed(self.method.needs())?;
-        thread::scope(|scope| {
-            let mut writing = None;
-            each_block(&self.model, |index, block| {
-                if index < finished {
-                    states.advance(&block)?;
-                    heldout.advance(&block)?;
-                    return self.progress.step(1);
-                }
-                let stats = self.stats_and_advance(index, &block, &mut states, &mut heldout)?;
-                let tensors =
-                    self.survey_block(index, &block, &stats).with_context(|| format!("decomposing block {index}"))?;
-                written(writing.take())?;
-                let path = path(index);
-                writing = Some(scope.spawn(move || Decompositions::write(&path, &tensors)));
-                if !self.model.compute().limits.read_ahead {
-                    written(writing.take())?;
-                }
-                self.progress.step(1)
-            })?;
-            written(writing)
-        })
+        self.decompose_blocks(self.method.needs(), &|index, block, stats| self.survey_block(index, block, stats))
     }
 
     /// The second moments of gradients of block `index`; `None` where the recipe does without.
