@@ -7,6 +7,7 @@
 use super::modules::cosine;
 use super::score::logits;
 use crate::forward::{States, each_block};
+use crate::memory;
 use crate::model::{Head, Linear, Model, Output, Role};
 use crate::ops::Reference;
 use crate::progress::Progress;
@@ -61,6 +62,8 @@ pub fn sensitivities(
             original.advance(&block)?;
             progress.step(group.len() as u64)
         })?;
+        // What the blocks have left would keep logits apart from it.
+        memory::trim();
         result.extend(match &head {
             Some(head) => compare(head, &original, &changed)?,
             None => changed.iter().map(|changed| turned(&original, changed)).collect::<Result<Vec<_>>>()?,

@@ -108,7 +108,8 @@ fn every_method_works_on_every_family() {
             let base = Source::open(&folder).expect("a checkpoint");
             let whole = verify(&Source::open(&output).expect("an output"), Some(&base), None).expect("readable");
             assert!(whole.problems.is_empty(), "{case}: {:?}", whole.problems);
-            assert!(whole.factorised > 0, "{case}: nothing is factorised");
+            let narrowed = method == "auto" && report.linears.iter().any(|linear| linear.pruned_shape.is_some());
+            assert!(whole.factorised > 0 || narrowed, "{case}: nothing is factorised");
 
             let table = softlm::report::table(&report, 120, false);
             assert_eq!(
