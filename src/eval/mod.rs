@@ -18,4 +18,4 @@ pub use metrics::{accuracy, f1, pearson, spearman};
 pub use modules::{Modules, Pooling};
 pub use perplexity::{Divergence, Evaluation, Perplexity, evaluate};
 pub use pseudo::evaluate_masked;
-pub use sensitivity::{SENSITIVITY_STATES, Variant, sensitivities};
+pub use sensitivity::{Replacements, SENSITIVITY_STATES, Variant, sensitivities};

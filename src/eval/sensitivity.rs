@@ -18,12 +18,15 @@ use candle_core::Tensor;
 /// Share of the memory for states that those of all variants take together: one part in so many.
 pub const SENSITIVITY_STATES: usize = 8;
 
+/// What replaces linears of a block.
+pub type Replacements = Vec<(Role, Linear)>;
+
 /// Linears of one block and what replaces them.
 pub struct Variant<'a> {
     /// Which block.
     pub block: usize,
     /// Loads the replacements.
-    pub load: Box<dyn Fn() -> Result<Vec<(Role, Linear)>> + 'a>,
+    pub load: Box<dyn Fn() -> Result<Replacements> + 'a>,
 }
 
 /// Mean KL(original ‖ variant) per token in nats, or mean 1 − cosine per token, for each variant. Variants must be in block order.

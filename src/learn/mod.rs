@@ -14,7 +14,7 @@ mod trainer;
 
 pub use adamw::{AdamW, AdamWOptions, Group};
 pub use distillation::{Aim, Dataset, Distillation, Labelled};
-pub use heal::{HealJob, HealOptions, HealReport, Healed, TrainedMatrix, heal};
+pub use heal::{HealJob, HealOptions, HealReport, Healed, TrainedMatrices, TrainedMatrix, heal};
 pub use schedule::Schedule;
 pub use spectral::{
     Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralPoint, SpectralRates, SpectralReport, learn_spectra,

@@ -1,6 +1,6 @@
 //! The factors and narrowed weights of a compressed model in training beside the original.
 
-use super::{HealJob, TrainedMatrix};
+use super::{HealJob, TrainedMatrices, TrainedMatrix};
 use crate::backward::BlockStack;
 use crate::learn::adamw::{AdamW, AdamWOptions, Group};
 use crate::learn::distillation::DistillationLoss;
@@ -10,7 +10,7 @@ use crate::learn::trainer::{Log, Training};
 use crate::model::{Block, Role};
 use crate::user_bail;
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Var};
 use std::collections::BTreeMap;
 
 /// Looks without a better state after which training goes back.
@@ -97,8 +97,8 @@ impl<'a> FactorTraining<'a> {
     }
 
     /// What is trained, as it is now, sorted by linear.
-    pub(super) fn matrices(&self) -> Result<BTreeMap<(usize, Role), Vec<(TrainedMatrix, Tensor)>>> {
-        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    pub(super) fn matrices(&self) -> Result<TrainedMatrices> {
+        let mut found = TrainedMatrices::new();
         for trained in &self.trained {
             let (role, which) = matrix(&trained.name).context("only weights of linears are trained")?;
             found.entry((trained.block, role)).or_default().push((which, trained.var.as_detached_tensor()));

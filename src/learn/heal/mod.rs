@@ -91,8 +91,11 @@ pub struct Healed {
     /// What was done.
     pub report: HealReport,
     /// What was trained, by block and role, f32.
-    pub matrices: BTreeMap<(usize, Role), Vec<(TrainedMatrix, Tensor)>>,
+    pub matrices: TrainedMatrices,
 }
+
+/// What was trained of the linears of a model, by block and role, f32.
+pub type TrainedMatrices = BTreeMap<(usize, Role), Vec<(TrainedMatrix, Tensor)>>;
 
 /// A matrix of a linear that is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,7 +58,7 @@ impl Run<'_> {
         let ids = self.calibration.windows.ids();
         let count = gradient_windows(&self.calibration.windows);
         // Spread over the text, as the windows are.
-        let windows: Vec<&[u32]> = (0..count).map(|i| ids[i * ids.len() / count].as_ref()).collect();
+        let windows: Vec<&[u32]> = (0..count).map(|i| ids[i * ids.len() / count]).collect();
         clock.stage("differentiating", output_gram_batches(&self.model, &windows) as u64);
         let wanted = output_linears(&self.model);
         output_grams(&self.model, &windows, self.recipe.seed, &|spec| wanted.contains(&spec.id), &path, self.progress)
