@@ -34,7 +34,7 @@ Parts of a block, and the forms that each may take:
 |---|---|---|
 | q; k; any other linear by itself | two factors of rank r | below |
 | v and o together | r of d value dimensions per head, a smaller cache | ‖M^½ O (z − P z)‖, P of rank r per KV group |
-| gate, up and down together | n of N channels | W' = W C[:,S] C[S,S]⁻¹ (Nyström) |
+| gate, up and down together | n of N channels | W' = W Γ[:,S] Γ[S,S]⁻¹, Γ = Σ h hᵀ (Nyström) |
 | any of them | dense | |
 
 One measure for all of them. With y the output of the part's last linear, e the error of a form on it and g the gradient of
@@ -50,14 +50,14 @@ shared out over the forms of all parts at once, the sum of s · ½ tr(C E) being
 |---|---|---|
 | W, x, G | weight, y = W x; input; Σ x xᵀ | (m, n), (n), (n, n) |
 | C, M | output second moments, gradients clipped per token, shrunk by 0.3; M is C of o or down | (m, m) |
-| h, S | what enters down, N channels, mean-free where down has a bias; the channels that stay | (N) |
+| h, Γ, S | what enters down, N channels, mean-free where down has a bias; the channels that stay | (N) |
 | z, O, P | what enters o; its weight; projectors of the heads' values | (H d), (m, H d), (d, d) |
 
 Two factors: with C = R², R symmetric, and R W ≈ U (Uᵀ R W) by principal components of R W x (`softlm methods whiten`),
 factor B = R⁻¹ U and factor A = Uᵀ R W, least in tr(C (W − B A) G (W − B A)ᵀ). C is shrunk, so R⁻¹ is harmless.
 
-Channels are taken one after the other, each the one that lowers tr(M E) most, by pivoted Cholesky of C = Σ h hᵀ: the errors
-of all sizes are exact and down is its least-squares repair. Values: M_j = Σ O_hᵀ M O_h and S_j = Σ z_h z_hᵀ over the heads h of
+Channels are taken one after the other, each the one that lowers tr(M E) most, by pivoted Cholesky of Γ: the errors of
+all sizes are exact and down is its least-squares repair. Values: M_j = Σ O_hᵀ M O_h and S_j = Σ z_h z_hᵀ over the heads h of
 KV group j give the projector of rank r that is least in tr(M_j (1 − P) S_j (1 − P)ᵀ); then o is repaired by least squares.
 
 `--gradients false` takes C = I: no backward pass, and s alone makes parts comparable.
