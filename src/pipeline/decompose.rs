@@ -16,6 +16,9 @@ use std::panic::resume_unwind;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
+/// Takes a block, its number and its statistics to what is stored of it.
+pub(super) type BlockWork<'a> = dyn Fn(usize, &Block, &BlockStats) -> Result<Vec<NamedTensor>> + 'a;
+
 impl Run<'_> {
     /// Decomposes the linears of the dense model with `method` and keeps `components` of each; those without a number stay as
     /// they are.
@@ -31,11 +34,7 @@ impl Run<'_> {
 
     /// Writes the decompositions of every block that `work` makes of it and its statistics, in one pass. Blocks that an earlier
     /// run has finished are kept.
-    pub(super) fn decompose_blocks(
-        &self,
-        needs: Needs,
-        work: &dyn Fn(usize, &Block, &BlockStats) -> Result<Vec<NamedTensor>>,
-    ) -> Result<()> {
+    pub(super) fn decompose_blocks(&self, needs: Needs, work: &BlockWork) -> Result<()> {
         let path = |index| self.job.decompositions_file(index);
         let finished = (0..self.model.blocks()).take_while(|&i| path(i).exists()).count();
         if finished == self.model.blocks() {
