@@ -12,7 +12,7 @@
 use super::gradients::Gradients;
 use super::pass::{GradientTap, Segment, backward, forward};
 use super::sampled::{Prediction, sampled_gradient};
-use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
+use crate::checkpoint::{Dtype, NamedTensor, TensorFile, decode, write_sealed};
 use crate::compute::Limits;
 use crate::linalg::{GramSums, Mat, gram_add};
 use crate::memory;
@@ -133,7 +133,7 @@ impl Collector {
     fn read(&self, (m, at): (usize, u64)) -> Result<(Mat, f64)> {
         let mut bytes = vec![0; 8 * (m * m + 1)];
         self.file.read_exact_at(&mut bytes, at).context("reading sums of gradients back")?;
-        let mut numbers: Vec<f64> = bytes.chunks_exact(8).map(|x| f64::from_le_bytes(x.try_into().unwrap())).collect();
+        let mut numbers: Vec<f64> = decode(Dtype::F64, &bytes);
         let tokens = numbers.pop().unwrap_or(0.0);
         Ok((Mat::from_rows(m, m, &numbers), tokens))
     }

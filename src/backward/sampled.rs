@@ -6,7 +6,7 @@
 
 use super::pass::gradients_of;
 use super::token_loss::{Objective, logit_loss};
-use crate::model::{Classifier, Head, Output};
+use crate::model::{Classifier, Head, Model, Output};
 use crate::random::SplitMix64;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor, Var};
@@ -49,7 +49,7 @@ pub fn sampled_gradient(prediction: &Prediction, states: &Tensor, random: &mut S
 
 impl Prediction {
     /// That of `model`.
-    pub fn of(model: &crate::model::Model) -> Result<Self> {
+    pub fn of(model: &Model) -> Result<Self> {
         Ok(match model.output() {
             Output::NextToken | Output::MaskedToken => Self::Tokens(Box::new(model.head()?)),
             Output::Classes(_) => Self::Classes(model.classifier()?.context("a classifier without a head")?),

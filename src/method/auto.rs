@@ -154,43 +154,37 @@ mod tests {
         Mat::from_f32_rows(rows, cols, &numbers)
     }
 
-    fn objective(error: &Mat, gram: &Mat, output: &Mat) -> f64 {
-        let e = output.matmul(&error.matmul(gram)).nt_matmul(error);
-        (0..e.rows()).map(|i| e.get(i, i)).sum()
+    /// A weight (m, n), statistics of its inputs and second moments of its gradients.
+    fn example(m: usize, n: usize) -> (Mat, SiteStats, Mat) {
+        let mut stats = SiteStats::empty(n, true);
+        stats.add(&noise(40, n, 2).to_f32_rows(), GramSums::F64);
+        stats.gram.mirror_lower();
+        let g = noise(m, 2 * m, 3);
+        (noise(m, n, 1), stats, g.nt_matmul_symmetric(&g))
     }
 
     #[test]
     fn two_sided_factors_lose_what_they_say_and_less_than_one_sided_ones() {
-        let (m, n) = (7, 5);
-        let w = noise(m, n, 1);
-        let mut stats = SiteStats::empty(n, true);
-        stats.add(&noise(40, n, 2).to_f32_rows(), GramSums::F64);
-        stats.gram.mirror_lower();
-        let g = noise(m, 9, 3);
-        let output = g.nt_matmul_symmetric(&g);
+        let (w, stats, output) = example(7, 5);
         let two = two_sided(&w, &stats, &output).unwrap();
         let one = output_pca::decompose(&w, &stats).unwrap();
-        for rank in 1..=n {
-            let lost = |parts: &Decomposition| {
-                let product = parts.b.col_range(0..rank).matmul(&parts.a.row_range(0..rank));
-                objective(&w.sub(&product), &stats.gram, &output)
-            };
-            let (found, said, scale) = (lost(&two), two.loss(rank), two.loss(0));
+        // tr(C (W − B A) G (W − B A)ᵀ)
+        let lost = |parts: &Decomposition, rank| {
+            let error = w.sub(&parts.b.col_range(0..rank).matmul(&parts.a.row_range(0..rank)));
+            let e = output.matmul(&error.matmul(&stats.gram)).nt_matmul(&error);
+            (0..e.rows()).map(|i| e.get(i, i)).sum::<f64>()
+        };
+        for rank in 1..=5 {
+            let (found, said, scale) = (lost(&two, rank), two.loss(rank), two.loss(0));
             assert!((found - said).abs() < 1e-9 * scale, "rank {rank}: {found} for {said}");
-            assert!(found <= lost(&one) + 1e-9 * scale, "rank {rank}: {found} against {}", lost(&one));
+            assert!(found <= lost(&one, rank) + 1e-9 * scale, "rank {rank}: {found} against {}", lost(&one, rank));
         }
-        assert!(two.loss(2) < 0.9 * lost_of(&one, &w, &stats, &output, 2));
+        assert!(two.loss(2) < 0.9 * lost(&one, 2));
     }
 
     #[test]
     fn factors_do_not_grow_as_gradients_shrink() {
-        let (m, n) = (6, 9);
-        let w = noise(m, n, 1);
-        let mut stats = SiteStats::empty(n, true);
-        stats.add(&noise(40, n, 2).to_f32_rows(), GramSums::F64);
-        stats.gram.mirror_lower();
-        let g = noise(m, 20, 3);
-        let output = g.nt_matmul_symmetric(&g);
+        let (w, stats, output) = example(6, 9);
         let usual = two_sided(&w, &stats, &output).unwrap();
         for scale in [1e-30, 1e12] {
             let mut scaled = output.clone();
@@ -200,10 +194,5 @@ mod tests {
             assert!(parts.a.sub(&usual.a).frobenius() < 1e-9 * usual.a.frobenius(), "{scale:e}");
             assert!((parts.loss(2) / scale / usual.loss(2) - 1.0).abs() < 1e-9, "{scale:e}");
         }
-    }
-
-    fn lost_of(parts: &Decomposition, w: &Mat, stats: &SiteStats, output: &Mat, rank: usize) -> f64 {
-        let product = parts.b.col_range(0..rank).matmul(&parts.a.row_range(0..rank));
-        objective(&w.sub(&product), &stats.gram, output)
     }
 }

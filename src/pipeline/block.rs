@@ -40,8 +40,11 @@ impl FinishedBlock {
         reports_of(&TensorFile::open_unfinished(path)?)
     }
 
-    /// Parts of a fused matrix stand on their own as soon as one of them is factorised.
-    pub fn split_fused(&mut self, model: &Model, index: usize) -> Result<()> {
+    /// Brings what is reported into the order of the block. Parts of a fused matrix stand on their own as soon as one of them
+    /// is stored in another form.
+    pub fn complete(&mut self, model: &Model, index: usize) -> Result<()> {
+        let place = |id| model.block_linears(index).position(|spec| spec.id == id);
+        self.linears.sort_by_key(|linear| place(linear.id));
         let has = |tensors: &[NamedTensor], spec: &LinearSpec| {
             tensors.iter().any(|t| t.name.strip_prefix(&spec.name).is_some_and(|rest| rest.starts_with('.')))
         };

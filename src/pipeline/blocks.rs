@@ -61,9 +61,7 @@ impl Run<'_> {
             drop(stats);
             memory::trim();
         }
-        done.split_fused(&self.model, index)?;
-        let place = |id| self.model.block_linears(index).position(|spec| spec.id == id);
-        done.linears.sort_by_key(|linear| place(linear.id));
+        done.complete(&self.model, index)?;
         done.save(&self.job.block_file(index))
     }
 

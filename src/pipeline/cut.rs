@@ -7,33 +7,45 @@ use super::decompositions::{Decomposed, Decompositions};
 use super::stored;
 use crate::calibrate::BlockStats;
 use crate::checkpoint::{Dtype, NamedTensor};
-use crate::model::{Block, FfnPart, Linear, LinearSpec};
+use crate::model::{Block, FfnPart, Linear, LinearSpec, Side};
 use crate::plan::{Choice, Plan};
 use crate::report::{Form, LinearReport};
 use crate::user_bail;
 use anyhow::{Context, Result};
 use std::time::Instant;
 
+/// What is stored of linears and what is to be said of them.
+pub(super) type Cut = (Vec<NamedTensor>, Vec<LinearReport>);
+
 impl Run<'_> {
     /// Cuts every block from its decompositions as `plan` says. Blocks that an earlier run has finished are kept.
     pub(super) fn cut_all(&self, plan: &Plan) -> Result<()> {
+        self.cut_blocks(&|index| {
+            let file = Decompositions::open(&self.job.decompositions_file(index))?;
+            let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
+            let cut = |spec: &&LinearSpec| match choice(plan, spec)? {
+                Choice::Dense => Ok((Vec::new(), dense_report(spec))),
+                Choice::Rank(rank) => self.cut(spec, &file.linear(spec, rank)?, rank),
+                Choice::Width(_) | Choice::HeadDim { .. } => {
+                    user_bail!("{} cannot be narrowed by its decomposition", spec.id; "use --allocation lorap")
+                }
+            };
+            let cut = self.in_waves(&specs, |spec| spec, cut)?;
+            Ok(cut.into_iter().map(|(tensors, report)| (tensors, vec![report])).collect())
+        })
+    }
+
+    /// Stores every block as `cut` makes it, one entry per linear or per linears that change together. Blocks that an earlier
+    /// run has finished are kept.
+    pub(super) fn cut_blocks(&self, cut: &dyn Fn(usize) -> Result<Vec<Cut>>) -> Result<()> {
         for index in 0..self.model.blocks() {
             if !self.job.block_file(index).exists() {
-                let file = Decompositions::open(&self.job.decompositions_file(index))?;
-                let specs: Vec<&LinearSpec> = self.model.block_linears(index).collect();
-                let cut = |spec: &&LinearSpec| match choice(plan, spec)? {
-                    Choice::Dense => Ok((Vec::new(), dense_report(spec))),
-                    Choice::Rank(rank) => self.cut(spec, &file.linear(spec, rank)?, rank),
-                    Choice::Width(_) | Choice::HeadDim { .. } => {
-                        user_bail!("{} cannot be narrowed by its decomposition", spec.id; "use --allocation lorap")
-                    }
-                };
                 let mut done = FinishedBlock::default();
-                for (tensors, report) in self.in_waves(&specs, |spec| spec, cut)? {
+                for (tensors, reports) in cut(index)? {
                     done.tensors.extend(tensors);
-                    done.linears.push(report);
+                    done.linears.extend(reports);
                 }
-                done.split_fused(&self.model, index)?;
+                done.complete(&self.model, index)?;
                 done.save(&self.job.block_file(index))?;
             }
             self.progress.step(1)?;
@@ -92,15 +104,7 @@ impl Run<'_> {
         let seconds = started.elapsed().as_secs_f64() / specs.len() as f64;
         for spec in specs {
             done.tensors.extend(stored::pruned(self.model.source(), spec, &channels)?);
-            let is_down = spec.id.role.ffn_part() == Some(FfnPart::Down);
-            let shape = if is_down { [spec.out, width] } else { [width, spec.input] };
-            done.linears.push(LinearReport {
-                form: Form::Pruned,
-                pruned_shape: Some(shape),
-                params_after: (shape[0] * shape[1]) as u64,
-                seconds,
-                ..dense_report(spec)
-            });
+            done.linears.push(LinearReport { seconds, ..narrowed_report(spec, width) });
         }
         Ok(())
     }
@@ -129,6 +133,20 @@ pub(super) fn dense_report(spec: &LinearSpec) -> LinearReport {
         note: None,
         seconds: 0.0,
         learned: None,
+    }
+}
+
+/// A linear that stays dense with `inner` of its inputs or outputs, whichever meets the other linears of its sublayer.
+pub(super) fn narrowed_report(spec: &LinearSpec, inner: usize) -> LinearReport {
+    let shape = match spec.id.role.inner_side() {
+        Some(Side::Inputs) => [spec.out, inner],
+        _ => [inner, spec.input],
+    };
+    LinearReport {
+        form: Form::Pruned,
+        pruned_shape: Some(shape),
+        params_after: (shape[0] * shape[1]) as u64,
+        ..dense_report(spec)
     }
 }
 

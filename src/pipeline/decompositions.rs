@@ -1,5 +1,7 @@
 //! The decompositions of a model on disk, one file per block: what a budget is shared out by and cut from.
 //!
+//! Where a budget is shared out over forms, linears that change together have one entry, under the last of them.
+//!
 //! Of every linear its sizes and errors can be read without its factors, and of the factors as many components as are
 //! wanted: components lie in the order of their worth, so any budget can be cut from one file.
 
@@ -10,6 +12,9 @@ use crate::model::LinearSpec;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Name of the losses in a file.
+const LOSS: &str = "loss";
 
 /// One linear decomposed.
 pub struct Decomposed {
@@ -43,11 +48,48 @@ impl Decomposed {
     }
 }
 
+/// The losses of a linear's ranks as a tensor beside those of [`Decomposed::encode`].
+pub fn encode_losses(spec: &LinearSpec, losses: &[f64]) -> NamedTensor {
+    NamedTensor::f64(key(spec, LOSS), [losses.len()], losses)
+}
+
+/// What it takes to make linears smaller that change together.
+pub struct Narrowing {
+    /// Σ z zᵀ of what enters the last of them, (n, n); without the mean where a bias takes that over.
+    pub gram: Mat,
+    /// Channels in the order in which they should be kept; empty where it is not channels that go.
+    pub order: Vec<usize>,
+    /// Mean of what enters the last of them, where its bias takes it over.
+    pub mean: Vec<f64>,
+    /// What is lost with each size, from nothing to all of it.
+    pub losses: Vec<f64>,
+    /// Seconds that took.
+    pub seconds: f64,
+}
+
+impl Narrowing {
+    /// As tensors.
+    pub fn encode(&self, spec: &LinearSpec) -> Vec<NamedTensor> {
+        let vector = |name: &str, values: &[f64]| NamedTensor::f64(key(spec, name), [values.len()], values);
+        let order: Vec<f64> = self.order.iter().map(|&channel| channel as f64).collect();
+        let shape = [self.gram.rows(), self.gram.cols()];
+        let mut tensors = vec![
+            NamedTensor::f32(key(spec, "gram"), shape, &self.gram.to_f32_rows()),
+            encode_losses(spec, &self.losses),
+            vector("seconds", &[self.seconds]),
+        ];
+        let known =
+            [("order", order), ("mean", self.mean.clone())].into_iter().filter(|(_, values)| !values.is_empty());
+        tensors.extend(known.map(|(name, values)| vector(name, &values)));
+        tensors
+    }
+}
+
 /// The file of one block, opened.
 pub struct Decompositions(TensorFile);
 
 impl Decompositions {
-    /// Writes what [`Decomposed::encode`] gave for the linears of a block.
+    /// Writes what was encoded of the linears of a block.
     pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
         write_sealed(path, tensors, &BTreeMap::new())
     }
@@ -67,7 +109,7 @@ impl Decompositions {
         let facts = self.0.f64s(&key(spec, "facts"))?;
         let note = key(spec, "note");
         let note = self.0.info(&note).map(|_| self.0.text(&note)).transpose()?;
-        let (a, b) = (self.factor(spec, "a")?, self.factor(spec, "b")?);
+        let (a, b) = (self.matrix(spec, "a")?, self.matrix(spec, "b")?);
         let rank = rank.min(a.rows());
         let parts =
             Decomposition { a: a.row_range(0..rank), b: b.col_range(0..rank), energy: self.energy(spec)?, note };
@@ -75,7 +117,27 @@ impl Decompositions {
         Ok(Decomposed { parts, heldout, seconds: facts[1] })
     }
 
-    fn factor(&self, spec: &LinearSpec, name: &str) -> Result<Mat> {
+    /// What is lost with each size of what `spec` is the last linear of, from nothing to all of it.
+    pub fn losses(&self, spec: &LinearSpec) -> Result<Vec<f64>> {
+        self.0.f64s(&key(spec, LOSS))
+    }
+
+    /// Linears that change together and end in `spec`.
+    pub fn narrowing(&self, spec: &LinearSpec) -> Result<Narrowing> {
+        let vector = |name: &str| {
+            let name = key(spec, name);
+            self.0.info(&name).map_or(Ok(Vec::new()), |_| self.0.f64s(&name))
+        };
+        Ok(Narrowing {
+            gram: self.matrix(spec, "gram")?,
+            order: vector("order")?.into_iter().map(|channel| channel as usize).collect(),
+            mean: vector("mean")?,
+            losses: self.losses(spec)?,
+            seconds: vector("seconds")?.first().copied().unwrap_or(0.0),
+        })
+    }
+
+    fn matrix(&self, spec: &LinearSpec, name: &str) -> Result<Mat> {
         let name = key(spec, name);
         let info = self.0.info(&name).with_context(|| format!("{} has no tensor {name}", self.0.name()))?;
         let (rows, cols) = (info.shape[0], info.shape[1]);

@@ -116,7 +116,7 @@ impl Run<'_> {
                 done.tensors.push(stored::bias(&self.model, &linear.spec, &deviation, dtype)?);
             }
         }
-        done.split_fused(&self.model, index)?;
+        done.complete(&self.model, index)?;
         done.save(&self.job.block_file(index))
     }
 

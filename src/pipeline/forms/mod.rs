@@ -19,13 +19,12 @@ use crate::checkpoint::{NamedTensor, TensorFile, write_sealed};
 use crate::eval::Variant;
 use crate::machine::StageClock;
 use crate::method::GRADIENTS;
-use crate::model::{LinearId, Model};
+use crate::model::LinearId;
 use crate::plan::{self, Item, Plan};
 use crate::text::Windows;
 use anyhow::{Context, Result};
 pub(super) use part::{BlockPart, block_parts};
-use std::collections::BTreeMap;
-use survey::Survey;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The least scale of a part, as a share of the median.
 const LEAST_SCALE: f64 = 0.01;
@@ -46,7 +45,17 @@ impl Run<'_> {
         let plan = self.plan_forms(&scales)?;
         clock.stage("compressing", blocks);
         self.cut_forms(&plan)?;
-        Ok(Shrunk { plan, weights: None, learning: None })
+        let mut weights = BTreeMap::new();
+        for (part, scale) in self.parts().into_iter().zip(&scales) {
+            weights.extend(part.linears().into_iter().map(|spec| (spec.id, *scale)));
+        }
+        let weights = self.model.linears().iter().filter_map(|spec| weights.get(&spec.id).copied()).collect();
+        Ok(Shrunk { plan, weights: Some(weights), learning: None })
+    }
+
+    /// The parts of all blocks.
+    fn parts(&self) -> Vec<BlockPart<'_>> {
+        (0..self.model.blocks()).flat_map(|index| block_parts(&self.model, index)).collect()
     }
 
     /// Second moments of the gradients behind every part, one file per block.
@@ -60,7 +69,8 @@ impl Run<'_> {
         // Spread over the text, as the windows are.
         let windows: Vec<&[u32]> = (0..count).map(|i| ids[i * ids.len() / count]).collect();
         clock.stage("differentiating", output_gram_batches(&self.model, &windows) as u64);
-        let wanted = output_linears(&self.model);
+        // Where the error of a part is weighed.
+        let wanted: BTreeSet<LinearId> = self.parts().iter().map(|part| part.output().id).collect();
         output_grams(&self.model, &windows, self.recipe.seed, &|spec| wanted.contains(&spec.id), &path, self.progress)
     }
 
@@ -75,15 +85,16 @@ impl Run<'_> {
         let (mut predicted, mut sizes) = (Vec::new(), Vec::new());
         let mut variants = Vec::new();
         for index in 0..self.model.blocks() {
-            let survey = Survey::open(self, index)?;
+            let survey = self.surveyed(index)?;
             let parts = block_parts(&self.model, index);
             // Linears that share an input, as q and k, are measured together: it is their product that counts.
             for together in parts.chunk_by(|a, b| a.shares_input(b)) {
                 let chosen = |part: &BlockPart<'_>| part.reference_size(self.recipe.multiple_of);
                 let chosen: Vec<(BlockPart, usize)> =
                     together.iter().filter_map(|part| Some((part.clone(), chosen(part)?))).collect();
-                let losses = chosen.iter().map(|(part, kept)| survey.loss(part, *kept)).collect::<Result<Vec<_>>>()?;
-                predicted.push(losses.iter().sum::<f64>());
+                let lost = |(part, kept): &(BlockPart, usize)| Ok(survey.losses(part.output())?.get(*kept).copied());
+                let losses = chosen.iter().map(lost).collect::<Result<Vec<Option<f64>>>>()?;
+                predicted.push(losses.into_iter().flatten().sum::<f64>());
                 sizes.push(together.len());
                 let load = move || {
                     let linears = chosen.iter().map(|(part, kept)| self.linears_of(part, part.choice(*kept)));
@@ -104,10 +115,10 @@ impl Run<'_> {
         let items: Vec<Item> = self.model.linears().iter().map(Item::from).collect();
         let mut parts = Vec::with_capacity(scales.len());
         for index in 0..self.model.blocks() {
-            let survey = Survey::open(self, index)?;
+            let survey = self.surveyed(index)?;
             for part in block_parts(&self.model, index) {
                 let scale = scales.get(parts.len()).copied().context("a part that was not measured")?;
-                parts.push(part.ladder(&survey.losses(&part)?, scale, self.recipe.multiple_of));
+                parts.push(part.ladder(&survey.losses(part.output())?, scale, self.recipe.multiple_of));
             }
         }
         plan::forms(&items, &parts, allocate::target(self.recipe, &self.model)?)
@@ -129,13 +140,7 @@ pub(super) fn survey_bytes(run: &Run) -> Result<u64> {
         let moments = if gradients { square(spec.out) } else { 0 };
         moments + if matches!(part, BlockPart::Linear(_)) { 0 } else { square(spec.input) }
     };
-    Ok((0..run.model.blocks()).flat_map(|index| block_parts(&run.model, index)).map(of_part).sum())
-}
-
-/// The last linear of every part: where its error is weighed.
-fn output_linears(model: &Model) -> Vec<LinearId> {
-    let parts = (0..model.blocks()).flat_map(|index| block_parts(model, index));
-    parts.map(|part: BlockPart| part.output().id).collect()
+    Ok(run.parts().into_iter().map(of_part).sum())
 }
 
 /// What rounding, or few tokens, make nothing of still costs something: a hundredth of the median.
