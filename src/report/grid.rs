@@ -106,7 +106,7 @@ impl Grid {
             parts.push("dense: unchanged".into());
         }
         if any(&|cell| cell.starts_with('w')) {
-            parts.push("w: pruned to that many channels, dense".into());
+            parts.push("w: dense, with that many channels, or dimensions of all heads".into());
         }
         if self.rows.iter().any(|row| row.worst.is_some()) {
             parts.push("error: worst ‖(W-W')X‖²/‖WX‖² of the row, on held-out windows".into());
