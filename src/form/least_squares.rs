@@ -13,9 +13,6 @@
 //! | Y X'ᵀ, H = X' X'ᵀ | sums over tokens | (m, n), (n, n) |
 //! | W₀, W' | weight before and after | (m, n) |
 //! | μ | damping · mean of diag H | |
-//! | B₀, A | output factor before, input factor, W' = B A | (m, r), (r, n) |
-//!
-//! With the input factor fixed, B is the same fit on the inputs A X': B = (Y X'ᵀ Aᵀ + μ B₀) (A H Aᵀ + μ I)⁻¹.
 //!
 //! Departures:
 //! - The last form of the line above is computed. Where there is nothing to correct, W₀ comes back as it was; so do the
@@ -40,11 +37,6 @@ pub fn refit(w0: &Mat, yx: &Mat, h: &Mat, damping: f64) -> Result<Mat> {
     let mut out = solve(&yx.sub(&w0.matmul(h)), h, damping)?;
     out.add_assign(w0);
     Ok(out)
-}
-
-/// B (m, r) from the output factor `b0` (m, r), the input factor `a` (r, n) and the sums as for [`refit`].
-pub fn refit_output_factor(b0: &Mat, a: &Mat, yx: &Mat, h: &Mat, damping: f64) -> Result<Mat> {
-    refit(b0, &yx.nt_matmul(a), &a.matmul(h).nt_matmul_symmetric(a), damping)
 }
 
 /// X (m, n) with X (H + μ I) = `right` (m, n), zero where H has a zero diagonal.
@@ -132,16 +124,5 @@ mod tests {
         assert_eq!(refit(&w0, &Mat::zeros(4, 12), &zero, 1e-3).unwrap(), w0);
         let wrong = Mat::from_fn(12, 12, |i, j| if i == j { 1.0 } else { 3.0 });
         assert!(refit(&w0, &w0, &wrong, 0.0).unwrap_err().to_string().contains("below zero"));
-    }
-
-    #[test]
-    fn the_output_factor_is_the_best_for_its_input_factor() {
-        let (m, n, r) = (6, 9, 3);
-        let (x, y, a, b0) = (noise(n, 30, 1), noise(m, 30, 2), noise(r, n, 3), noise(m, r, 4));
-        let b = refit_output_factor(&b0, &a, &y.nt_matmul(&x), &gram(&x), 0.0).unwrap();
-        let z = a.matmul(&x);
-        let rest = y.sub(&b.matmul(&z)).nt_matmul(&z);
-        assert!(rest.frobenius() < 1e-6 * y.nt_matmul(&z).frobenius());
-        assert!(error(&b, &y, &z) < error(&b0, &y, &z));
     }
 }

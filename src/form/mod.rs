@@ -6,9 +6,6 @@
 pub mod channels;
 mod elimination;
 pub mod least_squares;
-pub mod packed;
-pub mod query_key;
-pub mod rotary_pairs;
 mod subspace;
 pub mod value_output;
 

@@ -4,21 +4,19 @@
 //!
 //! ```text
 //! min tr(M (I − P) S (I − P)ᵀ), P = B A        M = Fᵀ F        F S Fᵀ = U Λ Uᵀ        rows of A: span of Fᵀ U_r
-//! error(r) = Σ_{i>r} λ_i, with B = S Aᵀ (A S Aᵀ)⁻¹
 //! ```
 //!
 //! This is the SVD of M^½ S^½ by a route without an inverse: with M^½ S^½ = U Σ Vᵀ, V_rᵀ S^-½ and U_rᵀ M^½ have the same row
 //! space. A is orthonormalised from its first row on, so that its first r rows are the basis of rank r for every r.
 
-use super::least_squares::refit;
 use crate::linalg::{Mat, Qr, evd_symmetric};
 use anyhow::Result;
 
 /// Second moments are raised by this share of their mean, so that directions in which z never went follow M.
 const FLOOR: f64 = 1e-12;
 
-/// A (d, d), orthogonal, and the errors of rank 0 ..= d, for `m` and `s` (d, d), both symmetric positive semi-definite.
-pub(super) fn nested_basis(m: &Mat, s: &Mat) -> Result<(Mat, Vec<f64>)> {
+/// A (d, d), orthogonal, for `m` and `s` (d, d), both symmetric positive semi-definite.
+pub(super) fn nested_basis(m: &Mat, s: &Mat) -> Result<Mat> {
     let d = m.rows();
     let mean = (0..d).map(|i| s.get(i, i)).sum::<f64>() / d.max(1) as f64;
     let floor = if mean > 0.0 { mean * FLOOR } else { 1.0 };
@@ -28,16 +26,5 @@ pub(super) fn nested_basis(m: &Mat, s: &Mat) -> Result<(Mat, Vec<f64>)> {
     f.scale_cols(&root.values.iter().map(|x| x.max(0.0).sqrt()).collect::<Vec<_>>());
     // `f` is Fᵀ.
     let inner = evd_symmetric(&f.tn_matmul(&raised).matmul(&f), "the second moments")?;
-    let basis = Qr::new(&f.matmul(&inner.vectors)).q_times(&Mat::identity(d)).transpose();
-    let mut error = vec![0.0; d + 1];
-    if mean > 0.0 {
-        (0..d).rev().for_each(|r| error[r] = error[r + 1] + inner.values[r].max(0.0));
-    }
-    Ok((basis, error))
-}
-
-/// B (d, r) for the basis `a` (r, d): S Aᵀ (A S Aᵀ)⁻¹, and Aᵀ where `s` says nothing.
-pub(super) fn reconstruction(a: &Mat, s: &Mat) -> Result<Mat> {
-    let sa = s.nt_matmul(a);
-    refit(&a.transpose(), &sa, &a.matmul(&sa), 0.0)
+    Ok(Qr::new(&f.matmul(&inner.vectors)).q_times(&Mat::identity(d)).transpose())
 }

@@ -56,7 +56,7 @@ pub struct Heads {
 
 impl Heads {
     /// Heads per group.
-    pub(super) fn per_group(&self) -> usize {
+    fn per_group(&self) -> usize {
         assert!(self.groups > 0 && self.heads.is_multiple_of(self.groups), "heads are spread evenly over groups");
         self.heads / self.groups
     }
@@ -111,7 +111,7 @@ impl ValueOutput {
                 let o = o.col_range(at);
                 m.add_assign(&o.tn_matmul(&weight.map_or_else(|| o.clone(), |weight| weight.matmul(&o))));
             }
-            bases.push(nested_basis(&m, &s)?.0);
+            bases.push(nested_basis(&m, &s)?);
         }
         let output = rotated(o, &bases, heads);
         let gram = rotated(&rotated(gram, &bases, heads).transpose(), &bases, heads);

@@ -6,7 +6,6 @@
 
 pub(crate) mod bf16;
 mod factor;
-mod interpolate;
 mod mat;
 mod positive;
 mod product;
@@ -15,7 +14,6 @@ mod solver;
 mod strided;
 
 pub use factor::{Evd, Qr, Svd, evd_symmetric, fix_signs, thin_svd};
-pub use interpolate::{RowInterpolation, interpolate_rows};
 pub use mat::Mat;
 pub use positive::solve_positive;
 pub use product::{GramSums, gram_add, on_one_thread};

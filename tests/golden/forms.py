@@ -72,50 +72,11 @@ def value_output():
     return result
 
 
-def query_key():
-    """4 query heads and 2 key heads of 6 dimensions, 7 inputs, biases; scores less the mean over all keys of a query."""
-    heads, groups, d = 4, 2, 6
-    q, k, x = matrix(heads * d, 7, 7), matrix(groups * d, 7, 8), matrix(7, 30, 9)
-    q = q @ x + np.cos(np.arange(heads * d))[:, None]
-    k = k @ x + np.sin(np.arange(groups * d))[:, None]
-    head = lambda a, h: a[h * d : (h + 1) * d]  # noqa: E731
-    # Rank 4: Eckart-Young on the scores of all pairs of tokens, the heads of a group on top of each other.
-    scores, cut, error = [], [], np.zeros(d + 1)
-    for j in range(groups):
-        s = np.concatenate([head(q, h).T @ head(k, j) for h in (2 * j, 2 * j + 1)])
-        s -= s.mean(axis=1, keepdims=True)
-        u, sigma, v = np.linalg.svd(s, full_matrices=False)
-        error += [np.sum(sigma[r:] ** 2) for r in range(d + 1)]
-        scores.append(s)
-        cut.append((u[:, :4] * sigma[:4]) @ v[:4])
-    joint = {"error": error / 30**2, "scores": np.array(cut)[:, :5, :5]}
-    # Rotary: 5 positions; queries and keys are drawn independently of them and of each other.
-    frequencies, length = np.array([1.0, 0.3, 0.02]), 5
-    cost = np.zeros((groups, d // 2))
-    for j in range(groups):
-        for p, frequency in enumerate(frequencies):
-            at = [p, p + d // 2]
-            for h in (2 * j, 2 * j + 1):
-                for t in range(length):
-                    # Score parts of this query position: (queries, keys, s).
-                    parts = []
-                    for angle in frequency * (t - np.arange(t + 1)):
-                        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-                        parts.append(head(q, h)[at].T @ turn @ head(k, j)[at])
-                    parts = np.stack(parts, axis=2)
-                    cost[j, p] += ((parts**2).mean() - (parts.mean(axis=(1, 2)) ** 2).mean()) / length
-    order = np.argsort(-cost, axis=1)
-    falling = -np.sort(-cost, axis=1)
-    curve = [falling[:, r:].sum() for r in range(d // 2 + 1)]
-    return {"joint": joint, "rotary": {"order": order, "error": curve}}
-
-
 def least_squares():
     w, x, y = matrix(4, 6, 10), matrix(6, 25, 11), matrix(4, 25, 12)
     h, mu = x @ x.T, 0.05 * np.trace(x @ x.T) / 6
     damped = (y @ x.T + mu * w) @ np.linalg.inv(h + mu * np.eye(6))
-    a = matrix(2, 6, 13)
-    return {"damped": damped, "output_factor": fitted(y, a @ x)}
+    return {"damped": damped}
 
 
 def plain(value):
@@ -128,7 +89,7 @@ def plain(value):
 
 def main():
     result = {"schema": 1, "versions": versions()}
-    for part in (channels, value_output, query_key, least_squares):
+    for part in (channels, value_output, least_squares):
         result[part.__name__] = plain(part())
     write_json("forms.json", digits(result, 13), depth=4)
 
