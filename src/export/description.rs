@@ -3,7 +3,7 @@
 use super::linears::{Held, bias_name, factors, own_bias, own_weight};
 use super::plan::Plan;
 use crate::checkpoint::{Dtype, Section, Source, family_config};
-use crate::model::{Description, LinearId, LinearSpec, Role, Stored};
+use crate::model::{Description, LinearSpec, Stored};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -51,13 +51,11 @@ struct LinearEntry {
     heads: Option<HeadsLeft>,
 }
 
-/// Heads that have fewer dimensions than the base's.
+/// Heads whose values have fewer dimensions than the base's.
 #[derive(Serialize)]
 struct HeadsLeft {
     count: usize,
     base_dimensions: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rotary_pairs: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -141,7 +139,7 @@ fn linear_entry(source: &Source, have: &Description, Held { spec, rank }: &Held)
         true => own(own_bias(spec)),
         false => Part { rows: rows(spec), ..own(bias_name(spec)) },
     });
-    let heads = heads_left(source, have, spec);
+    let heads = heads_left(have, spec);
     LinearEntry {
         id: spec.id.to_string(),
         name: spec.name.clone(),
@@ -153,17 +151,12 @@ fn linear_entry(source: &Source, have: &Description, Held { spec, rank }: &Held)
     }
 }
 
-/// What is left of the heads of a linear of attention, if they are smaller than the base's.
-fn heads_left(source: &Source, have: &Description, spec: &LinearSpec) -> Option<HeadsLeft> {
+/// What is left of the heads of v or o, if their values are smaller than the base's.
+fn heads_left(have: &Description, spec: &LinearSpec) -> Option<HeadsLeft> {
     let heads = have.heads(spec.id.block)?;
     let count = heads.count(spec.id.role)?;
-    if spec.inner() == Some(count * heads.head_dim) {
-        return None;
-    }
-    let k = have.linears().iter().find(|k| k.id == LinearId { role: Role::K, ..spec.id })?;
-    let pairs = Some(k.rotary_pairs_name()).filter(|name| source.info(name).is_some());
-    let rotary_pairs = pairs.filter(|_| [Role::Q, Role::K].contains(&spec.id.role));
-    Some(HeadsLeft { count, base_dimensions: heads.head_dim, rotary_pairs })
+    let smaller = spec.inner() != Some(count * heads.head_dim);
+    smaller.then_some(HeadsLeft { count, base_dimensions: heads.head_dim })
 }
 
 /// Which rows of a fused matrix a linear is.

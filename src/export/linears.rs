@@ -1,9 +1,9 @@
 //! The linears of an output: how they are stored, and what they become under another config.
 
-use crate::checkpoint::{Dtype, NamedTensor, Source, encode};
+use crate::checkpoint::{Dtype, Source, encode};
 use crate::compute::Compute;
 use crate::linalg::Mat;
-use crate::model::{Description, Heads, Linear, LinearSpec, Role, Side, Stored, load_bias};
+use crate::model::{Description, Heads, Linear, LinearSpec, Side, Stored, load_bias};
 use crate::user_bail;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -65,8 +65,8 @@ impl Pair {
         self.have.spec.inner() < self.want.inner()
     }
 
-    /// Fails unless all that differs is a size that may be smaller. `pairs` are those of [`Heads::places`].
-    fn new(have: &Held, want: &LinearSpec, heads: Option<Heads>, pairs: Option<&[Vec<usize>]>) -> Result<Self> {
+    /// Fails unless all that differs is a size that may be smaller.
+    fn new(have: &Held, want: &LinearSpec, heads: Option<Heads>) -> Result<Self> {
         let spec = &have.spec;
         if !spec.is_within(want) {
             user_bail!(
@@ -76,7 +76,7 @@ impl Pair {
         }
         let smaller = spec.inner() < want.inner();
         let places = match heads.filter(|_| smaller && spec.id.role.is_attention()) {
-            Some(heads) => Places::At(heads.places(spec, pairs)?),
+            Some(heads) => Places::At(heads.places(spec)?),
             None => Places::First,
         };
         Ok(Self { have: have.clone(), want: want.clone(), places })
@@ -104,26 +104,12 @@ pub(super) fn held(source: &Source, have: &Description) -> Result<Vec<Held>> {
 }
 
 /// The same linears under the config that is wanted.
-pub(super) fn pairs(source: &Source, held: &[Held], want: &Description) -> Result<Vec<Pair>> {
-    let mut left = BTreeMap::new();
-    for Held { spec, .. } in held.iter().filter(|linear| linear.spec.id.role == Role::K) {
-        if let Some((heads, tensor)) = want.heads(spec.id.block).zip(rotary_pairs(source, spec)?) {
-            left.insert(spec.id.block, heads.rotary_pairs(&tensor)?);
-        }
-    }
+pub(super) fn pairs(held: &[Held], want: &Description) -> Result<Vec<Pair>> {
     let pairs = held.iter().zip(want.linears()).map(|(have, linear)| {
         ensure!(have.spec.id == linear.id, "{} stands where {} should", have.spec.id, linear.id);
-        let block = linear.id.block;
-        Pair::new(have, linear, want.heads(block), left.get(&block).map(Vec::as_slice))
+        Pair::new(have, linear, want.heads(linear.id.block))
     });
     pairs.collect()
-}
-
-/// The tensor of the rotary pairs that are left of k, if there is one.
-fn rotary_pairs(source: &Source, k: &LinearSpec) -> Result<Option<NamedTensor>> {
-    let name = k.rotary_pairs_name();
-    let Some(info) = source.info(&name) else { return Ok(None) };
-    Ok(Some(NamedTensor::new(&name, info.dtype, info.shape.clone(), source.bytes(&name)?.to_vec())))
 }
 
 /// (out, in) as stored, and the rank of the factors.

@@ -14,7 +14,6 @@ The section's `linears` lists each one whose stored form differs from the base's
     {..., "part_of", "rows"}        some rows of a matrix that the base fuses, such as q, k and v; all its parts are listed
     {..., "out_heads"}              so many heads with fewer outputs each than the base has, which is the second number;
                                     "in_heads" says the same of inputs
-    {..., "rotary_pairs"}           such a q or k, and the tensor that says which pairs of dimensions are left of its heads
 
 Each `bias` says whether NAME.bias is stored. So the classes below are made when a folder is loaded: a subclass of the
 base's configuration and of the base's model, which then replaces those layers. Everything else is the base's own code.
@@ -87,12 +86,11 @@ class PerHead(nn.Module):
     """A linear whose heads have fewer dimensions than the base's: what leaves it lies where the base has it, with zeros
     between, what enters it is taken from there. So the base's own attention computes with it.
 
-    The dimensions that are left are the first of each head, or the rotary pairs (i, i + dim / 2) that `rotary_pairs`
-    (key/value heads, pairs) of k lists. It is no nn.Linear: programs that put linears of their own in the place of those
-    leave it alone.
+    The dimensions that are left are the first of each head. It is no nn.Linear: programs that put linears of their own in
+    the place of those leave it alone.
     """
 
-    def __init__(self, linear, name, entry):
+    def __init__(self, linear, entry):
         super().__init__()
         self.kind, self.nf = type(linear), entry["out"]
         self.bias = None
@@ -100,13 +98,6 @@ class PerHead(nn.Module):
             setattr(self, part, value)
         self.out_heads, self.in_heads = entry.get("out_heads"), entry.get("in_heads")
         self.left = entry["out"] // self.out_heads[0] if self.out_heads else entry["in"] // self.in_heads[0]
-        # q has a list with k in it, so that k stays a layer of one place.
-        self.k = []
-        self.rotary_pairs = None
-        if entry.get("rotary_pairs") == f"{name}.rotary_pairs":
-            # A parameter, which every program loads: not all load buffers. Some give it the type of weights.
-            pairs = torch.arange(self.left // 2).repeat(self.out_heads[0], 1)
-            self.rotary_pairs = nn.Parameter(pairs, requires_grad=False)
 
     def forward(self, x):
         if self.in_heads:
@@ -115,13 +106,7 @@ class PerHead(nn.Module):
         if not self.out_heads:
             return y
         heads, dim = self.out_heads
-        y = y.unflatten(-1, (heads, self.left))
-        pairs = self.k[0].rotary_pairs if self.k else self.rotary_pairs
-        if pairs is None:
-            return nn.functional.pad(y, (0, dim - self.left)).flatten(-2)
-        pairs = pairs.long()
-        places = torch.cat([pairs, pairs + dim // 2], dim=-1).repeat_interleave(heads // len(pairs), dim=0)
-        return y.new_zeros(*y.shape[:-1], dim).scatter(-1, places.expand_as(y), y).flatten(-2)
+        return nn.functional.pad(y.unflatten(-1, (heads, self.left)), (0, dim - self.left)).flatten(-2)
 
 
 class SplitLinear(nn.Module):
@@ -134,10 +119,10 @@ class SplitLinear(nn.Module):
     def __init__(self, parts, bias):
         super().__init__()
         # By their first rows: a part may be narrower than the base's, so that the others' rows have moved.
-        parts = dict(sorted(parts.items(), key=lambda part: part[1][1]["rows"][0]))
-        for name, (whole_name, entry) in parts.items():
-            self.add_module(name, stored_linear(whole_name, entry))
-        self.names, parts = list(parts), {name: entry for name, (_, entry) in parts.items()}
+        parts = dict(sorted(parts.items(), key=lambda part: part[1]["rows"][0]))
+        for name, entry in parts.items():
+            self.add_module(name, stored_linear(entry))
+        self.names = list(parts)
         self.sizes = [math.prod(entry.get("out_heads", [entry["out"]])) for entry in parts.values()]
         runs = [entry["rows"][1] for entry in parts.values()]
         self.runs = None if runs[0] is None else runs
@@ -192,14 +177,14 @@ class Experts(nn.Module):
         return out
 
 
-def stored_linear(name, entry):
-    """An empty layer of the form that the entry `name` of `linears` describes."""
+def stored_linear(entry):
+    """An empty layer of the form that an entry of `linears` describes."""
     inputs, outputs, bias = entry["in"], entry["out"], entry["bias"]
     if "rank" in entry:
         linear = FactorLinear(inputs, outputs, entry["rank"], bias)
     else:
         linear = Conv1D(outputs, inputs) if entry.get("transposed") else nn.Linear(inputs, outputs, bias=bias)
-    return PerHead(linear, name, entry) if "out_heads" in entry or "in_heads" in entry else linear
+    return PerHead(linear, entry) if "out_heads" in entry or "in_heads" in entry else linear
 
 
 # The linears of an expert in checkpoints, in the families whose experts transformers 5 fuses.
@@ -235,27 +220,17 @@ def replace_linears(model, linears):
         parent, _, leaf = name.rpartition(".")
         setattr(layers[parent], leaf, make(layers[name]))
 
-    names, saved, parts = {}, {}, {}
+    saved, parts = {}, {}
     for name, entry in linears.items():
         if "part_of" in entry:
             matrix = saved_name(entry["part_of"])
             part = name.removeprefix(entry["part_of"] + ".")
-            names[name] = f"{matrix}.{part}"
-            parts.setdefault(matrix, {})[part] = name, entry
-            saved[names[name]] = {**entry, "part_of": matrix}
+            parts.setdefault(matrix, {})[part] = saved[f"{matrix}.{part}"] = {**entry, "part_of": matrix}
         else:
-            names[name] = saved_name(name)
-            saved[names[name]] = dict(entry)
-            replace(names[name], lambda _: stored_linear(name, entry))
+            saved[saved_name(name)] = entry
+            replace(saved_name(name), lambda _: stored_linear(entry))
     for matrix, entries in parts.items():
         replace(matrix, lambda fused: SplitLinear(entries, bias=fused.bias is not None))
-    for name, entry in saved.items():
-        if "rotary_pairs" in entry:
-            k = names[entry["rotary_pairs"].removesuffix(".rotary_pairs")]
-            entry["rotary_pairs"] = f"{k}.rotary_pairs"
-            if name != k:
-                layer = model.get_submodule(renamed(name, model.renamings))
-                layer.k.append(model.get_submodule(renamed(k, model.renamings)))
     return saved
 
 
@@ -376,7 +351,7 @@ class StoredModel:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         # A new head may be missing, it is trained later; a layer that was compressed may not.
         linears = [renamed(name, cls.renamings) for name in model.config.softlm["linears"]]
-        stored = {f"{name}.{part}" for name in linears for part in ("weight", "factor_a.weight", "factor_b.weight", "bias", "rotary_pairs")}
+        stored = {f"{name}.{part}" for name in linears for part in ("weight", "factor_a.weight", "factor_b.weight", "bias")}
         if missing := sorted(stored.intersection(info["missing_keys"])):
             raise ValueError(f"the weight files lack {len(missing)} tensors that config.json lists, such as {missing[0]}")
         return (model, info) if output_loading_info else model

@@ -135,7 +135,6 @@ impl Plan {
         weights.extend(of.iter().map(|pair| own_weight(&pair.want)).chain([name.to_string()]));
         let mut biases: Vec<String> = of.iter().map(|pair| own_bias(&pair.want)).collect();
         biases.push(bias.clone());
-        let pairs = of.iter().map(|pair| pair.want.rotary_pairs_name()).collect();
         if let Some(pair) = of.iter().find(|pair| pair.have.spec.bias && !pair.want.bias) {
             anyhow::bail!("{} has a bias, for which the config has no place", pair.want.name);
         }
@@ -161,7 +160,7 @@ impl Plan {
                 self.tensors.insert(bias, Planned { dtype: dtype.unwrap_or(own), shape: vec![rows], content });
             }
         }
-        Ok([weights, biases, pairs].concat())
+        Ok([weights, biases].concat())
     }
 }
 

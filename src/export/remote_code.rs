@@ -4,7 +4,7 @@
 //! families. [`StoredLinear`] is one entry of that list.
 
 use crate::checkpoint::{Entry, FORMAT, Section, wrap_config};
-use crate::model::{LinearId, LinearSpec, Model, Output, Role, Stored};
+use crate::model::{LinearSpec, Model, Output, Stored};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,9 +46,6 @@ pub struct StoredLinear {
     /// The same of inputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_heads: Option<(usize, usize)>,
-    /// Name of the tensor with the rotary pairs that are left of each head; without it the first dimensions are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rotary_pairs: Option<String>,
 }
 
 /// config.json of an output: that of `model`, the base, with the section and the marks of an output.
@@ -89,7 +86,6 @@ fn linears(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Value {
             rows: None,
             out_heads: None,
             in_heads: None,
-            rotary_pairs: None,
         };
         let fused = spec.fused().filter(|matrix| split.contains(matrix));
         if let Some(matrix) = fused {
@@ -114,10 +110,6 @@ fn linears(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Value {
         let heads = heads.and_then(|heads| Some((heads.count(spec.id.role)?, heads.head_dim)));
         entry.out_heads = heads.filter(|_| entry.out != spec.out);
         entry.in_heads = heads.filter(|_| entry.input != spec.input);
-        if entry.out_heads.is_some() && [Role::Q, Role::K].contains(&spec.id.role) {
-            let k = model.linears().iter().find(|k| k.id == LinearId { role: Role::K, ..spec.id });
-            entry.rotary_pairs = k.map(LinearSpec::rotary_pairs_name).filter(|name| shapes.contains_key(name.as_str()));
-        }
         found.insert(spec.name.clone(), json!(entry));
     }
     Value::Object(found)

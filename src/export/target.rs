@@ -75,7 +75,7 @@ fn with_biases(source: &mut Source, held: &[Held], mut config: Map<String, Value
             "the method added it: `softlm compress --deviation false` adds none, and --to factors keeps them"
         );
     }
-    Ok(Target { config, pairs: pairs(source, held, &want)?, bias_keys })
+    Ok(Target { config, pairs: pairs(held, &want)?, bias_keys })
 }
 
 /// The linears with a bias that `want` does not have.

@@ -1,10 +1,9 @@
 //! Does the checkpoint hold what the config promises? Answered from headers, before any weight is read.
 
 use super::layout::Layout;
-use super::narrow::stored_pairs;
-use super::needed::{Form, Needed, Single};
+use super::needed::{Form, Needed};
 use super::spec::LinearSpec;
-use crate::checkpoint::{Dtype, Source};
+use crate::checkpoint::Source;
 use crate::user_bail;
 use anyhow::Result;
 
@@ -12,7 +11,6 @@ use anyhow::Result;
 pub(super) fn check(source: &Source, layout: &Layout) -> Result<()> {
     for needed in layout.needed(source) {
         match needed {
-            Needed::Tensor(tensor) if tensor.below.is_some() => check_indices(source, &tensor)?,
             Needed::Tensor(tensor) => {
                 let shape: Vec<_> = tensor.shape.iter().copied().map(Some).collect();
                 expect(source, &tensor.name, &shape)?;
@@ -21,21 +19,6 @@ pub(super) fn check(source: &Source, layout: &Layout) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A tensor of indices must hold such that can be.
-pub(super) fn check_indices(source: &Source, tensor: &Single) -> Result<()> {
-    let (name, wanted) = (&tensor.name, &tensor.shape);
-    match source.info(name) {
-        None => {
-            user_bail!("tensor `{name}` is missing"; "the output is incomplete: get or make it again")
-        }
-        Some(info) if info.shape != *wanted || info.dtype != Dtype::I64 => user_bail!(
-            "tensor `{name}` is {} of shape {:?}, config.json asks for I64 of {wanted:?}", info.dtype, info.shape;
-            "config and weights do not belong together"
-        ),
-        Some(_) => stored_pairs(source, name, tensor.below.unwrap_or(0)).map(drop),
-    }
 }
 
 fn check_linear(source: &Source, spec: &LinearSpec) -> Result<()> {

@@ -101,11 +101,11 @@ impl Role {
         }
     }
 
-    /// The side on which it meets the other linears of its attention or feed-forward layer: what leaves q, k, v, gate and
-    /// up, what enters o and down. Only there may it be smaller than the base's.
+    /// The side on which it may be smaller than the base's, together with the linears that it meets there: what leaves v,
+    /// gate and up, what enters o and down.
     pub fn inner_side(self) -> Option<Side> {
         match (self, self.ffn_part()) {
-            (Role::Q | Role::K | Role::V, _) | (_, Some(FfnPart::Gate | FfnPart::Up)) => Some(Side::Outputs),
+            (Role::V, _) | (_, Some(FfnPart::Gate | FfnPart::Up)) => Some(Side::Outputs),
             (Role::O, _) | (_, Some(FfnPart::Down)) => Some(Side::Inputs),
             _ => None,
         }

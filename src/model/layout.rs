@@ -86,8 +86,6 @@ pub(super) struct TensorSpec {
     /// Its full name.
     pub name: String,
     pub shape: Vec<usize>,
-    /// Of one that holds indices and no weights: what they are below.
-    pub below: Option<usize>,
 }
 
 /// From ids to what enters block 0: x = norm(tokens[id] · scale + types[type] + positions[offset + i]).

@@ -34,7 +34,7 @@ pub use head::{Classifier, Head};
 pub use ids::{FfnPart, LinearId, Role, Side, Site};
 pub use layout::UNBOUNDED;
 pub use linear::{Linear, load_bias};
-pub use narrow::{FeedForwardLinears, Heads, QueryKey};
+pub use narrow::{FeedForwardLinears, Heads};
 pub use opened::{Model, Output};
 pub use sound::Touched;
 pub use spec::{LinearSpec, RowRuns, Stored};

@@ -1,21 +1,17 @@
-//! Linears that an output stores smaller than its base has them: feed-forward layers of fewer channels, heads of fewer
-//! dimensions.
+//! Linears that an output stores smaller than its base has them: feed-forward layers of fewer channels, values of fewer
+//! dimensions per head.
 //!
 //! A linear may be smaller on the side that meets the other linears of its sublayer ([`Role::inner_side`]); the other side is
 //! the model's. The `linears` of the output's section say its shape, config.json keeps the base's. What belongs together is
 //! smaller together, each sublayer apart from the others:
 //!
 //! - gate, up and down have one number of channels;
-//! - v is (kv_heads · r, hidden), o is (hidden, heads · r): the values of a head have r dimensions in place of head_dim;
-//! - q is (heads · r, hidden), k is (kv_heads · r, hidden). Where positions rotate the dimensions i and i + head_dim / 2 of a
-//!   head together, r / 2 such pairs are left of each key/value head and the query heads that read it: first the dimensions i
-//!   of all of them, then their partners. Which pairs these are stands in `<k>.rotary_pairs`, I64 (kv_heads, r / 2), each row
-//!   ascending. Where nothing rotates any r dimensions will do, and nothing says which. Scores are scaled as in the base.
+//! - v is (kv_heads · r, hidden), o is (hidden, heads · r): the values of a head have r dimensions in place of head_dim.
 //!
 //! Biases are as long as the outputs.
 
 use super::ids::{FfnPart, Role, Side};
-use super::layout::{BlockLayout, Layout, TensorSpec};
+use super::layout::{BlockLayout, Layout};
 use super::opened::Model;
 use super::spec::LinearSpec;
 use crate::checkpoint::{Dtype, FORMAT, NamedTensor, Section, Source};
@@ -26,11 +22,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a block calls the rotary pairs that are left of its heads.
-pub(super) const ROTARY_PAIRS: &str = "rotary_pairs";
-
-/// The attention of a block: its heads as the base has them, and which of their dimensions can be left out. Those of values
-/// always can, any of them.
+/// The attention of a block: its heads as the base has them. Of their values any dimensions can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
     /// Query heads.
@@ -39,19 +31,6 @@ pub struct Heads {
     pub kv_heads: usize,
     /// Dimensions of each.
     pub head_dim: usize,
-    /// Which dimensions of queries and keys can be left out.
-    pub query_key: QueryKey,
-}
-
-/// Which dimensions of a head's queries and keys can be left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueryKey {
-    /// Any: nothing but their products is computed from them.
-    Dimensions,
-    /// Any pair of the dimensions i and i + head_dim / 2, which positions rotate together.
-    Pairs,
-    /// None, for this reason.
-    Whole(&'static str),
 }
 
 /// The linears of one feed-forward layer, the only one of its block or one of several.
@@ -68,33 +47,24 @@ pub struct FeedForwardLinears<'m> {
 impl Heads {
     pub(super) fn of(block: &BlockLayout) -> Option<Self> {
         let attention = block.shape.attention()?;
-        let (heads, kv_heads, head_dim) = (attention.heads, attention.kv_heads, attention.head_dim);
-        let query_key = match &attention.rope {
-            _ if block.norms.iter().any(|norm| ["q_norm", "k_norm"].contains(&norm.key)) => {
-                QueryKey::Whole("a norm is taken over all dimensions of its queries and keys")
-            }
-            None => QueryKey::Dimensions,
-            Some(rope) if rope.rotated() == head_dim => QueryKey::Pairs,
-            Some(_) => QueryKey::Whole("positions rotate a part of each head alone"),
-        };
-        Some(Self { heads, kv_heads, head_dim, query_key })
+        Some(Self { heads: attention.heads, kv_heads: attention.kv_heads, head_dim: attention.head_dim })
     }
 
-    /// How many heads the linear has; `None` outside attention.
+    /// How many heads v puts out and o takes in; `None` for other linears.
     pub fn count(&self, role: Role) -> Option<usize> {
         match role {
-            Role::Q | Role::O => Some(self.heads),
-            Role::K | Role::V => Some(self.kv_heads),
+            Role::V => Some(self.kv_heads),
+            Role::O => Some(self.heads),
             _ => None,
         }
     }
 
-    /// Dimensions per head of a linear of attention as `spec` has it.
+    /// Dimensions per head of v or o as `spec` has it.
     ///
     /// # Errors
     /// A [`UserError`](crate::error::UserError) if its shape is not one of so many heads of 1 to head_dim dimensions.
     pub fn dimensions(&self, spec: &LinearSpec) -> Result<usize> {
-        let (inner, heads) = spec.inner().zip(self.count(spec.id.role)).context("not a linear of attention")?;
+        let (inner, heads) = spec.inner().zip(self.count(spec.id.role)).context("neither v nor o")?;
         if !inner.is_multiple_of(heads) || !(1..=self.head_dim).contains(&(inner / heads)) {
             user_bail!(
                 "{} has {inner} {}, which {heads} heads of at most {} dimensions do not give", spec.name,
@@ -105,32 +75,12 @@ impl Heads {
         Ok(inner / heads)
     }
 
-    /// The rotary pairs that are left of each key/value head, as the tensor beside k says.
-    pub fn rotary_pairs(&self, tensor: &NamedTensor) -> Result<Vec<Vec<usize>>> {
-        rotary_pairs(tensor, self.head_dim / 2)
-    }
-
-    /// Where the dimensions of the smaller `spec` lie among the outputs, or of o the inputs, of the base's linear.
-    /// `pairs` are the rotary pairs that are left, where positions rotate q and k; without them the
-    /// dimensions are the first of each head.
-    pub fn places(&self, spec: &LinearSpec, pairs: Option<&[Vec<usize>]>) -> Result<Vec<usize>> {
+    /// Where the dimensions of the smaller `spec` lie among the outputs of v, or the inputs of o, that the base has: they are
+    /// the first of each head.
+    pub fn places(&self, spec: &LinearSpec) -> Result<Vec<usize>> {
         let r = self.dimensions(spec)?;
-        let heads = self.count(spec.id.role).context("not a linear of attention")?;
-        let pairs = pairs.filter(|_| matches!(spec.id.role, Role::Q | Role::K));
-        let mut places = Vec::with_capacity(heads * r);
-        for head in 0..heads {
-            let first = head * self.head_dim;
-            match pairs {
-                None => places.extend(first..first + r),
-                Some(pairs) => {
-                    let pairs = pairs.get(head / (heads / self.kv_heads)).context("a head without its pairs")?;
-                    ensure!(2 * pairs.len() == r, "{} has {r} dimensions per head, not two per pair", spec.name);
-                    places.extend(pairs.iter().map(|i| first + i));
-                    places.extend(pairs.iter().map(|i| first + i + self.head_dim / 2));
-                }
-            }
-        }
-        Ok(places)
+        let heads = self.count(spec.id.role).context("neither v nor o")?;
+        Ok((0..heads).flat_map(|head| head * self.head_dim..head * self.head_dim + r).collect())
     }
 }
 
@@ -172,11 +122,6 @@ impl LinearSpec {
         }
     }
 
-    /// Name of the tensor with the rotary pairs that are left, if this is k.
-    pub fn rotary_pairs_name(&self) -> String {
-        format!("{}.{ROTARY_PAIRS}", self.name)
-    }
-
     /// The tensors of this linear of a base as one of the shape (out, in) of `w`, dense, in its source's layout; a part of a
     /// fused matrix stands on its own. `bias` (out of `w`) is stored where it is given: a linear that has one needs it if
     /// its outputs are fewer.
@@ -194,13 +139,6 @@ impl LinearSpec {
             tensors.push(NamedTensor::rounded(format!("{}.bias", self.name), dtype, [out], bias)?);
         }
         Ok(tensors)
-    }
-
-    /// The tensor that says which rotary pairs of each key/value head are left, if this is k.
-    pub fn rotary_pairs(&self, pairs: &[Vec<usize>]) -> NamedTensor {
-        let shape = [pairs.len(), pairs.first().map_or(0, Vec::len)];
-        let bytes = pairs.iter().flatten().flat_map(|&pair| (pair as i64).to_le_bytes()).collect();
-        NamedTensor::new(self.rotary_pairs_name(), Dtype::I64, shape, bytes)
     }
 }
 
@@ -258,8 +196,8 @@ pub(super) fn take_shapes(source: &Source, layout: &mut Layout) -> Result<()> {
     smaller.into_iter().try_for_each(|block| fit(layout, block))
 }
 
-/// Fails unless the linears of a block that belong together are smaller together; adds the tensor that they then need.
-fn fit(layout: &mut Layout, block: usize) -> Result<()> {
+/// Fails unless the linears of a block that belong together are smaller together.
+fn fit(layout: &Layout, block: usize) -> Result<()> {
     let Layout { linears, blocks, .. } = layout;
     let linears: Vec<&LinearSpec> = linears.iter().filter(|spec| spec.id.block == block).collect();
     let mut layers: BTreeMap<Role, &LinearSpec> = BTreeMap::new();
@@ -274,73 +212,17 @@ fn fit(layout: &mut Layout, block: usize) -> Result<()> {
             );
         }
     }
-    let layout = blocks.get_mut(block).context("a linear of no block")?;
+    let layout = blocks.get(block).context("a linear of no block")?;
     let find = |role| linears.iter().find(|spec| spec.id.role == role);
-    let (Some(heads), [Some(q), Some(k), Some(v), Some(o)]) =
-        (Heads::of(layout), [Role::Q, Role::K, Role::V, Role::O].map(find))
-    else {
+    let (Some(heads), [Some(v), Some(o)]) = (Heads::of(layout), [Role::V, Role::O].map(find)) else {
         return Ok(());
     };
-    for (a, b) in [(v, o), (q, k)] {
-        let (of_a, of_b) = (heads.dimensions(a)?, heads.dimensions(b)?);
-        if of_a != of_b {
-            user_bail!(
-                "config.json: `linears` gives {} {of_a} dimensions per head, but {} {of_b}", a.name, b.name;
-                "get or make the output again"
-            );
-        }
-    }
-    let r = heads.dimensions(k)?;
-    if r == heads.head_dim {
-        return Ok(());
-    }
-    match heads.query_key {
-        QueryKey::Dimensions => {}
-        QueryKey::Pairs if r.is_multiple_of(2) => layout.tensors.push(TensorSpec {
-            key: ROTARY_PAIRS,
-            name: k.rotary_pairs_name(),
-            shape: vec![heads.kv_heads, r / 2],
-            below: Some(heads.head_dim / 2),
-        }),
-        QueryKey::Pairs => user_bail!(
-            "config.json: `linears` gives {} {r} dimensions per head, of which positions rotate pairs", k.name;
+    let (of_v, of_o) = (heads.dimensions(v)?, heads.dimensions(o)?);
+    if of_v != of_o {
+        user_bail!(
+            "config.json: `linears` gives {} {of_v} dimensions per head, but {} {of_o}", v.name, o.name;
             "get or make the output again"
-        ),
-        QueryKey::Whole(reason) => user_bail!(
-            "config.json: `linears` gives {} {r} of {} dimensions per head, but {reason}", k.name, heads.head_dim;
-            "get or make the output again"
-        ),
+        );
     }
     Ok(())
-}
-
-/// The rotary pairs (kv_heads, pairs) in the tensor `name` of `source`, which says below what they are.
-pub(super) fn stored_pairs(source: &Source, name: &str, below: usize) -> Result<Vec<Vec<usize>>> {
-    let info = source.info(name).with_context(|| format!("tensor `{name}` is missing"))?;
-    rotary_pairs(&NamedTensor::new(name, info.dtype, info.shape.clone(), source.bytes(name)?.to_vec()), below)
-}
-
-/// The rotary pairs (kv_heads, pairs) in `tensor`, in each row ascending and below `below`.
-fn rotary_pairs(tensor: &NamedTensor, below: usize) -> Result<Vec<Vec<usize>>> {
-    let NamedTensor { name, dtype, shape, bytes } = tensor;
-    let &[_, width] = &shape[..] else { anyhow::bail!("tensor `{name}` is not a matrix") };
-    ensure!(*dtype == Dtype::I64 && width > 0, "tensor `{name}` holds no I64 numbers");
-    let numbers = bytes.chunks_exact(8).map(|bytes| {
-        let mut number = [0; 8];
-        number.copy_from_slice(bytes);
-        i64::from_le_bytes(number)
-    });
-    let numbers: Vec<i64> = numbers.collect();
-    let rows = numbers.chunks(width).map(|row| {
-        let pairs: Vec<usize> = row.iter().filter_map(|&pair| usize::try_from(pair).ok()).collect();
-        let ascend = pairs.windows(2).all(|two| two[0] < two[1]);
-        if pairs.len() < width || !ascend || pairs.last().is_some_and(|&last| last >= below) {
-            user_bail!(
-                "tensor `{name}` holds {row:?}, which are no ascending rotary pairs below {below}";
-                "the output is damaged: get or make it again"
-            );
-        }
-        Ok(pairs)
-    });
-    rows.collect()
 }

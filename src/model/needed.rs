@@ -20,8 +20,6 @@ pub(super) struct Single {
     pub name: String,
     pub shape: Vec<usize>,
     pub reach: Reach,
-    /// See [`TensorSpec::below`](super::layout::TensorSpec::below).
-    pub below: Option<usize>,
 }
 
 /// How much of a tensor a text touches.
@@ -132,10 +130,7 @@ impl Layout {
         singles.norms(&embedding.norm);
         for block in &self.blocks {
             singles.norms(&block.norms);
-            for tensor in &block.tensors {
-                singles.whole(&tensor.name, &tensor.shape);
-                singles.list.iter_mut().last().into_iter().for_each(|single| single.below = tensor.below);
-            }
+            block.tensors.iter().for_each(|tensor| singles.whole(&tensor.name, &tensor.shape));
         }
         let linears = self.linears.iter().map(Needed::Linear);
         singles.list.into_iter().map(Needed::Tensor).chain(linears).collect()
@@ -168,7 +163,7 @@ struct Singles<'s> {
 
 impl Singles<'_> {
     fn add(&mut self, name: &str, shape: &[usize], reach: Reach) {
-        self.list.push(Single { name: name.to_string(), shape: shape.to_vec(), reach, below: None });
+        self.list.push(Single { name: name.to_string(), shape: shape.to_vec(), reach });
     }
 
     fn whole(&mut self, name: &str, shape: &[usize]) {

@@ -9,25 +9,16 @@ use super::cpu::{CpuOp, Input, apply};
 use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Rotates `x` (batch, t, heads, d) by the angles whose cosines and sines are given, each (t, r/2), or (t, groups, r/2) where
-/// heads of each group, which lie together, have their own: tables, which have no gradients. Where r < d, the last dimensions
-/// stay.
+/// Rotates `x` (batch, t, heads, d) by the angles whose cosines and sines are given, each (t, r/2): tables, which have no
+/// gradients. Where r < d, the last dimensions stay.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { apply(Rotary, [x, cos, sin]) } else { plain(x, cos, sin) }
 }
 
 /// [`rotary`] by tensor operations.
 fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (t, heads, d) = (x.dim(1)?, x.dim(2)?, x.dim(3)?);
-    let half = cos.dim(D::Minus1)?;
-    let of_heads = |table: &Tensor| match table.rank() {
-        2 => table.unsqueeze(1),
-        _ => {
-            let groups = table.dim(1)?;
-            table.unsqueeze(2)?.expand((t, groups, heads / groups, half))?.reshape((t, heads, half))
-        }
-    };
-    let (cos, sin) = (&of_heads(cos)?, &of_heads(sin)?);
+    let (half, d) = (cos.dim(1)?, x.dim(3)?);
+    let (cos, sin) = (&cos.unsqueeze(1)?, &sin.unsqueeze(1)?);
     let (first, second) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
     let left = (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?;
     let right = (first.broadcast_mul(sin)? + second.broadcast_mul(cos)?)?;
@@ -41,19 +32,15 @@ struct Rotary;
 
 impl Rotary {
     /// Of `x` by the angles times `sign`.
-    fn rotate(&self, x: &[f32], shape: &Shape, cos: Input, sin: Input, sign: f32) -> Result<Vec<f32>> {
+    fn rotate(&self, x: &[f32], shape: &Shape, cos: &[f32], sin: &[f32], sign: f32) -> Result<Vec<f32>> {
         let (_, t, heads, d) = shape.dims4()?;
-        let (groups, half) = match *cos.shape.dims() {
-            [_, groups, half] => (groups, half),
-            _ => (1, cos.shape.dims2()?.1),
-        };
-        let width = heads * d;
+        let (width, half) = (heads * d, cos.len() / t);
         let mut y = vec![0f32; x.len()];
         let rows = y.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().with_min_len(64);
         rows.for_each(|(row, (y, x))| {
-            for (head, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
-                let at = (row % t * groups + head / (heads / groups)) * half;
-                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+            let at = row % t * half..(row % t + 1) * half;
+            let (cos, sin) = (&cos[at.clone()], &sin[at]);
+            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
                 y[2 * half..].copy_from_slice(&x[2 * half..]);
                 let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
                 for i in 0..half {
@@ -71,11 +58,11 @@ impl CpuOp<3> for Rotary {
     const NAME: &'static str = "rotary";
 
     fn forward(&self, [x, cos, sin]: [Input; 3]) -> Result<(Vec<f32>, Shape)> {
-        Ok((self.rotate(&x, x.shape, cos, sin, 1.0)?, x.shape.clone()))
+        Ok((self.rotate(&x, x.shape, &cos, &sin, 1.0)?, x.shape.clone()))
     }
 
     fn backward(&self, [x, cos, sin]: [Input; 3], g: &[f32], _: [bool; 3]) -> Result<[Vec<f32>; 3]> {
-        Ok([self.rotate(g, x.shape, cos, sin, -1.0)?, Vec::new(), Vec::new()])
+        Ok([self.rotate(g, x.shape, &cos, &sin, -1.0)?, Vec::new(), Vec::new()])
     }
 }
 
@@ -86,10 +73,10 @@ mod tests {
 
     #[test]
     fn forms_agree() {
-        // All dimensions are rotated, or six of eight; two groups of three heads each have their own angles.
-        for angles in [&[70, 4][..], &[70, 3], &[70, 2, 4]] {
-            let x = [parity::wave(&[2, 70, 6, 8], 0.0)];
-            let angles = parity::wave(angles, 1.0);
+        // All dimensions are rotated, or six of eight.
+        for half in [4, 3] {
+            let x = [parity::wave(&[2, 70, 3, 8], 0.0)];
+            let angles = parity::wave(&[70, half], 1.0);
             let tables = |x: &Tensor| -> Result<[Tensor; 2]> {
                 let angles = angles.to_device(x.device())?;
                 Ok([angles.cos()?, angles.sin()?])
@@ -99,22 +86,6 @@ mod tests {
                 f(x, &cos, &sin)
             };
             parity::agree("rotary", &x, |x| run(rotary, &x[0]), |x| run(plain, &x[0]));
-        }
-    }
-
-    #[test]
-    fn each_group_turns_by_its_own_angles() {
-        let (x, angles) = (parity::wave(&[2, 5, 6, 8], 0.0), parity::wave(&[5, 3, 4], 1.0));
-        let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
-        let all = rotary(&x, &cos, &sin).unwrap();
-        for group in 0..3 {
-            let of = |table: &Tensor| table.narrow(1, group, 1).unwrap().squeeze(1).unwrap().contiguous().unwrap();
-            let part = |x: &Tensor| x.narrow(2, 2 * group, 2).unwrap().contiguous().unwrap();
-            let alone = rotary(&part(&x), &of(&cos), &of(&sin)).unwrap();
-            assert_eq!(
-                part(&all).flatten_all().unwrap().to_vec1::<f32>().unwrap(),
-                alone.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-            );
         }
     }
 }

@@ -196,7 +196,6 @@ fn sizes(run: &Run, output: &Source) -> Result<Sizes> {
         for part in ["weight", "factor_a.weight", "factor_b.weight"] {
             after.insert(format!("{}.{part}", spec.name));
         }
-        after.insert(spec.rotary_pairs_name());
         // A bias that the original does not have is part of what it is replaced by.
         if !spec.bias {
             after.insert(format!("{}.bias", spec.name));

@@ -78,9 +78,5 @@ pub fn install(tensors: &[NamedTensor], spec: &LinearSpec, model: &Model, block:
     if let Some(linear) = stored::linear(tensors, spec, bias, model.device())? {
         block.swap_linear(spec.id.role, linear)?;
     }
-    let pairs = tensors.iter().find(|tensor| tensor.name == spec.rotary_pairs_name());
-    if let Some((pairs, heads)) = pairs.zip(model.heads(spec.id.block)) {
-        block.set_rotary_pairs(&heads.rotary_pairs(pairs)?, model.device())?;
-    }
     Ok(())
 }

@@ -1,14 +1,13 @@
 """Makes of a factorised output one whose linears are dense and smaller, other sizes in every block.
 
 What a method chooses with care is chosen here by number: feed-forward layers lose their last channels, the values of every
-head their last dimensions, its queries and keys some rotary pairs, or dimensions where nothing rotates.
+head their last dimensions. Queries and keys stay factors.
 """
 
 import json
 import re
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 ROLES = {
@@ -17,9 +16,6 @@ ROLES = {
     "up": r"(gate_proj|up_proj|fc1|c_fc|intermediate\.dense|lin1|h_to_4h|w1|w3|\.gate|\.up)$",
     "down": r"(down_proj|fc2|mlp\.c_proj|(?<!attention\.)output\.dense|lin2|4h_to_h|w2)$",
 }
-# Families that rotate whole heads; those in the second list rotate none. The others' queries and keys stay whole.
-ROTATED = {"llama", "mistral", "qwen2", "mixtral", "qwen2_moe", "gemma2"}
-UNROTATED = {"gpt2", "opt", "bert", "distilbert"}
 
 
 def heads_of(config):
@@ -38,26 +34,15 @@ def narrow(folder):
     if family.startswith("mamba"):
         return
     heads, kv_heads, d = heads_of(config)
-    group = heads // kv_heads
 
     for name, entry in section["linears"].items():
         role = next(role for role, pattern in ROLES.items() if re.search(pattern, name))
         block = int(re.search(r"\.(\d+)\.", name)[1])
-        count = heads if role in "qo" else kv_heads
-        width, base = None, (entry["out"], entry["in"])
+        count = heads if role == "o" else kv_heads
+        base = entry["out"], entry["in"]
         if role == "v" or role == "o":
             width = [d // 2, 1, d - 1][block % 3]
             places = [head * d + i for head in range(count) for i in range(width)]
-        elif role in "qk" and family in ROTATED:
-            half, left = d // 2, [d // 2 - 1, 1][block % 2]
-            pairs = [sorted((i + g + 2 * block + 1) % half for i in range(left)) for g in range(kv_heads)]
-            of = lambda head: pairs[head // (group if role == "q" else 1)]
-            places = [head * d + i + side for head in range(count) for side in (0, half) for i in of(head)]
-            k = re.sub(r"q_proj$", "k_proj", name)
-            entry["rotary_pairs"] = f"{k}.rotary_pairs"
-            tensors[f"{k}.rotary_pairs"] = torch.tensor(pairs)
-        elif role in "qk" and family in UNROTATED:
-            places = [head * d + i for head in range(count) for i in range(d - 2 + block % 2)]
         elif role == "up" or role == "down":
             places = list(range((entry["out"] if role == "up" else entry["in"]) - 1 - block))
         else:
@@ -73,7 +58,7 @@ def narrow(folder):
             entry["transposed"], weight = True, weight.T
         tensors[f"{name}.weight"] = weight.contiguous()
         entry["out"], entry["in"] = len(outputs), len(inputs)
-        if role in "qkv" and role != "up":
+        if role == "v":
             entry["out_heads"] = [count, d]
         elif role == "o":
             entry["in_heads"] = [count, d]

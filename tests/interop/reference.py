@@ -22,8 +22,7 @@ def plain_model(folder, scratch):
     """What is gone of heads and channels is zero here. None where no plain model has such sizes."""
     config = json.loads((Path(folder) / "config.json").read_text())
     section = config["softlm"]
-    tensors = {name: tensor.double() for name, tensor in stored(folder).items() if tensor.is_floating_point()}
-    indices = {name: tensor for name, tensor in stored(folder).items() if not tensor.is_floating_point()}
+    tensors = {name: tensor.double() for name, tensor in stored(folder).items()}
     transposed = section["base_model_type"] == "gpt2"
     biases, fused = {}, {}
 
@@ -47,11 +46,7 @@ def plain_model(folder, scratch):
             return torch.arange(count)
         heads, dim = entry[f"{side}_heads"]
         first = dim * torch.arange(heads)[:, None]
-        if "rotary_pairs" not in entry:
-            return (first + torch.arange(count // heads)).flatten()
-        pairs = indices[entry["rotary_pairs"]]
-        pairs = pairs.repeat_interleave(heads // len(pairs), dim=0)
-        return (first + torch.cat([pairs, pairs + dim // 2], dim=1)).flatten()
+        return (first + torch.arange(count // heads)).flatten()
 
     def take(name, entry, inputs):
         if "rank" in entry:

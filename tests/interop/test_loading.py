@@ -38,7 +38,7 @@ def test_half_precision(name, dtype, method):
         pytest.skip("in bf16 some tokens go to other experts, in the base and in the dense export too")
     folder = output(name, method)
     model = load(folder, dtype=dtype)
-    assert {p.dtype for p in model.parameters() if p.is_floating_point()} <= {dtype, torch.float32}
+    assert {p.dtype for p in model.parameters()} <= {dtype, torch.float32}
     stored = dict(model.named_parameters())
     names = [renamed(name, model) for name in section(folder)["linears"]]
     layers = [stored.get(f"{name}.factor_a.weight", stored.get(f"{name}.weight")) for name in names]
@@ -188,11 +188,8 @@ def edited(folder, change):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("kind", ["llama-tiny-rope3", "gpt2-tiny"])
-@pytest.mark.parametrize("end", [".weight", ".bias", ".rotary_pairs"])
+@pytest.mark.parametrize("kind, end", [("llama-tiny-rope3", ".weight"), ("gpt2-tiny", ".weight"), ("gpt2-tiny", ".bias")])
 def test_a_missing_part_of_a_smaller_linear_is_an_error(kind, end, tmp_path):
-    if end == {"llama-tiny-rope3": ".bias", "gpt2-tiny": ".rotary_pairs"}[kind]:
-        return
     folder = damaged(output(kind, "narrow"), tmp_path / "out", lambda place: without(place, end))
     with pytest.raises(ValueError, match="lack 1 tensor"):
         load(folder)

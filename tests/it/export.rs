@@ -111,7 +111,7 @@ fn places(output: &Model, plain: &Model, spec: &LinearSpec) -> [Vec<Option<usize
     let have = output.linears().iter().find(|have| have.id == spec.id).expect("the same linears");
     // Dimensions that are left are the first of each head, channels the first of all.
     let heads = plain.heads(spec.id.block).filter(|_| spec.id.role.is_attention() && have.inner() != spec.inner());
-    let inner = heads.map(|heads| heads.places(have, None).expect("whole heads"));
+    let inner = heads.map(|heads| heads.places(have).expect("whole heads"));
     let of = |side: Side, (have, want): (usize, usize)| {
         let inner = inner.clone().filter(|_| spec.id.role.inner_side() == Some(side));
         let mut all = vec![None; want];

@@ -3,14 +3,14 @@
 //! ```text
 //! q = rope(norm(Q a))   k = rope(norm(K a))   v = V a   y = O · attention(q, k, v)
 //! ```
-//! A head's values, and its queries and keys, may have fewer dimensions than the base's. The norms, per head, are `q_norm` and `k_norm`, where the block has them. Sites, in order: `attn_in` sees a,
-//! `attn_out` what enters O.
+//! A head's values may have fewer dimensions than the base's. The norms, per head, are `q_norm` and `k_norm`, where the block
+//! has them. Sites, in order: `attn_in` sees a, `attn_out` what enters O.
 
 use super::super::ids::{Role, Site};
 use super::super::rope::Rope;
 use super::{Block, Pass};
 use crate::ops::{AttentionMask, Scores, attention};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -51,26 +51,19 @@ impl Attention {
     /// (batch, t, hidden) to (batch, t, heads · dimensions of a value).
     fn mix(&self, block: &Block, a: &Tensor, mask: &AttentionMask, pass: &mut Pass) -> Result<Tensor> {
         let (batch, t, _) = a.dims3()?;
-        // As many dimensions per head as the linears leave.
-        let split = |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, ()))?) };
+        let split =
+            |role, heads| -> Result<Tensor> { Ok(block.apply(role, a)?.reshape((batch, t, heads, self.head_dim))?) };
         let mut q = block.normalise_if_any("q_norm", split(Role::Q, self.heads)?)?;
         let mut k = block.normalise_if_any("k_norm", split(Role::K, self.kv_heads)?)?;
-        let mut v = split(Role::V, self.kv_heads)?;
-        let d = q.dim(3)?;
+        // As many dimensions per head as the linear leaves.
+        let mut v = block.apply(Role::V, a)?.reshape((batch, t, self.kv_heads, ()))?;
         if let Some(rope) = &self.rope {
-            let ((start, length), pairs) = (pass.place(t), block.rotary_pairs.as_ref());
-            let rotated = pairs.map_or(Ok(rope.rotated()), |pairs| pairs.dim(1).map(|left| 2 * left))?;
-            ensure!(rotated <= d, "heads have {d} dimensions, of which {rotated} are to be rotated");
-            (q, k) = (rope.apply(&q, start, length, pairs)?, rope.apply(&k, start, length, pairs)?);
-        }
-        let mut scores = self.scores;
-        if d != self.head_dim {
-            // As with the dimensions that were left out.
-            scores.scale = scores.scale.or(Some(1.0 / (self.head_dim as f64).sqrt()));
+            let (start, length) = pass.place(t);
+            (q, k) = (rope.apply(&q, start, length)?, rope.apply(&k, start, length)?);
         }
         if let Some(cache) = &mut pass.cache {
             (k, v) = cache.append(&k, &v)?;
         }
-        Ok(attention(&q, &k, &v, scores, mask)?)
+        Ok(attention(&q, &k, &v, self.scores, mask)?)
     }
 }

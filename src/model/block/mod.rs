@@ -23,7 +23,6 @@ pub(super) use state_space::{Selection, StateSpace};
 use super::ids::{Role, Site};
 use super::layout::BlockLayout;
 use super::linear::Linear;
-use super::narrow::stored_pairs;
 use super::norm::Norm;
 use super::spec::LinearSpec;
 use crate::checkpoint::Source;
@@ -31,7 +30,7 @@ use crate::compute::Compute;
 use crate::error::UserError;
 use crate::ops::{Activation, MatmulPrecision, activation, gated_activation, is_finite, magnitude};
 use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 
 /// Whether the forward pass goes on after a site was seen.
@@ -145,8 +144,6 @@ pub struct Block<'m> {
     norms: BTreeMap<&'static str, Norm>,
     tensors: BTreeMap<&'static str, Tensor>,
     linears: BTreeMap<Role, Linear>,
-    /// Those that are left of the heads of q and k, (kv heads, pairs); by default all.
-    rotary_pairs: Option<Tensor>,
     checked: bool,
     precision: MatmulPrecision,
     output_gradients: Option<OutputGradients>,
@@ -162,25 +159,17 @@ impl<'m> Block<'m> {
     ) -> Result<Self> {
         let linears = linears.map(|spec| Ok((spec.id.role, Linear::load(source, spec, compute)?)));
         let norms = layout.norms.iter().map(|norm| Ok((norm.key, Norm::load(source, norm, compute)?)));
-        let weights = layout.tensors.iter().filter(|tensor| tensor.below.is_none());
-        let tensors = weights.map(|t| Ok((t.key, compute.read(source, &t.name, &t.shape)?)));
-        let pairs = layout.tensors.iter().find_map(|tensor| Some((tensor, tensor.below?)));
-        let pairs = pairs.map(|(tensor, below)| stored_pairs(source, &tensor.name, below)).transpose()?;
-        let mut block = Self {
+        let tensors = layout.tensors.iter().map(|t| Ok((t.key, compute.read(source, &t.name, &t.shape)?)));
+        Ok(Self {
             index,
             shape: &layout.shape,
             linears: linears.collect::<Result<_>>()?,
             norms: norms.collect::<Result<_>>()?,
             tensors: tensors.collect::<Result<_>>()?,
-            rotary_pairs: None,
             checked: true,
             precision: compute.precision,
             output_gradients: None,
-        };
-        if let Some(pairs) = pairs {
-            block.set_rotary_pairs(&pairs, &compute.device)?;
-        }
-        Ok(block)
+        })
     }
 }
 
@@ -195,16 +184,8 @@ impl Block<'_> {
         self.linears.get(&role)
     }
 
-    /// Says which rotary pairs are left of each key/value head and of the query heads that read it.
-    pub fn set_rotary_pairs(&mut self, pairs: &[Vec<usize>], device: &Device) -> Result<()> {
-        let shape = (pairs.len(), pairs.first().map_or(0, Vec::len));
-        let pairs = pairs.iter().flatten().map(|&pair| pair as u32).collect();
-        self.rotary_pairs = Some(Tensor::from_vec(pairs, shape, device)?);
-        Ok(())
-    }
-
     /// Replaces a linear and returns the one before. Gate, Up and Down may change their inner width together, V and O the
-    /// dimensions of a head, Q and K too, these with [`Block::set_rotary_pairs`] where positions rotate them.
+    /// dimensions of a head's values.
     pub fn swap_linear(&mut self, role: Role, linear: Linear) -> Result<Linear> {
         self.linears.insert(role, linear).with_context(|| format!("block {} has no {role}", self.index))
     }

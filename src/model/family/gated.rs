@@ -326,7 +326,6 @@ impl Gated {
             key,
             name: format!("model.layers.{index}.{name}.weight"),
             shape: vec![rows, self.sizes.hidden],
-            below: None,
         };
         let mut tensors = vec![tensor("moe.router", mixture.names.0, usize::from(mixture.count))];
         if mixture.shared.is_some() {

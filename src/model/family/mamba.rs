@@ -238,7 +238,7 @@ impl Common {
     fn tensors(&self, block: usize, taps: usize, conv_bias: bool) -> Vec<TensorSpec> {
         let tensor = |key, name: &str, shape| {
             let name = format!("backbone.layers.{block}.mixer.{name}");
-            TensorSpec { key, name, shape, below: None }
+            TensorSpec { key, name, shape }
         };
         let mut tensors = vec![
             tensor("a_log", "A_log", self.a.clone()),

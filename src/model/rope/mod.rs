@@ -82,11 +82,6 @@ impl Rope {
         self.beyond.as_ref().map(|(longest, _)| *longest)
     }
 
-    /// Dimensions of a head that are rotated.
-    pub fn rotated(&self) -> usize {
-        2 * self.usual.frequencies.each.len()
-    }
-
     /// Cosines and sines for `t` positions from `start` on in a sequence of this length.
     fn table(&self, start: usize, t: usize, length: usize, device: &Device) -> Result<(Tensor, Tensor)> {
         let table = match &self.beyond {
@@ -96,15 +91,10 @@ impl Rope {
         table.rows(start, t, device)
     }
 
-    /// Rotates `x` (batch, t, heads, d), whose first row stands at position `start` of a sequence of this length. Where
-    /// `pairs` (groups, d / 2) are given, heads have these alone of all pairs that are rotated, those of each group its own.
-    pub fn apply(&self, x: &Tensor, start: usize, length: usize, pairs: Option<&Tensor>) -> Result<Tensor> {
-        let t = x.dim(1)?;
-        let (cos, sin) = self.table(start, t, length, x.device())?;
-        let Some(pairs) = pairs else { return Ok(ops::rotary(x, &cos, &sin)?) };
-        let (groups, left) = pairs.dims2()?;
-        let of_groups = |table: Tensor| table.index_select(&pairs.flatten_all()?, 1)?.reshape((t, groups, left));
-        Ok(ops::rotary(x, &of_groups(cos)?, &of_groups(sin)?)?)
+    /// Rotates `x` (batch, t, heads, d), whose first row stands at position `start` of a sequence of this length.
+    pub fn apply(&self, x: &Tensor, start: usize, length: usize) -> Result<Tensor> {
+        let (cos, sin) = self.table(start, x.dim(1)?, length, x.device())?;
+        Ok(ops::rotary(x, &cos, &sin)?)
     }
 }
 

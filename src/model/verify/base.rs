@@ -42,9 +42,8 @@ fn compare_singles(output: &Described, base: &Described, found: &mut Verificatio
     let of = |described: &Described| -> BTreeMap<String, Single> {
         let needed = described.layout.needed(&described.source).into_iter();
         let singles = needed.filter_map(|needed| match needed {
-            // Which dimensions are left is for the compressed model alone to say.
-            Needed::Tensor(tensor) if tensor.below.is_none() => Some((tensor.name.clone(), tensor)),
-            Needed::Tensor(_) | Needed::Linear(_) => None,
+            Needed::Tensor(tensor) => Some((tensor.name.clone(), tensor)),
+            Needed::Linear(_) => None,
         });
         singles.collect()
     };

@@ -7,7 +7,6 @@
 mod base;
 mod linears;
 
-use super::check::check_indices;
 use super::family;
 use super::layout::Layout;
 use super::needed::{Needed, Reach, Single};
@@ -58,9 +57,9 @@ impl Described {
 /// of fitting shapes, with a rank below break-even and no dense twin; a shared matrix is split completely or not at all; the
 /// index lists every tensor where it is and sums up to its `total_size`; no weight that is computed with is NaN or
 /// infinite. With the `base` it was made from also: both have the same tensors in the same shapes (a feed-forward layer may
-/// have fewer channels, a head fewer dimensions, and a linear a bias of its own, if `config.json` has a `softlm` section), and nothing is there that the
-/// base does not explain. `tokens` is one more than the largest id of the tokenizer, where that is known: what an embedding
-/// holds beyond that does not matter.
+/// have fewer channels, the values of a head fewer dimensions, and a linear a bias of its own, if `config.json` has a `softlm`
+/// section), and nothing is there that the base does not explain. `tokens` is one more than the largest id of the tokenizer,
+/// where that is known: what an embedding holds beyond that does not matter.
 ///
 /// Of a family that softlm does not know, only files and numbers are checked.
 ///
@@ -131,9 +130,6 @@ impl Described {
 
     fn check_single(&self, tensor: &Single) -> Option<String> {
         let name = &tensor.name;
-        if tensor.below.is_some() {
-            return check_indices(&self.source, tensor).err().map(|error| format!("{error:#}."));
-        }
         match self.source.info(name) {
             None => Some(format!("{name} is missing.")),
             Some(info) if info.shape != tensor.shape => {
