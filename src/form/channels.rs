@@ -88,7 +88,7 @@ pub fn refit(w: &Mat, c: &Mat, kept: &[usize]) -> Result<Mat> {
     let block = |rows: &[usize]| Mat::from_fn(rows.len(), kept.len(), |i, j| c.get(rows[i], kept[j]));
     let mut out = columns(kept);
     if !gone.is_empty() {
-        out.add_assign(&solve(&columns(&gone).matmul(&block(&gone)), &block(kept), 0.0)?);
+        out.add_assign(&solve(&columns(&gone).matmul(&block(&gone)), &block(kept))?);
     }
     Ok(out)
 }

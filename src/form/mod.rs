@@ -5,7 +5,7 @@
 
 pub mod channels;
 mod elimination;
-pub mod least_squares;
+mod least_squares;
 mod subspace;
 pub mod value_output;
 

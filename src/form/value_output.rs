@@ -24,9 +24,6 @@
 //! z is linear in each group's values, so A_j may be moved from z into V_j, and the bias with it. O' is the exact least-
 //! squares optimum for its bases, with what heads have in common, whatever M is.
 //!
-//! Where O has a bias, G about the mean ([`channels::centred`]) gives the optimum with a bias too:
-//! [`ValueOutput::bias_correction`].
-//!
 //! In the coordinates Ā z keeping r dimensions of every head is keeping channels of O's input: error and O' are those of
 //! [`channels`] in the order first dimension of every head, second of every head, …, so all r cost one run.
 //!
@@ -129,12 +126,6 @@ impl ValueOutput {
             value_bias: bias.map(|bias| bias.col(0).to_vec()),
             output: channels::refit(&self.output, &self.gram, &self.kept(r))?,
         })
-    }
-
-    /// What the bias of O gains (m): (O − O' Ā) z̄ for `output` O' (m, H r) and `mean` z̄ (H d).
-    pub fn bias_correction(&self, output: &Mat, mean: &[f64]) -> Vec<f64> {
-        let turned = rotated(&Mat::from_columns(1, mean.len(), mean), &self.bases, self.heads);
-        channels::bias_correction(&self.output, output, &self.kept(output.cols() / self.heads.heads), &turned.to_rows())
     }
 
     /// The coordinates of Ā z that stay with `r` dimensions per head.
@@ -256,31 +247,5 @@ mod tests {
                 assert_eq!(form.error.len(), D + 1);
             }
         }
-    }
-
-    #[test]
-    fn a_bias_takes_the_mean() {
-        let heads = Heads { heads: 4, groups: 2, dim: D };
-        let (o, mut z) = (noise(9, 4 * D, 1), noise(4 * D, 60, 2));
-        for t in 0..60 {
-            z.col_mut(t).iter_mut().enumerate().for_each(|(i, x)| *x += (i as f64).sin());
-        }
-        let sum: Vec<f64> = (0..4 * D).map(|i| (0..60).map(|t| z.get(i, t)).sum()).collect();
-        let mean: Vec<f64> = sum.iter().map(|x| x / 60.0).collect();
-        let form = ValueOutput::new(&o, &channels::centred(&gram(&z), &sum, 60), heads, None).unwrap();
-        // The identity as values gives the bases.
-        let cut = form.narrowed(3, &Mat::identity(2 * D), None).unwrap();
-        let mut rest = o.matmul(&z);
-        for h in 0..4 {
-            let g = h / 2;
-            let basis = cut.value.row_range(3 * g..3 * g + 3).col_range(D * g..D * g + D);
-            let part = basis.matmul(&z.row_range(h * D..(h + 1) * D));
-            rest.subtract_nt(&cut.output.col_range(3 * h..3 * h + 3), &part.transpose());
-        }
-        let bias = form.bias_correction(&cut.output, &mean);
-        (0..60).for_each(|t| rest.col_mut(t).iter_mut().zip(&bias).for_each(|(x, b)| *x -= b));
-        assert!((rest.frobenius().powi(2) - form.error[3]).abs() < 1e-9 * form.error[0]);
-        let plain = ValueOutput::new(&o, &gram(&z), heads, None).unwrap();
-        assert!(form.error[3] < plain.error[3]);
     }
 }

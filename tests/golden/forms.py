@@ -72,13 +72,6 @@ def value_output():
     return result
 
 
-def least_squares():
-    w, x, y = matrix(4, 6, 10), matrix(6, 25, 11), matrix(4, 25, 12)
-    h, mu = x @ x.T, 0.05 * np.trace(x @ x.T) / 6
-    damped = (y @ x.T + mu * w) @ np.linalg.inv(h + mu * np.eye(6))
-    return {"damped": damped}
-
-
 def plain(value):
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
@@ -89,7 +82,7 @@ def plain(value):
 
 def main():
     result = {"schema": 1, "versions": versions()}
-    for part in (channels, value_output, least_squares):
+    for part in (channels, value_output):
         result[part.__name__] = plain(part())
     write_json("forms.json", digits(result, 13), depth=4)
 

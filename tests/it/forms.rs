@@ -3,7 +3,6 @@
 
 use serde_json::Value;
 use softlm::form::channels;
-use softlm::form::least_squares::refit;
 use softlm::form::value_output::{Heads, ValueOutput};
 use softlm::linalg::Mat;
 use std::path::Path;
@@ -85,12 +84,4 @@ fn values_and_outputs_as_inverse_roots_give_them() {
         }
         near(&merged, &rows(&golden[name]["merged"]));
     }
-}
-
-#[test]
-fn least_squares_as_inverses_give_them() {
-    let golden = golden("least_squares");
-    let (w, x, y) = (matrix(4, 6, 10), matrix(6, 25, 11), matrix(4, 25, 12));
-    let (h, yx) = (gram(&x), y.nt_matmul(&x));
-    near(&refit(&w, &yx, &h, 0.05).unwrap(), &rows(&golden["damped"]));
 }
