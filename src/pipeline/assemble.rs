@@ -6,7 +6,7 @@ use super::prepare::Provenance;
 use super::shrink::Shrunk;
 use super::sizes::checkpoint_sizes;
 use super::statistics::looks_at_text;
-use super::{Run, allocate};
+use super::{Run, TrainingText, allocate};
 use crate::checkpoint::{
     Entry, FORMAT, Origin, Section, Source, TensorFile, UNFINISHED_CONFIG, free_space, sync_folder, write_checkpoint,
     write_file,
@@ -156,6 +156,7 @@ pub fn report(
         fingerprint: Some(provenance.fingerprint),
         calibration: looks_at_text(run.recipe, run.method).then(|| run.calibration.report(run.recipe)),
         labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
+        training_text: run.calibration.training.as_ref().map(TrainingText::report),
         allocation: AllocationInfo {
             rule: plan.rule.clone(),
             // A share of the last blocks says nothing of the whole: what came out is what was asked for.

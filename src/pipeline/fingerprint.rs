@@ -28,7 +28,7 @@ pub(super) fn fingerprint(
     if compute.products() != ProductType::F32 {
         hash.update(compute.products().name());
     }
-    for corpus in &calibration.corpora {
+    for corpus in calibration.corpora.iter().chain(calibration.training.iter().flat_map(|text| &text.corpora)) {
         hash.update(&corpus.sha256);
     }
     if let Some(labels) = &calibration.labels {

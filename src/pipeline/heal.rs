@@ -16,7 +16,7 @@ impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
         let trains = self.recipe.heal > 0 || self.recipe.learn.is_some();
-        if trains && self.calibration.labels.is_none() && self.calibration.heldout.is_empty() {
+        if trains && self.calibration.labels.is_none() && self.calibration.trained_on().1.is_empty() {
             user_bail!(
                 "training needs held-out text, but the calibration text is a single window";
                 "give more --calib text, or a smaller --window"
@@ -31,7 +31,10 @@ impl Run<'_> {
             model: &self.model,
             dataset: match &self.calibration.labels {
                 Some(labels) => Dataset::Labelled { train: &labels.train, heldout: &labels.heldout },
-                None => Dataset::Text { train: &self.calibration.windows, heldout: &self.calibration.heldout },
+                None => {
+                    let (train, heldout) = self.calibration.trained_on();
+                    Dataset::Text { train, heldout }
+                }
             },
             objective: self.recipe.objective,
             batch,

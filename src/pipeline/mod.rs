@@ -42,7 +42,10 @@ pub use open::{check_numbers, load_model, open_source, tokenizer};
 pub use original::{Found, Original, refuse_base};
 pub use quality::{Quality, glue_tasks, measure, steps};
 pub use sizes::checkpoint_sizes;
-pub use texts::{Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, calibration, evaluation};
+pub use texts::{
+    Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, TrainingText, calibration, evaluation,
+    training,
+};
 
 use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
@@ -60,6 +63,9 @@ use prepare::{Prepared, prepare};
 
 /// Windows of 128 tokens to judge a classifier by: 64 of them.
 const CLASSIFIER_HELDOUT_TOKENS: usize = 8192;
+
+/// Tokens of text that a training is judged by: of two states of one model the same tokens are asked, so that few will do.
+const TRAINING_HELDOUT_TOKENS: usize = 4096;
 
 /// The context of what went wrong while a finished result was measured.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +108,16 @@ pub fn compress(
         heldout: heldout_tokens(recipe, &model),
     };
     let mut calibration = calibration(&model, &tokenizer, &wish, hub)?;
+    if let Some(text) = &recipe.train_text {
+        let wish = CalibrationWish {
+            specs: &text.specs,
+            windows: text.windows,
+            window: Some(calibration.windows.window),
+            heldout: TRAINING_HELDOUT_TOKENS,
+            ..wish
+        };
+        calibration.training = Some(training(&model, &tokenizer, &wish, hub)?);
+    }
     if let Some(task) = &recipe.task {
         calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
     }
@@ -155,5 +171,9 @@ pub fn compress_windows(
 fn heldout_tokens(recipe: &Recipe, model: &Model) -> usize {
     let trains = recipe.heal > 0 || recipe.learn.is_some();
     let classifies = matches!(model.output(), Output::Classes(_));
-    if trains && classifies && recipe.task.is_none() { CLASSIFIER_HELDOUT_TOKENS } else { HELDOUT_TOKENS }
+    match (trains && recipe.task.is_none() && recipe.train_text.is_none(), classifies) {
+        (true, true) => CLASSIFIER_HELDOUT_TOKENS,
+        (true, false) => TRAINING_HELDOUT_TOKENS,
+        (false, _) => HELDOUT_TOKENS,
+    }
 }

@@ -86,7 +86,9 @@ pub fn check_numbers(
     progress: &dyn Progress,
 ) -> Result<Vec<String>> {
     let mut touched = Touched::default();
-    let windows = [&calibration.windows, &calibration.heldout].into_iter().chain(eval_texts.iter().map(|t| &t.windows));
+    let (trained, judged) = calibration.trained_on();
+    let windows = [&calibration.windows, &calibration.heldout, trained, judged];
+    let windows = windows.into_iter().chain(eval_texts.iter().map(|t| &t.windows));
     windows.flat_map(|windows| &windows.rows).for_each(|row| touched.add(&row.ids, &[]));
     touched.tokens.extend(eval_texts.iter().filter_map(|text| text.mask));
     let labelled = calibration.labels.iter().flat_map(|labels| labels.train.iter().chain(&labels.heldout));

@@ -96,7 +96,8 @@ pub fn prepare<'a>(
 /// Replacing an output must not delete what the run reads.
 fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Result<()> {
     let Ok(output) = recipe.output.canonicalize() else { return Ok(()) };
-    let texts = calibration.corpora.iter().map(|corpus| Path::new(&corpus.origin));
+    let trained = calibration.training.iter().flat_map(|text| &text.corpora);
+    let texts = calibration.corpora.iter().chain(trained).map(|corpus| Path::new(&corpus.origin));
     let labels = calibration.labels.iter().map(|labels| Path::new(&labels.info.origin));
     for input in model.source().dir().into_iter().chain(recipe.stats.as_deref()).chain(texts).chain(labels) {
         if input.canonicalize().is_ok_and(|path| path.starts_with(&output)) {

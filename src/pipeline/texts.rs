@@ -6,7 +6,7 @@ use crate::eval::Modules;
 use crate::hub::HubOptions;
 use crate::model::{Model, Output};
 use crate::recipe::{BosRule, Recipe};
-use crate::report::{CalibrationInfo, CorpusInfo};
+use crate::report::{CalibrationInfo, CorpusInfo, TrainingTextInfo};
 use crate::text::{self, Corpus, Sampling, Split, Tokenizer, Windows};
 use crate::user_bail;
 use anyhow::{Context, Result};
@@ -34,9 +34,39 @@ pub struct Calibration {
     pub sampling: Sampling,
     /// What training has instead of the windows, if there are labels.
     pub labels: Option<Labels>,
+    /// What training has instead of the windows, if it has text of its own.
+    pub training: Option<TrainingText>,
+}
+
+/// Text to train on.
+pub struct TrainingText {
+    /// What is shown.
+    pub windows: Windows,
+    /// What is judged by.
+    pub heldout: Windows,
+    /// Where the text came from.
+    pub corpora: Vec<CorpusInfo>,
+}
+
+impl TrainingText {
+    /// What the report says of it.
+    pub fn report(&self) -> TrainingTextInfo {
+        TrainingTextInfo {
+            corpora: self.corpora.clone(),
+            window: self.windows.window,
+            windows: self.windows.len(),
+            tokens: self.windows.tokens(),
+            heldout_windows: self.heldout.len(),
+        }
+    }
 }
 
 impl Calibration {
+    /// Text to train on, and to judge by.
+    pub fn trained_on(&self) -> (&Windows, &Windows) {
+        self.training.as_ref().map_or((&self.windows, &self.heldout), |text| (&text.windows, &text.heldout))
+    }
+
     /// Whether every window begins with BOS. Windows to calibrate on do not overlap, so one that begins with BOS moves on
     /// by one token less than it has; an encoder's, between two special tokens, by two less.
     pub fn begins_with_bos(&self) -> bool {
@@ -113,6 +143,28 @@ pub fn calibration(
     if wish.windows == 0 {
         user_bail!("--calib-windows is 0"; "use at least 1");
     }
+    let (windows, heldout, corpora) = read(model, tokenizer, wish, hub)?;
+    Ok(Calibration { windows, heldout, corpora, sampling: wish.sampling, labels: None, training: None })
+}
+
+/// Text to train on, cut in the same way.
+pub fn training(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    wish: &CalibrationWish,
+    hub: &HubOptions,
+) -> Result<TrainingText> {
+    let (windows, heldout, corpora) = read(model, tokenizer, wish, hub).context("reading the text to train on")?;
+    Ok(TrainingText { windows, heldout, corpora })
+}
+
+/// What is wished for, what is kept apart, and where both came from.
+fn read(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    wish: &CalibrationWish,
+    hub: &HubOptions,
+) -> Result<(Windows, Windows, Vec<CorpusInfo>)> {
     let bos = beginning(model, tokenizer, wish.bos)?;
     let mut parts: Vec<(Windows, Windows)> = Vec::new();
     let mut corpora = Vec::new();
@@ -143,7 +195,7 @@ pub fn calibration(
         windows.rows.extend(w.rows);
         heldout.rows.extend(h.rows);
     }
-    Ok(Calibration { windows, heldout, corpora, sampling: wish.sampling, labels: None })
+    Ok((windows, heldout, corpora))
 }
 
 /// A corpus cut for evaluation.

@@ -12,6 +12,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearnOptions {
+    /// Text that is trained on, as --calib has it [default: that of --calib]
+    #[arg(long, value_name = "TEXT", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_text: Option<Vec<String>>,
+
+    /// Windows of it [default: as many as --calib-windows]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_windows: Option<usize>,
+
     /// All training together, at most (`90s`, `20m`, `1.5h`)
     #[arg(long, value_name = "TIME", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,6 +48,21 @@ impl LearnOptions {
         self.max_time.as_deref().map(|text| parse_seconds("--max-time", text)).transpose()
     }
 
+    /// The text to train on, where it is not that of calibration: names and windows, of which there are `calib` and
+    /// `calib_windows` for that. `idle` says why no text is trained on.
+    pub(super) fn text(&self, calib: &[String], calib_windows: usize, idle: Option<&str>) -> Result<Option<TrainText>> {
+        let given = [("--train-text", self.train_text.is_some()), ("--train-windows", self.train_windows.is_some())];
+        let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(None) };
+        if let Some(idle) = idle {
+            user_bail!("{flag} says what text to train on, but {idle}"; "leave it out");
+        }
+        if self.train_windows == Some(0) {
+            user_bail!("--train-windows is 0"; "use at least 1");
+        }
+        let specs = self.train_text.clone().unwrap_or_else(|| calib.to_vec());
+        Ok(Some(TrainText { specs, windows: self.train_windows.unwrap_or(calib_windows) }))
+    }
+
     /// What is minimised where text is shown. `idle` says why nothing of it is.
     pub(super) fn objective(&self, idle: Option<&str>) -> Result<Objective> {
         for (flag, value) in [("--likelihood", self.likelihood), ("--temperature", self.temperature)] {
@@ -54,6 +79,15 @@ impl LearnOptions {
         }
         Ok(Objective::mean(share, temperature))
     }
+}
+
+/// Text that is trained on alone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainText {
+    /// Corpus names.
+    pub specs: Vec<String>,
+    /// Windows over all of them.
+    pub windows: usize,
 }
 
 /// The effective options of a learned method. What it does not declare is 0.

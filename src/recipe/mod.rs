@@ -24,7 +24,7 @@ mod size;
 
 pub use choices::{BosRule, SamplingRule, StoredType, WeightRule};
 pub use flags::SET;
-pub use learn::{Learn, LearnOptions};
+pub use learn::{Learn, LearnOptions, TrainText};
 pub use resolved::Recipe;
 pub use size::parse_bytes;
 
@@ -173,7 +173,8 @@ impl Options {
     /// Takes the lists of corpora apart that flags and environment give as one text. Those of a recipe file are lists.
     pub fn split_names(self) -> Self {
         let split = |names: Option<Vec<String>>| names.map(|names| split_names(&names));
-        Self { calib: split(self.calib), ppl: split(self.ppl), ..self }
+        let learn = LearnOptions { train_text: split(self.learn.train_text), ..self.learn };
+        Self { calib: split(self.calib), ppl: split(self.ppl), learn, ..self }
     }
 
     /// Fills what is missing from a TOML recipe. Unknown keys are refused.

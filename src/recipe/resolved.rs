@@ -1,7 +1,7 @@
 //! Options with every default filled in and checked against each other.
 
 use super::size::{default_output, parse_bytes};
-use super::{BosRule, Learn, Options, SamplingRule, StoredType, WeightRule, table};
+use super::{BosRule, Learn, Options, SamplingRule, StoredType, TrainText, WeightRule, table};
 use crate::backward::Objective;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
 use crate::ops::MatmulPrecision;
@@ -138,6 +138,8 @@ impl Options {
         let precision = *self.matmul_precision.get_or_insert_default();
         let name = method.card().name.to_string();
         let calib = self.calib.get_or_insert_with(|| vec![self.task.clone().unwrap_or_else(|| "sample".into())]);
+        let calib_windows = *self.calib_windows.get_or_insert(128);
+        let train_text = self.learn.text(calib, calib_windows, idle)?;
         let ppl = self.ppl.get_or_insert_with(|| vec!["sample".into()]);
         let max_shard_bytes = parse_bytes("--max-shard-size", self.max_shard_size.get_or_insert("5GB".into()))?;
         Ok(Recipe {
@@ -154,7 +156,7 @@ impl Options {
             block_keep: self.block_keep,
             small_linears: *self.small_linears.get_or_insert(false),
             calib: calib.clone(),
-            calib_windows: *self.calib_windows.get_or_insert(128),
+            calib_windows,
             window: self.window,
             sampling: *self.sampling.get_or_insert(SamplingRule::Random),
             matmul_precision: precision,
@@ -168,6 +170,7 @@ impl Options {
             task: self.task.clone(),
             max_seconds,
             objective,
+            train_text,
             learn,
             dtype: *self.dtype.get_or_insert(StoredType::Auto),
             max_shard_bytes,
@@ -211,6 +214,7 @@ pub struct Recipe {
     pub task: Option<String>,
     pub max_seconds: Option<f64>,
     pub objective: Objective,
+    pub train_text: Option<TrainText>,
     pub learn: Option<Learn>,
     pub dtype: StoredType,
     pub max_shard_bytes: u64,

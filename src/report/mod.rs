@@ -52,6 +52,9 @@ pub struct Report {
     /// The labelled examples that were trained on, if any were.
     #[serde(default)]
     pub labels: Option<LabelsInfo>,
+    /// The text that was trained on, if it was another than that of calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_text: Option<TrainingTextInfo>,
     /// How the budget was spent.
     pub allocation: AllocationInfo,
     /// Sizes before and after, counted from what is stored.
@@ -147,6 +150,21 @@ pub struct CalibrationInfo {
     pub seed: u64,
     /// Which activations were seen: `dense`, `blocks` or `sequential`.
     pub inputs: String,
+}
+
+/// Text that was trained on and is not that of calibration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingTextInfo {
+    /// Each corpus: name, where it came from, sha256 of its text.
+    pub corpora: Vec<CorpusInfo>,
+    /// Tokens per window.
+    pub window: usize,
+    /// Windows to train on.
+    pub windows: usize,
+    /// Their tokens.
+    pub tokens: usize,
+    /// Windows to judge by.
+    pub heldout_windows: usize,
 }
 
 /// Labelled examples and how they were used.

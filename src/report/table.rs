@@ -5,7 +5,7 @@ use super::evaluation::{Pair, Sides, lines as evaluation_lines};
 use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
 use super::grid::{Grid, shapes};
 use super::layout::{Style, columns, width, wrap};
-use super::{CalibrationInfo, LabelsInfo, Report, Size};
+use super::{CalibrationInfo, LabelsInfo, Report, Size, TrainingTextInfo};
 use crate::learn::{HealReport, SpectralReport};
 use crate::visible::visible;
 
@@ -41,6 +41,7 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
         ("calibration", report.calibration.as_ref().map_or("none: the method needs no text".into(), calibration)),
     ];
     entries.extend(report.labels.as_ref().map(|info| ("task", labels(info))));
+    entries.extend(report.training_text.as_ref().map(|info| ("trained on", training_text(info))));
     entries.extend(
         report.learning.as_ref().map(|learning| ("learning", self::learning(learning, report.labels.as_ref()))),
     );
@@ -68,6 +69,19 @@ pub(super) fn calibration(info: &CalibrationInfo) -> String {
         visible(&info.sampling),
         info.heldout_windows,
         visible(&info.inputs)
+    )
+}
+
+/// `mix, wiki; 2,000 windows of 512 tokens (1,024,000); 8 more to judge by`
+pub(super) fn training_text(info: &TrainingTextInfo) -> String {
+    let names: Vec<String> = info.corpora.iter().map(|corpus| visible(&corpus.name)).collect();
+    format!(
+        "{}; {} windows of {} tokens ({}); {} more to judge by",
+        names.join(", "),
+        grouped(info.windows as u64),
+        info.window,
+        grouped(info.tokens as u64),
+        grouped(info.heldout_windows as u64)
     )
 }
 

@@ -181,6 +181,7 @@ impl<'a> Run<'a> {
             corpora: vec![corpus("calibration")],
             sampling: Sampling::First,
             labels: None,
+            training: None,
         };
         let texts = [EvalText::new(corpus("evaluation"), golden.windows(&format!("{name}/evaluation")))];
         let recipe = options.resolve().expect("a recipe");

@@ -98,6 +98,51 @@ fn healing_lowers_divergence_and_perplexity() {
     assert_eq!(Options::default().or_file(&recipe).unwrap().resolve().unwrap().heal, 40);
 }
 
+/// Training has more text, or another one; what the linears are cut by stays that of calibration.
+#[test]
+fn training_has_text_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.txt");
+    std::fs::write(&other, include_str!("../../src/text/sample.txt").split_at(6_000).1).unwrap();
+    let other = other.display().to_string();
+    let of = |name: &str, text: Option<&String>, windows: Option<usize>| {
+        let mut options = healed(&folder.path().join(name), 6, 0.01);
+        options.learn.train_text = text.map(|text| vec![text.clone()]);
+        options.learn.train_windows = windows;
+        run(options, &()).unwrap()
+    };
+    let (plain, more) = (of("plain", None, None), of("more", None, Some(60)));
+    let another = of("another", Some(&other), None);
+    assert!(plain.training_text.is_none());
+    let errors = |report: &Report| report.linears.iter().map(|linear| linear.energy_kept).collect::<Vec<_>>();
+    assert_eq!(errors(&plain), errors(&more));
+    let (info, own) = (more.training_text.unwrap(), plain.calibration.unwrap());
+    assert_eq!((info.windows, info.window, &info.corpora), (60, 64, &own.corpora));
+    assert!(info.heldout_windows > 8);
+    assert_eq!(info.heldout_windows * info.window, more.healing.as_ref().unwrap().heldout_tokens);
+    let of_another = another.training_text.unwrap();
+    assert_eq!((of_another.windows, &of_another.corpora[0].origin), (24, &other));
+
+    let bytes = ["plain", "more", "another"].map(|name| weights(&folder.path().join(name)));
+    assert!(bytes[0] != bytes[1] && bytes[1] != bytes[2] && bytes[0] != bytes[2]);
+}
+
+#[test]
+fn text_to_train_on_is_refused_where_nothing_reads_it() {
+    let refused = |options: Options, what: &str| {
+        let error = options.resolve().unwrap_err().to_string();
+        assert!(error.contains("--train-windows") && error.contains(what), "{error}");
+    };
+    let with = |windows, options: Options| {
+        let learn = softlm::recipe::LearnOptions { train_windows: Some(windows), ..options.learn };
+        Options { learn, ..options }
+    };
+    let out = Path::new("out");
+    refused(with(8, options(out)), "nothing is trained");
+    refused(with(0, healed(out, 4, 0.01)), "0");
+    refused(with(8, Options { task: Some("sst2".into()), ..healed(out, 4, 0.01) }), "--task");
+}
+
 #[test]
 fn an_interrupted_healing_ends_with_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();

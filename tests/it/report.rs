@@ -107,6 +107,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
         output: None,
         fingerprint: None,
         labels: None,
+        training_text: None,
         calibration: Some(CalibrationInfo {
             corpora: vec![CorpusInfo { name: "sample".into(), origin: "built-in".into(), sha256: "b".repeat(64) }],
             window: 256,

@@ -186,7 +186,7 @@ impl Compression<'_> {
 
     /// Steps on so many parameters.
     fn steps(&self, terms: &Terms, trained: f64, batch: usize) -> Bytes {
-        let (windows, heldout) = (&self.calibration.windows, &self.calibration.heldout);
+        let (windows, heldout) = self.calibration.trained_on();
         let labels = self.calibration.labels.as_ref();
         let shown = labels.map_or(windows.tokens(), |labels| tokens(&labels.train));
         let judged = labels.map_or(heldout.tokens(), |labels| tokens(&labels.heldout));
