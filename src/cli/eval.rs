@@ -2,7 +2,7 @@
 
 use super::gates::Gates;
 use super::page::{page_width, print_json, print_result, stdout_color};
-use super::values::{MemoryLimits, fraction, limit, percentage, switch};
+use super::values::{MemoryLimits, fraction, limit, switch};
 use super::{Context, Outcome};
 use crate::compute::Compute;
 use crate::error::is_not_finite;
@@ -12,6 +12,7 @@ use crate::ops::MatmulPrecision;
 use crate::pipeline::{self, EvalProtocol, Found, Original, Quality, Sequences};
 use crate::progress::Progress;
 use crate::recipe::BosRule;
+use crate::recipe::percentage;
 use crate::report;
 use crate::text::split_names;
 use crate::user_bail;

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::compute::{Allowance, Compute};
 use crate::progress::Progress;
-use crate::recipe::parse_bytes;
+use crate::recipe::{finite, parse_bytes, percentage};
 use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
@@ -40,28 +40,14 @@ pub fn switch() -> FalseyValueParser {
 
 /// A positive number to stay below. NaN, which nothing is above, would let everything pass.
 pub fn limit(text: &str) -> std::result::Result<f64, String> {
-    let value = number(text)?;
+    let value = finite(text)?;
     if value > 0.0 { Ok(value) } else { Err("must be above 0".to_string()) }
-}
-
-/// `5%` as 0.05. Below 0 % nothing is allowed that is not better, which nobody means by an increase.
-pub fn percentage(text: &str) -> std::result::Result<f64, String> {
-    let digits = text.trim().strip_suffix('%').ok_or("write it as a percentage, for example 5%")?;
-    match number(digits)? / 100.0 {
-        value if value >= 0.0 => Ok(value),
-        _ => Err("must not be below 0%".to_string()),
-    }
 }
 
 /// `0.9` or `90%`.
 pub fn fraction(text: &str) -> std::result::Result<f64, String> {
-    let value = if text.trim().ends_with('%') { percentage(text)? } else { number(text)? };
+    let value = if text.trim().ends_with('%') { percentage(text)? } else { finite(text)? };
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must lie between 0 and 1".to_string()) }
-}
-
-fn number(text: &str) -> std::result::Result<f64, String> {
-    let value = text.trim().parse::<f64>().map_err(|e| e.to_string())?;
-    if value.is_finite() { Ok(value) } else { Err("must be a finite number".to_string()) }
 }
 
 #[cfg(test)]

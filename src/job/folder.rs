@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 /// Files of one block, before its number.
 const OF_BLOCKS: [&str; 4] = ["gradients", "decompositions", "block", "healed"];
 /// Files of the whole run, but for those of this module's parent.
-pub(super) const OF_THE_RUN: [&str; 3] = ["weights.safetensors", "learning.safetensors", "healing.safetensors"];
+pub(super) const OF_THE_RUN: [&str; 4] =
+    ["weights.safetensors", "learning.safetensors", "healing.safetensors", "trials.safetensors"];
 /// Digits of a block's number.
 const DIGITS: usize = 5;
 /// Names told in a refusal.

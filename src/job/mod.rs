@@ -170,6 +170,11 @@ impl Job {
         self.dir.join(folder::OF_THE_RUN[2])
     }
 
+    /// Where the sizes that were tried are kept.
+    pub fn trials_file(&self) -> PathBuf {
+        self.dir.join(folder::OF_THE_RUN[3])
+    }
+
     /// An empty folder to assemble the output in.
     pub fn assembly(&self) -> Result<PathBuf> {
         self.discard_assembly()?;

@@ -77,17 +77,17 @@ fn with(mut plan: Plan, extra: usize) -> Plan {
 }
 
 /// The plan of the rule that compares linears by weighted energy.
-pub fn by_energy(run: &Run, energies: Vec<Vec<f64>>, weights: &[f64]) -> Result<Plan> {
+pub fn by_energy(run: &Run, energies: &[Vec<f64>], weights: &[f64], target: Target) -> Result<Plan> {
     let items: Vec<Item> = run
         .model
         .linears()
         .iter()
         .zip(energies)
         .zip(weights)
-        .map(|((spec, energy), &weight)| Item { energy: Some(energy), weight, ..Item::from(spec) })
+        .map(|((spec, energy), &weight)| Item { energy: Some(energy.clone()), weight, ..Item::from(spec) })
         .collect();
     let options = GlobalOptions { multiple_of: run.recipe.multiple_of, ..GlobalOptions::default() };
-    plan::global(&items, target(run.recipe, &run.model)?, options)
+    plan::global(&items, target, options)
 }
 
 /// How many of the linears' parameters may stay.

@@ -13,7 +13,6 @@ use crate::checkpoint::{
 };
 use crate::eval::Fidelity;
 use crate::export;
-use crate::job::Copied;
 use crate::learn::HealReport;
 use crate::method::Inputs;
 use crate::model::LinearSpec;
@@ -26,7 +25,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Fails early when the disk cannot hold the work folder and the output.
-pub fn check_space(run: &Run, copied: u64) -> Result<()> {
+pub fn check_space(run: &Run) -> Result<()> {
     let (_, model_bytes) = checkpoint_sizes(run.model.source());
     let linears: u64 = run.model.linears().iter().map(|spec| spec.params() as u64).sum();
     let decompositions = if run.recipe.inputs == Inputs::Dense { 4 * linears } else { 0 };
@@ -37,7 +36,7 @@ pub fn check_space(run: &Run, copied: u64) -> Result<()> {
     let trains = run.method.learned().zip(run.recipe.learn.as_ref()).map(|(learned, l)| learned.trains(&l.settings));
     let learning = trains.map_or(0, |trains| if trains.basis { 40 * linears } else { 8 * linears });
     // Compressed blocks and final weights are each smaller than the original.
-    let needed = (2 * model_bytes + decompositions + surveyed + learning + healing).saturating_add(copied);
+    let needed = (2 * model_bytes + decompositions + surveyed + learning + healing).saturating_add(run.copied.bytes);
     let dir = run.job.dir().to_path_buf();
     let free = free_space(&dir)?;
     if free < needed {
@@ -49,9 +48,9 @@ pub fn check_space(run: &Run, copied: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes the weights and the configuration into a fresh folder and returns it. It is no model yet: [`documents`] makes it
-/// one, when all else is there.
-pub fn weights(run: &Run, copied: &Copied, plan: &Plan) -> Result<PathBuf> {
+/// Writes the weights, those of a block from the file that `block` names, and the configuration into a fresh folder and
+/// returns it. It is no model yet: [`documents`] makes it one, when all else is there.
+pub fn weights(run: &Run, plan: &Plan, block: &dyn Fn(usize) -> PathBuf) -> Result<PathBuf> {
     let dir = run.job.assembly()?;
     let source = run.model.source();
     let mut entries = Vec::new();
@@ -63,7 +62,7 @@ pub fn weights(run: &Run, copied: &Copied, plan: &Plan) -> Result<PathBuf> {
         .map(LinearSpec::weight_name)
         .collect();
     for index in 0..run.model.blocks() {
-        let path = run.final_block(index);
+        let path = block(index);
         let file = TensorFile::open_unfinished(&path)?;
         for name in file.names() {
             let info = file.info(name).context("a listed tensor is missing")?;
@@ -85,7 +84,7 @@ pub fn weights(run: &Run, copied: &Copied, plan: &Plan) -> Result<PathBuf> {
         let from = Origin::Source(name.to_string());
         entries.push(Entry { name: written.to_string(), dtype: info.dtype, shape: info.shape.clone(), from });
     }
-    let metadata = BTreeMap::from([("softlm_format".to_string(), FORMAT.to_string()), copied.mark()]);
+    let metadata = BTreeMap::from([("softlm_format".to_string(), FORMAT.to_string()), run.copied.mark()]);
     write_checkpoint(&dir, &entries, source, run.recipe.max_shard_bytes, &metadata, &mut |_| {})?;
     let config = export::output_config(&run.model, &entries, &widths(run, plan), section(run, plan));
     let config = serde_json::to_string_pretty(&config)?;
@@ -126,7 +125,7 @@ pub fn report(
     (evaluation, fidelity): (Vec<BeforeAfter>, Vec<Fidelity>),
     cost: Cost,
 ) -> Result<Report> {
-    let Shrunk { plan, weights, learning } = shrunk;
+    let Shrunk { plan, weights, learning, trials } = shrunk;
     let source = run.model.source();
     let mut linears = Vec::new();
     for index in 0..run.model.blocks() {
@@ -159,13 +158,14 @@ pub fn report(
         training_text: run.calibration.training.as_ref().map(TrainingText::report),
         allocation: AllocationInfo {
             rule: plan.rule.clone(),
-            // A share of the last blocks says nothing of the whole: what came out is what was asked for.
-            keep_asked: if run.recipe.block_keep.is_some() {
+            // A share of the last blocks, or of quality, says nothing of the whole: what came out is what was asked for.
+            keep_asked: if run.recipe.block_keep.is_some() || run.recipe.max_ppl_increase.is_some() {
                 plan.keep()
             } else {
                 allocate::keep_fraction(run.recipe, &run.model)?
             },
             keep_reached: plan.keep(),
+            trials,
         },
         sizes: sizes(run, output)?,
         linears,
@@ -250,8 +250,8 @@ fn notes(run: &Run, mut notes: Vec<String>) -> Vec<String> {
 }
 
 /// Copies the source's other files and adds the loading code.
-pub fn side_files(run: &Run, copied: &Copied, dir: &Path) -> Result<()> {
-    copied.copy(run.model.source(), dir)?;
+pub fn side_files(run: &Run, dir: &Path) -> Result<()> {
+    run.copied.copy(run.model.source(), dir)?;
     let (name, code) = export::LOADING_CODE;
     write_file(&dir.join(name), code.as_bytes())
 }

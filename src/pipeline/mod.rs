@@ -30,6 +30,7 @@ mod blocks;
 mod labels;
 mod licence;
 mod learn;
+mod search;
 mod shrink;
 mod heal;
 mod assemble;
@@ -51,7 +52,7 @@ use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
 use crate::compute::Compute;
 use crate::hub::HubOptions;
-use crate::job::Job;
+use crate::job::{Copied, Job};
 use crate::machine::StageClock;
 use crate::method::Method;
 use crate::model::{Model, Output, verify};
@@ -78,7 +79,11 @@ pub(crate) struct Run<'a> {
     method: &'static dyn Method,
     model: Model,
     calibration: Calibration,
+    /// What is measured, before and after.
+    texts: &'a [EvalText],
     stats: Option<StatsStore>,
+    /// The files of the model that travel into the output.
+    copied: Copied,
     job: Job,
     progress: &'a dyn Progress,
 }
@@ -148,7 +153,7 @@ pub fn compress_windows(
     let healing = run.heal(clock.seconds("learning"), &mut clock)?;
 
     clock.stage("writing", run.model.blocks() as u64);
-    let dir = assemble::weights(&run, &provenance.copied, &shrunk.plan)?;
+    let dir = assemble::weights(&run, &shrunk.plan, &|index| run.final_block(index))?;
     let output = Source::open_unfinished(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.compute())?;
     let measured = quality::before_and_after(&run.model, &compressed, eval_texts, &mut clock, progress)?;
@@ -158,7 +163,7 @@ pub fn compress_windows(
         anyhow::bail!("the output is not whole, which is a bug in softlm: {problem}");
     }
     let cost = Cost { estimate: Some(provenance.estimate), ..clock.finish(run.job.resumed()) };
-    assemble::side_files(&run, &provenance.copied, &dir)?;
+    assemble::side_files(&run, &dir)?;
     let report = assemble::report(&run, provenance, shrunk, healing, compressed.source(), measured, cost)?;
     assemble::documents(&run, &dir, &report)?;
     if let Some(note) = run.job.publish()?.note(&recipe.output) {

@@ -20,8 +20,6 @@ use std::path::Path;
 pub struct Provenance {
     /// Hashes of the model's files, as they were when the run began.
     pub identity: Identity,
-    /// The files of the model that travel into the output.
-    pub copied: Copied,
     /// Of everything that decides the output and its report.
     pub fingerprint: String,
     /// What a user should know of the model, and what makes the calibration doubtful.
@@ -44,7 +42,7 @@ pub fn prepare<'a>(
     force: bool,
     model: Model,
     calibration: Calibration,
-    eval_texts: &[EvalText],
+    eval_texts: &'a [EvalText],
     progress: &'a dyn Progress,
 ) -> Result<Prepared<'a>> {
     let method = method::by_name(&recipe.method)?;
@@ -81,16 +79,17 @@ pub fn prepare<'a>(
         spare_inputs(recipe, &model, &calibration)?;
     }
     let job = Job::open(&recipe.output, &weights_fingerprint, force)?;
-    let run = Run { recipe, method, model, calibration, stats, job, progress };
-    assemble::check_space(&run, copied.bytes)?;
+    let run = Run { recipe, method, model, calibration, texts: eval_texts, stats, copied, job, progress };
+    assemble::check_space(&run)?;
     run.check_healing()?;
+    run.check_search()?;
     if run.job.resumed() {
         progress.note("continuing an interrupted run");
         if !run.job.damaged().is_empty() {
             progress.note(&format!("damaged work is done again: {}", run.job.damaged().join(", ")));
         }
     }
-    Ok(Prepared::Run(Box::new(run), Provenance { identity, copied, fingerprint, remarks, estimate }))
+    Ok(Prepared::Run(Box::new(run), Provenance { identity, fingerprint, remarks, estimate }))
 }
 
 /// Replacing an output must not delete what the run reads.

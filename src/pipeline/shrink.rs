@@ -6,6 +6,7 @@ use crate::machine::StageClock;
 use crate::method::Inputs;
 use crate::model::LinearSpec;
 use crate::plan::{AllocationRule, Choice, Plan, largest_saving_rank};
+use crate::report::Trial;
 use anyhow::Result;
 
 /// What became of the linears, and how that was decided.
@@ -15,6 +16,8 @@ pub(crate) struct Shrunk {
     pub weights: Option<Vec<f64>>,
     /// What learning did, for a method that learns.
     pub learning: Option<SpectralReport>,
+    /// Sizes that were tried.
+    pub trials: Vec<Trial>,
 }
 
 impl Run<'_> {
@@ -24,7 +27,7 @@ impl Run<'_> {
         let blocks = self.model.blocks() as u64;
         if let Some((learned, options)) = self.method.learned().zip(self.recipe.learn.as_ref()) {
             let (plan, report) = self.learn(learned, options, clock)?;
-            return Ok(Shrunk { plan, weights: None, learning: Some(report) });
+            return Ok(Shrunk { plan, weights: None, learning: Some(report), trials: Vec::new() });
         }
         if self.recipe.allocation == AllocationRule::Forms {
             return self.shrink_by_forms(clock);
@@ -40,7 +43,7 @@ impl Run<'_> {
         {
             clock.stage("compressing", blocks);
             self.compress_blocks(plan)?;
-            return Ok(Shrunk { plan: plan.clone(), weights: None, learning: None });
+            return Ok(Shrunk { plan: plan.clone(), weights: None, learning: None, trials: Vec::new() });
         }
         clock.stage("decomposing", blocks);
         let pays = |spec: &LinearSpec| match by_shape.as_ref().and_then(|plan| plan.choice(spec.id)) {
@@ -49,16 +52,15 @@ impl Run<'_> {
             None => Some(largest_saving_rank(spec.out, spec.input)),
         };
         self.decompose(self.method, &pays)?;
-        let (plan, weights) = match by_shape {
-            Some(plan) => (plan, None),
-            None => {
-                let energies = self.energies()?;
-                let weights = self.weights(&energies, clock)?;
-                (allocate::by_energy(self, energies, &weights)?, Some(weights))
-            }
+        let Some(plan) = by_shape else {
+            let energies = self.energies()?;
+            let weights = self.weights(&energies, clock)?;
+            let planned = |target| allocate::by_energy(self, &energies, &weights, target);
+            let (plan, trials) = self.settle(&planned, &|plan| self.cut_all(plan), clock)?;
+            return Ok(Shrunk { plan, weights: Some(weights), learning: None, trials });
         };
         clock.stage("compressing", blocks);
         self.cut_all(&plan)?;
-        Ok(Shrunk { plan, weights, learning: None })
+        Ok(Shrunk { plan, weights: None, learning: None, trials: Vec::new() })
     }
 }

@@ -26,10 +26,10 @@ pub use choices::{BosRule, SamplingRule, StoredType, WeightRule};
 pub use flags::SET;
 pub use learn::{Learn, LearnOptions, TrainText};
 pub use resolved::Recipe;
-pub use size::parse_bytes;
+pub use size::{finite, parse_bytes, percentage};
 
 /// The ways to ask for a size. One replaces the others, whichever source it comes from.
-pub const SIZES: [&str; 4] = ["keep", "target_params", "target_bytes", "block_keep"];
+pub const SIZES: [&str; 5] = ["keep", "target_params", "target_bytes", "block_keep", "max_ppl_increase"];
 
 /// The options of every run: each field is a flag, a variable and a key of a recipe file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -61,6 +61,11 @@ pub struct Options {
     /// Instead: bytes of all weights, at most (`1.5GiB`)
     #[arg(long, conflicts_with_all = ["keep", "target_params"], value_name = "SIZE", help_heading = "Budget")]
     pub target_bytes: Option<String>,
+
+    /// Instead: as small as the perplexity on every --ppl corpus allows, which may rise by this much (`5%`)
+    #[arg(long, conflicts_with_all = ["keep", "target_params", "target_bytes", "block_keep"], value_name = "P",
+          help_heading = "Budget")]
+    pub max_ppl_increase: Option<String>,
 
     /// How the budget is shared out: even, uniform (as even, but what rounding leaves over stays unspent, as in the
     /// papers), global, learned, last-blocks, lorap [default: the method's own]

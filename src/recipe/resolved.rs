@@ -1,6 +1,6 @@
 //! Options with every default filled in and checked against each other.
 
-use super::size::{default_output, parse_bytes};
+use super::size::{default_output, parse_bytes, percentage};
 use super::{BosRule, Learn, Options, SamplingRule, StoredType, TrainText, WeightRule, table};
 use crate::backward::Objective;
 use crate::method::{Inputs, OptionValues, RunFacts, by_name};
@@ -43,12 +43,20 @@ impl Options {
             user_bail!("--keep 1 leaves nothing to compress"; "choose a fraction below 1, for example 0.8")
         }
         let target_bytes = self.target_bytes.as_ref().map(|text| parse_bytes("--target-bytes", text)).transpose()?;
+        let max_ppl_increase = self.max_ppl_increase.as_ref().map(|text| match percentage(text) {
+            Ok(value) if value > 0.0 => Ok(value),
+            Ok(_) => user_bail!("--max-ppl-increase {text} allows nothing"; "write it as a percentage above 0%, for example 5%"),
+            Err(why) => user_bail!("--max-ppl-increase {text}: {why}"; "for example 5%"),
+        });
+        let max_ppl_increase = max_ppl_increase.transpose()?;
         let size = match (self.target_params, target_bytes) {
+            _ if let Some(increase) = max_ppl_increase => format!("plus{}percent", 100.0 * increase),
             (Some(params), _) => format!("{params}-params"),
             (None, Some(bytes)) => format!("{bytes}-bytes"),
             (None, None) => keep.to_string(),
         };
-        if self.target_params.is_none() && self.target_bytes.is_none() && self.block_keep.is_none() {
+        let sized = self.target_params.is_some() || self.target_bytes.is_some() || self.block_keep.is_some();
+        if !sized && max_ppl_increase.is_none() {
             self.keep = Some(keep);
         }
         let allocation = match (self.allocation, self.last_blocks) {
@@ -76,6 +84,18 @@ impl Options {
                 user_bail!("--allocation {rule} does not go with --method {name}, which shares its budget out over forms"; "leave it out, or choose another method, for example whiten");
             }
             user_bail!("--allocation forms belongs to --method auto, not to --method {name}"; "other methods: even, uniform, global, last-blocks");
+        }
+        if max_ppl_increase.is_some() {
+            if !matches!(allocation, AllocationRule::Forms | AllocationRule::Global) {
+                let (name, rule) = (method.card().name, word(allocation));
+                user_bail!(
+                    "--max-ppl-increase tries several sizes of one set of decompositions, which --method {name} with --allocation {rule} does not have";
+                    "use --method auto, or --allocation global with a method that has it"
+                );
+            }
+            if self.ppl.as_ref().is_some_and(|ppl| *ppl == ["none"]) {
+                user_bail!("--max-ppl-increase needs a corpus, but --ppl is none"; "add --ppl sample");
+            }
         }
         if by_forms && self.inputs.is_some_and(|inputs| inputs != Inputs::Dense) {
             user_bail!("auto looks at the original model alone"; "leave --inputs out");
@@ -149,6 +169,7 @@ impl Options {
             keep,
             target_params: self.target_params,
             target_bytes,
+            max_ppl_increase,
             allocation: *self.allocation.insert(allocation),
             weight: *self.weight.get_or_insert(WeightRule::Kl),
             multiple_of: *self.multiple_of.get_or_insert(1),
@@ -193,6 +214,8 @@ pub struct Recipe {
     pub keep: f64,
     pub target_params: Option<u64>,
     pub target_bytes: Option<u64>,
+    /// Instead, by how much the perplexity may rise; `keep` is then a usual one, for estimates.
+    pub max_ppl_increase: Option<f64>,
     pub allocation: AllocationRule,
     pub weight: WeightRule,
     pub multiple_of: usize,

@@ -47,6 +47,21 @@ pub(super) fn parse_seconds(flag: &str, text: &str) -> Result<f64> {
     }
 }
 
+/// `5%` as 0.05. Below 0 % nothing is allowed that is not better, which nobody means by an increase.
+pub fn percentage(text: &str) -> std::result::Result<f64, String> {
+    let digits = text.trim().strip_suffix('%').ok_or("write it as a percentage, for example 5%")?;
+    match finite(digits)? / 100.0 {
+        value if value >= 0.0 => Ok(value),
+        _ => Err("must not be below 0%".to_string()),
+    }
+}
+
+/// A finite number.
+pub fn finite(text: &str) -> std::result::Result<f64, String> {
+    let value = text.trim().parse::<f64>().map_err(|e| e.to_string())?;
+    if value.is_finite() { Ok(value) } else { Err("must be a finite number".to_string()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -204,6 +204,19 @@ pub struct AllocationInfo {
     pub keep_asked: f64,
     /// Fraction reached, never more.
     pub keep_reached: f64,
+    /// What was tried to find a size that is good enough.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trials: Vec<Trial>,
+}
+
+/// A size that was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Fraction of the linears' parameters.
+    pub keep: f64,
+    /// By how much of the original's perplexity that on the worst corpus is above it.
+    #[serde(with = "crate::number")]
+    pub increase: f64,
 }
 
 /// Parameters and bytes of one thing before and after.

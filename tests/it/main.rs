@@ -32,6 +32,7 @@ mod tokenizer_cases; // the files of the tokenizers that the references are of
 mod tokenizers; // tokenizer files of every kind against transformers
 mod report; // the report's views
 mod configs; // the recipes that come with the project
+mod search; // the smallest model that is good enough
 mod export; // outputs as plain checkpoints, to the last bit
 mod narrower; // dense linears of other shapes than the base's, block by block
 mod export_raw; // outputs as raw factors, and the schema of their description

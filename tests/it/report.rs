@@ -120,6 +120,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
             inputs: "dense".into(),
         }),
         allocation: AllocationInfo {
+            trials: Vec::new(),
             rule: "one threshold on w·σ²/(m+n) over all linears, dense where that is cheaper; w is the KL measured \
                    when the linear alone is cut"
                 .into(),

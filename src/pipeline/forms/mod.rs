@@ -11,7 +11,6 @@ mod part;
 mod survey;
 
 use super::Run;
-use super::allocate;
 use super::shrink::Shrunk;
 use super::weights::{KL, ratio};
 use crate::backward::{output_gram_batches, output_grams};
@@ -20,7 +19,7 @@ use crate::eval::Variant;
 use crate::machine::StageClock;
 use crate::method::GRADIENTS;
 use crate::model::LinearId;
-use crate::plan::{self, Item, Plan};
+use crate::plan::{self, Item, Plan, Target};
 use crate::text::Windows;
 use anyhow::{Context, Result};
 pub(super) use part::{BlockPart, block_parts};
@@ -42,15 +41,14 @@ impl Run<'_> {
         clock.stage("decomposing", blocks);
         self.survey()?;
         let scales = self.measured_scales(clock)?;
-        let plan = self.plan_forms(&scales)?;
-        clock.stage("compressing", blocks);
-        self.cut_forms(&plan)?;
+        let planned = |target| self.plan_forms(&scales, target);
+        let (plan, trials) = self.settle(&planned, &|plan| self.cut_forms(plan), clock)?;
         let mut weights = BTreeMap::new();
         for (part, scale) in self.parts().into_iter().zip(&scales) {
             weights.extend(part.linears().into_iter().map(|spec| (spec.id, *scale)));
         }
         let weights = self.model.linears().iter().filter_map(|spec| weights.get(&spec.id).copied()).collect();
-        Ok(Shrunk { plan, weights: Some(weights), learning: None })
+        Ok(Shrunk { plan, weights: Some(weights), learning: None, trials })
     }
 
     /// The parts of all blocks.
@@ -110,8 +108,8 @@ impl Run<'_> {
         Ok(scales)
     }
 
-    /// The options of least loss under the recipe's budget.
-    fn plan_forms(&self, scales: &[f64]) -> Result<Plan> {
+    /// The options of least loss under a budget.
+    fn plan_forms(&self, scales: &[f64], target: Target) -> Result<Plan> {
         let items: Vec<Item> = self.model.linears().iter().map(Item::from).collect();
         let mut parts = Vec::with_capacity(scales.len());
         for index in 0..self.model.blocks() {
@@ -121,7 +119,7 @@ impl Run<'_> {
                 parts.push(part.ladder(&survey.losses(part.output())?, scale, self.recipe.multiple_of));
             }
         }
-        plan::forms(&items, &parts, allocate::target(self.recipe, &self.model)?)
+        plan::forms(&items, &parts, target)
     }
 }
 

@@ -1,0 +1,71 @@
+//! `--max-ppl-increase`: the size that is found is good enough and nearly the smallest, whatever interrupts it, and what has
+//! no sizes to try, or no perplexity, is refused.
+
+use crate::program::{FAST, Place};
+use softlm::report::Report;
+use std::fs;
+
+fn report(place: &Place, output: &str) -> Report {
+    serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
+}
+
+/// By how much the perplexity on the worst corpus is above the original's.
+fn increase(report: &Report) -> f64 {
+    let of = |pair: &softlm::report::BeforeAfter| pair.after.perplexity.ppl / pair.before.perplexity.ppl - 1.0;
+    report.evaluation.iter().map(of).fold(f64::NEG_INFINITY, f64::max)
+}
+
+#[test]
+fn the_size_found_is_good_enough_and_a_slightly_smaller_one_is_not() {
+    let place = Place::new();
+    place.write("other.txt", include_str!("../../src/text/sample.txt").split_at(9_000).1);
+    for (method, percent) in [("auto", 12.0), ("whiten", 25.0)] {
+        let protocol = "--calib-windows 8 --window 64 --eval-window 64 --max-windows 8 --ppl sample,other.txt";
+        let line = format!("compress demo --method {method} {protocol}");
+        let said = place.run(&format!("{line} --max-ppl-increase {percent}% -o {method}")).fine();
+        let found = report(&place, method);
+        let keep = found.allocation.keep_reached;
+        assert!(increase(&found) <= percent / 100.0, "{method}: {}", increase(&found));
+        assert!(increase(&found) > 0.5 * percent / 100.0, "{method}: {} at {keep}", increase(&found));
+        let trials = &found.allocation.trials;
+        assert!((2..=7).contains(&trials.len()), "{trials:?}");
+        let chosen = trials.iter().filter(|trial| trial.increase <= percent / 100.0).map(|trial| trial.keep);
+        let chosen = chosen.min_by(f64::total_cmp).expect("one is good enough");
+        assert!(keep <= chosen && keep > chosen - 0.02, "{keep} for {chosen}");
+        assert!(said.stdout.contains("the smallest found"), "{}", said.stdout);
+        // The size alone gives the same model.
+        place.run(&format!("{line} --keep {chosen} -o {method}-keep")).fine();
+        let weights = |output: &str| place.read(&format!("{output}/model.safetensors"));
+        assert!(method != "auto" || weights(method) == weights("auto-keep"), "of size {chosen}");
+        place.run(&format!("{line} --keep {} -o {method}-smaller", chosen - 0.08)).fine();
+        assert!(increase(&report(&place, &format!("{method}-smaller"))) > percent / 100.0, "{method}: {chosen}");
+        // The recipe says what was asked for.
+        let recipe = fs::read_to_string(place.path(&format!("{method}/softlm.toml"))).expect("a recipe");
+        assert!(
+            recipe.contains(&format!("max_ppl_increase = \"{percent}%\"")) && !recipe.contains("\nkeep ="),
+            "{recipe}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_searched_is_refused() {
+    let place = Place::new();
+    for (options, what) in [
+        ("--max-ppl-increase 5", "5%"),
+        ("--max-ppl-increase 0%", "0%"),
+        ("--max-ppl-increase=-5%", "0%"),
+        ("--max-ppl-increase 5% --ppl none", "--ppl"),
+        ("--max-ppl-increase 5% --method rom", "rom"),
+        ("--max-ppl-increase 5% --method lorap", "lorap"),
+        ("--max-ppl-increase 5% --method soft", "soft"),
+        ("--max-ppl-increase 5% --method svd --allocation even", "even"),
+        ("--max-ppl-increase 0.0001%", "0.0001%"),
+    ] {
+        place.run(&format!("compress demo {FAST} {options} -o out")).refused(&["--max-ppl-increase", what]);
+    }
+    for other in ["--keep 0.8", "--target-bytes 1MB", "--target-params 5", "--last-blocks 2 --block-keep 0.5"] {
+        place.run(&format!("compress demo {FAST} {other} --max-ppl-increase 5% -o out")).refused_by_usage("--max-ppl");
+    }
+    assert!(!place.path("out").exists());
+}
