@@ -19,7 +19,7 @@ pub use schedule::Schedule;
 pub use spectral::{
     Learned, LearnedLinear, SpectralJob, SpectralOptions, SpectralPoint, SpectralRates, SpectralReport, learn_spectra,
 };
-pub use trainer::LossPoint;
+pub use trainer::{LossPoint, RateTrial};
 
 use anyhow::Result;
 use candle_core::Tensor;

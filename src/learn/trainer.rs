@@ -17,6 +17,11 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// The rate that is tried first where none is given, relative to the usual one, and how far from that others go.
+const FIRST_RATE: f64 = 0.25;
+const RATES: (f64, f64) = (1.0 / 64.0, 4.0);
+/// Steps with every rate that is tried: a twentieth of all, so many at most.
+const TRIED_STEPS: usize = 4;
 /// Gradients are scaled down to this norm.
 const CLIP: f64 = 1.0;
 /// Key of the saved state's free-form strings.
@@ -35,6 +40,16 @@ pub struct LossPoint {
     pub heldout_loss: Option<f64>,
 }
 
+/// A learning rate that was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RateTrial {
+    /// The rate.
+    pub lr: f64,
+    /// Mean held-out loss after a few steps with it.
+    #[serde(with = "crate::number")]
+    pub heldout_loss: f64,
+}
+
 /// How far a training is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Log {
@@ -51,6 +66,10 @@ pub(super) struct Log {
     pub best_loss: f64,
     /// Steps after which training went back to the best state and on at half the rate.
     pub slowed: Vec<usize>,
+    /// What the optimiser's rates are multiplied with, once that is found.
+    pub rate: Option<f64>,
+    /// What else was tried, multiples of the optimiser's rates.
+    pub tried: Vec<RateTrial>,
     /// Training tokens seen, repeated ones included.
     pub tokens: u64,
     /// Why it ended early, if it did.
@@ -68,6 +87,8 @@ impl Log {
             best_step: 0,
             best_loss: f64::INFINITY,
             slowed: Vec::new(),
+            rate: None,
+            tried: Vec::new(),
             tokens: 0,
             stopped: None,
             curve: Vec::new(),
@@ -84,7 +105,10 @@ impl Log {
     fn rate(&self, (begin, schedule): (usize, Schedule)) -> f64 {
         let rising = |&step: &usize| (self.done - step + 1) as f64 / (schedule.warm_up() + 1) as f64;
         let risen = self.slowed.last().map_or(1.0, rising);
-        0.5f64.powi(self.slowed.len() as i32) * risen.min(1.0) * schedule.factor(self.done.saturating_sub(begin))
+        self.rate.unwrap_or(1.0)
+            * 0.5f64.powi(self.slowed.len() as i32)
+            * risen.min(1.0)
+            * schedule.factor(self.done.saturating_sub(begin))
     }
 }
 
@@ -101,6 +125,11 @@ pub(super) trait Training {
 
     /// A fresh optimiser of the student's parameters, in the order of [`Gradients::all`].
     fn optimiser(&self) -> Result<AdamW>;
+
+    /// Whether the optimiser's rates are no more than usual ones: then some are tried first.
+    fn finds_rate(&self) -> bool {
+        false
+    }
 
     /// The schedule that the next step belongs to, and the step at which it began.
     fn schedule(&self, log: &Log) -> (usize, Schedule);
@@ -195,8 +224,55 @@ impl<'a, T: Training> Trainer<'a, T> {
         }
         if this.best.is_empty() {
             this.log.stopped = Some("no linear is factorised: there is nothing to train".into());
+        } else if this.log.rate.is_none() && this.training.finds_rate() {
+            this.find_rate()?;
         }
         Ok(this)
+    }
+
+    /// Takes a few steps with several rates, each from the start, and keeps the one that leads to the best state: twice the
+    /// first one as long as that is better, or half of it.
+    fn find_rate(&mut self) -> Result<()> {
+        let mut best = (FIRST_RATE, self.try_rate(FIRST_RATE)?);
+        for factor in [2.0, 0.5] {
+            let before = best.0;
+            while best.0 * factor >= RATES.0 && best.0 * factor <= RATES.1 {
+                let rate = best.0 * factor;
+                match self.try_rate(rate)? {
+                    loss if loss < best.1 => best = (rate, loss),
+                    _ => break,
+                }
+            }
+            if best.0 != before {
+                break;
+            }
+        }
+        self.log.rate = Some(best.0);
+        restore(self.optimiser.parameters(), &self.best)?;
+        self.optimiser.forget()?;
+        self.save()
+    }
+
+    /// The held-out loss after a few steps with `rate`; infinite where they lead nowhere.
+    fn try_rate(&mut self, rate: f64) -> Result<f64> {
+        restore(self.optimiser.parameters(), &self.best)?;
+        self.optimiser.forget()?;
+        let mut heldout_loss = f64::INFINITY;
+        let steps = (self.log.steps / 20).clamp(1, TRIED_STEPS);
+        let log = Log { done: steps, ..self.log.clone() };
+        for step in 0..steps {
+            let mut of_step = self.training.loss().step(self.training.student(), step)?;
+            if !of_step.loss.is_finite() {
+                break;
+            }
+            of_step.gradients.clip(CLIP)?;
+            self.optimiser.step(&of_step.gradients.all(), rate)?;
+            if step + 1 == steps {
+                heldout_loss = Some(self.training.evaluate(&log)?).filter(|x| x.is_finite()).unwrap_or(f64::INFINITY);
+            }
+        }
+        self.log.tried.push(RateTrial { lr: rate, heldout_loss });
+        Ok(heldout_loss)
     }
 
     fn step(&mut self) -> Result<()> {

@@ -12,6 +12,9 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use std::path::PathBuf;
 
+/// Around this learning rate a better one is looked for where none is given, from 0.0003 to 0.08.
+const USUAL_RATE: f64 = 0.02;
+
 impl Run<'_> {
     /// Fails early when there is nothing that healing could be judged by.
     pub(super) fn check_healing(&self) -> Result<()> {
@@ -67,7 +70,8 @@ impl Run<'_> {
             state: &state,
             options: HealOptions {
                 steps: recipe.heal,
-                lr: recipe.heal_lr,
+                lr: recipe.heal_lr.unwrap_or(USUAL_RATE),
+                find_rate: recipe.heal_lr.is_none(),
                 seconds: recipe.max_seconds.map(|seconds| seconds - spent),
             },
         };

@@ -136,7 +136,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub heal: Option<usize>,
 
-    /// Learning rate, relative to the entries' size [default: 0.02, with --task 0.0002]
+    /// Learning rate, relative to the entries' size [default: found by trial, with --task 0.0002]
     #[arg(long, value_name = "F", help_heading = "Training")]
     pub heal_lr: Option<f64>,
 

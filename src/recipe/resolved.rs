@@ -146,14 +146,14 @@ impl Options {
             user_bail!("--heal-lr and --heal-batch need --heal STEPS"; "for example --heal 200");
         }
         let labelled = self.task.is_some();
-        let heal_lr = self.heal_lr.unwrap_or(if labelled { 0.0002 } else { 0.02 });
-        if !(heal_lr > 0.0 && heal_lr.is_finite()) {
+        let heal_lr = self.heal_lr.or(labelled.then_some(0.0002));
+        if let Some(heal_lr) = heal_lr.filter(|lr| !(*lr > 0.0 && lr.is_finite())) {
             user_bail!("--heal-lr {heal_lr} is not a positive number"; "0.02 moves an entry by about 2 % per step");
         }
         let usual_batch = if labelled { 32 } else { 8 };
         let heal_batch = self.heal_batch.unwrap_or(learn.as_ref().map_or(usual_batch, |learn| learn.batch));
         if heal > 0 {
-            (self.heal_lr, self.heal_batch) = (Some(heal_lr), Some(heal_batch));
+            (self.heal_lr, self.heal_batch) = (heal_lr, Some(heal_batch));
         }
         let precision = *self.matmul_precision.get_or_insert_default();
         let name = method.card().name.to_string();
@@ -232,7 +232,8 @@ pub struct Recipe {
     pub inputs: Inputs,
     pub stats: Option<PathBuf>,
     pub heal: usize,
-    pub heal_lr: f64,
+    /// Absent where it is found by trial.
+    pub heal_lr: Option<f64>,
     pub heal_batch: usize,
     pub task: Option<String>,
     pub max_seconds: Option<f64>,

@@ -98,6 +98,30 @@ fn healing_lowers_divergence_and_perplexity() {
     assert_eq!(Options::default().or_file(&recipe).unwrap().resolve().unwrap().heal, 40);
 }
 
+/// Where no rate is given several are tried, and a run that is stopped among them or behind them ends with the same bits.
+#[test]
+fn the_rate_is_found_by_trial() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str| Options { heal_lr: None, ..healed(&folder.path().join(name), 20, 0.0) };
+    let report = run(of("found"), &()).unwrap().healing.unwrap();
+    let tried: Vec<f64> = report.rates_tried.iter().map(|trial| trial.lr).collect();
+    assert!((2..=9).contains(&tried.len()) && tried[0] == 0.005 && tried[1] == 0.01, "{tried:?}");
+    let best = report.rates_tried.iter().min_by(|a, b| a.heldout_loss.total_cmp(&b.heldout_loss)).unwrap();
+    assert_eq!(report.lr, best.lr);
+    assert!(best.heldout_loss < report.loss_before && report.loss_after < best.heldout_loss, "{report:?}");
+    // A rate far from it is worse.
+    let far = if best.lr > 0.01 { best.lr / 30.0 } else { best.lr * 30.0 };
+    let given = run(healed(&folder.path().join("given"), 20, far), &()).unwrap().healing.unwrap();
+    assert!(given.rates_tried.is_empty() && given.loss_after > report.loss_after, "{given:?}");
+
+    for stop in [0, 3] {
+        let output = format!("stopped-{stop}");
+        run(of(&output), &StopAfter::steps(stop)).expect_err("it was stopped");
+        assert_eq!(run(of(&output), &()).unwrap().healing.as_ref(), Some(&report), "stopped after {stop} steps");
+        assert!(weights(&folder.path().join(&output)) == weights(&folder.path().join("found")));
+    }
+}
+
 /// Training has more text, or another one; what the linears are cut by stays that of calibration.
 #[test]
 fn training_has_text_of_its_own() {
@@ -256,7 +280,7 @@ fn heal_tiny(name: &str, install: &dyn Fn(&LinearSpec) -> anyhow::Result<Option<
         install: &install,
         stored: &|_, _| Ok(DType::F32),
         state: &work.path().join("state.safetensors"),
-        options: HealOptions { steps: 30, lr: 0.02, seconds: None },
+        options: HealOptions { steps: 30, lr: 0.02, find_rate: false, seconds: None },
     };
     heal(&job, &()).unwrap()
 }

@@ -99,7 +99,7 @@ fn labels_need_a_classifier() {
         install: &|_, _| Ok(()),
         stored: &|_, _| Ok(candle_core::DType::F32),
         state: &state.path().join("state"),
-        options: HealOptions { steps: 1, lr: 0.01, seconds: None },
+        options: HealOptions { steps: 1, lr: 0.01, find_rate: false, seconds: None },
     };
     let error = heal(&job, &()).err().expect("a decoder has no classifier");
     assert!(error.to_string().contains("classifier"), "{error:#}");

@@ -154,6 +154,10 @@ impl Training for FactorTraining<'_> {
         AdamW::new(self.trained.iter().map(group).collect::<Result<_>>()?, AdamWOptions::default())
     }
 
+    fn finds_rate(&self) -> bool {
+        self.job.options.find_rate
+    }
+
     fn schedule(&self, log: &Log) -> (usize, Schedule) {
         (0, Schedule { steps: log.steps, floor: 0.0 })
     }

@@ -8,8 +8,8 @@
 //!
 //! The learning rate is relative: a step moves an entry of a matrix by about `lr` times the root mean square of that
 //! matrix's entries at the start. Methods scale their two factors very differently, and so do the layers of a model. What
-//! a model can bear differs too: when some looks in a row bring no better state, training goes back to the best one and on
-//! at half the rate.
+//! a model can bear differs too: where no rate is given, a few steps are tried with each of several, and when some looks in a
+//! row bring no better state, training goes back to the best one and on at half the rate.
 //!
 //! In memory: what is trained in f32 with gradient and moments (16 bytes per number kept) and the best state so far (4 more),
 //! the graph of one block, and all blocks of the model if they fit, otherwise the one at work.
@@ -17,7 +17,7 @@
 mod factors;
 
 use super::distillation::{Aim, Distillation};
-use super::trainer::{LossPoint, train};
+use super::trainer::{LossPoint, RateTrial, train};
 use crate::model::{Block, Role};
 use crate::progress::Progress;
 use anyhow::{Context, Result};
@@ -34,6 +34,8 @@ pub struct HealOptions {
     pub steps: usize,
     /// Learning rate, relative to the size of each matrix.
     pub lr: f64,
+    /// Whether that is no more than a usual one, and a better one is looked for.
+    pub find_rate: bool,
     /// Seconds it may take, if there is a limit.
     pub seconds: Option<f64>,
 }
@@ -70,6 +72,9 @@ pub struct HealReport {
     pub batch: usize,
     /// Relative learning rate.
     pub lr: f64,
+    /// The rates that were tried, where none was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates_tried: Vec<RateTrial>,
     /// Training tokens seen, repeated ones included.
     pub tokens: u64,
     /// Held-out tokens that were judged by.
@@ -123,7 +128,8 @@ pub fn heal(job: &HealJob, progress: &dyn Progress) -> Result<Healed> {
         best_step: log.best_step,
         slowed: log.slowed,
         batch: job.distillation.batch,
-        lr: job.options.lr,
+        lr: job.options.lr * log.rate.unwrap_or(1.0),
+        rates_tried: log.tried.iter().map(|tried| RateTrial { lr: job.options.lr * tried.lr, ..*tried }).collect(),
         tokens: log.tokens,
         heldout_tokens: job.distillation.heldout_tokens(),
         loss_before: before.context("the model was judged before the first step")?,
