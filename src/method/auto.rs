@@ -66,6 +66,7 @@ Departures:
 - One measure and one knapsack for all forms; in the papers each form has a rule of its own.
 - q and k take two factors, not fewer rotary pairs: at half their size that lost a third of the KL or less on SmolLM2-135M.
 - Channels by exact forward selection instead of ridge leverage scores.
+- G, Γ and S of fewer than 4 tokens per input are shrunk towards their diagonals: what seems to cost nothing was not seen.
 - Sizes are multiples of 2 to 16, as hardware likes them, where that is about a hundredth of the part.
 ";
 

@@ -142,6 +142,21 @@ fn a_run_that_is_killed_in_any_stage_ends_in_the_same_bytes() {
     assert!(resumed >= 3, "{resumed} runs were met in the middle");
 }
 
+/// With fewer tokens than channels most directions seem to cost nothing.
+#[test]
+fn few_tokens_are_no_licence_to_cut() {
+    let place = Place::new();
+    let line = "compress demo --calib-windows 3 --window 64 --eval-window 64 --max-windows 8";
+    for (options, keep, most) in [("", 0.9, 0.1), ("--gradients false", 0.9, 0.1), ("", 0.6, 0.5)] {
+        place.run(&format!("{line} {options} --keep {keep} -o out --force")).fine();
+        let report = report(&place, "out");
+        assert!(report.allocation.keep_reached > keep - 0.01, "{options} {keep}: {}", report.allocation.keep_reached);
+        let pair = &report.evaluation[0];
+        let rise = pair.after.perplexity.ppl / pair.before.perplexity.ppl - 1.0;
+        assert!(rise < most, "{options} {keep}: {rise}");
+    }
+}
+
 #[test]
 fn healing_trains_what_became_narrower() {
     let place = Place::new();

@@ -17,6 +17,10 @@ use crate::plan::{largest_saving_rank, tails};
 use anyhow::{Context, Result};
 use std::time::Instant;
 
+/// Tokens per input from which on sums over them are taken as they are. On the demo model, 0.5 and 2 tokens per channel, this
+/// leaves a KL of 0.38 and 0.29 at keep 0.6 instead of 5.6 and 0.40; from 8 on no shrinkage changes anything.
+const ENOUGH: u64 = 4;
+
 impl Run<'_> {
     /// Surveys every block in one pass over the calibration text.
     pub(super) fn survey(&self) -> Result<()> {
@@ -59,6 +63,13 @@ impl Run<'_> {
         };
         match part {
             BlockPart::Linear(_) => {
+                let few = (stats.tokens < ENOUGH * stats.width() as u64).then(|| SiteStats {
+                    tokens: stats.tokens,
+                    gram: shrunk(stats.gram.clone(), stats.tokens),
+                    sum: stats.sum.clone(),
+                    heldout: stats.heldout.clone(),
+                });
+                let stats = few.as_ref().unwrap_or(stats);
                 let parts = match moments {
                     Some(moments) => two_sided(&w, stats, moments)?,
                     None => self.method.decompose(&w, Some(stats))?,
@@ -79,16 +90,45 @@ impl Run<'_> {
                 } else {
                     (stats.gram.clone(), Vec::new())
                 };
+                let gram = shrunk(gram, stats.tokens);
                 let Ordering { order, error } = channels::order_and_curve(&w, &gram, moments)?;
                 let losses = per_token(&error);
                 Ok(Narrowing { gram, order, mean, losses, seconds: seconds() }.encode(spec))
             }
             BlockPart::Values { heads, .. } => {
-                let found = ValueOutput::new(&w, &stats.gram, value_heads(*heads), moments)?;
+                let gram = shrunk(stats.gram.clone(), stats.tokens);
+                let found = ValueOutput::new(&w, &gram, value_heads(*heads), moments)?;
                 let losses = per_token(&found.error);
-                let (gram, order, mean) = (stats.gram.clone(), Vec::new(), Vec::new());
+                let (order, mean) = (Vec::new(), Vec::new());
                 Ok(Narrowing { gram, order, mean, losses, seconds: seconds() }.encode(spec))
             }
         }
+    }
+}
+
+/// The sums of few tokens, shrunk towards their diagonal. Of fewer tokens than inputs they say that most directions never
+/// occur, so that half the channels are repaired without any loss; what is repaired so is worth nothing on other text.
+fn shrunk(mut gram: Mat, tokens: u64) -> Mat {
+    let n = gram.rows();
+    let left = (tokens as f64 / (ENOUGH * n.max(1) as u64) as f64).min(1.0);
+    if left < 1.0 {
+        for j in 0..n {
+            let diagonal = gram.get(j, j);
+            gram.col_mut(j).iter_mut().for_each(|x| *x *= left);
+            gram.set(j, j, diagonal);
+        }
+    }
+    gram
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_few_tokens_are_shrunk_and_those_of_many_are_not() {
+        let gram = Mat::from_fn(3, 3, |i, j| if i == j { 2.0 } else { 1.0 });
+        assert_eq!(shrunk(gram.clone(), 12), gram);
+        assert_eq!(shrunk(gram, 6), Mat::from_fn(3, 3, |i, j| if i == j { 2.0 } else { 0.5 }));
     }
 }
