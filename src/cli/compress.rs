@@ -8,11 +8,11 @@ use crate::error::is_not_finite;
 use crate::model::{Model, Output};
 use crate::pipeline::{self, ResultNotMeasured};
 use crate::recipe::Options;
-use crate::report;
+use crate::report::{self, Report};
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const NOTES: &str = "\
 --calib-windows is also SOFTLM_CALIB_WINDOWS in the environment and calib_windows in a recipe, and so with every option. \
@@ -66,16 +66,7 @@ impl Compress {
             }
             result => result?,
         };
-        context.ui.finish();
-        if self.json {
-            print_json(&serde_json::to_string_pretty(&report)?)?;
-        } else {
-            print_result(&report::table(&report, page_width(), stdout_color()))?;
-            if context.verbose {
-                print_result(&report::details(&report))?;
-            }
-            context.ui.done(&format!("the output is {}", recipe.output.display()));
-        }
+        finish(&report, self.json, &recipe.output, context)?;
         let gates = Gates { max_ppl: self.max_ppl, ..Gates::default() };
         let mut failures: Vec<String> =
             report.evaluation.iter().flat_map(|pair| gates.failures(&pair.after, Some(&pair.before))).collect();
@@ -85,6 +76,20 @@ impl Compress {
         failures.iter().for_each(|text| context.ui.check_failed(text));
         Ok(if failures.is_empty() { Outcome::Fine } else { Outcome::CheckFailed })
     }
+}
+
+/// Prints the report of a run that is done.
+pub(super) fn finish(report: &Report, json: bool, output: &Path, context: &Context) -> Result<()> {
+    context.ui.finish();
+    if json {
+        return print_json(&serde_json::to_string_pretty(report)?);
+    }
+    print_result(&report::table(report, page_width(), stdout_color()))?;
+    if context.verbose {
+        print_result(&report::details(report))?;
+    }
+    context.ui.done(&format!("the output is {}", output.display()));
+    Ok(())
 }
 
 fn predicts_tokens(name: &str, context: &Context) -> Result<bool> {

@@ -5,6 +5,7 @@
 
 mod calibrate;
 mod compress;
+mod cut;
 mod errors;
 mod eval;
 mod export;
@@ -95,6 +96,8 @@ struct Global {
 enum Command {
     /// Compress a model
     Compress(Box<compress::Compress>),
+    /// Make another size of what compress --elastic has written
+    Cut(cut::Cut),
     /// Measure perplexity, and divergence from the original
     Eval(eval::Eval),
     /// Continue a text
@@ -117,7 +120,7 @@ enum Command {
 impl Command {
     /// Whether it runs a model: the others need no device.
     fn computes(&self) -> bool {
-        matches!(self, Self::Compress(_) | Self::Eval(_) | Self::Generate(_) | Self::Calibrate(_))
+        matches!(self, Self::Compress(_) | Self::Cut(_) | Self::Eval(_) | Self::Generate(_) | Self::Calibrate(_))
     }
 }
 
@@ -171,6 +174,7 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     let context = Context { ui, hub, compute: Compute::from(&device), verbose: cli.global.verbose };
     match cli.command {
         Command::Compress(command) => command.run(&context),
+        Command::Cut(command) => command.run(&context),
         Command::Eval(command) => command.run(&context),
         Command::Generate(command) => command.run(&context),
         Command::Calibrate(command) => command.run(&context),

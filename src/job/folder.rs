@@ -84,7 +84,8 @@ impl Contents {
     }
 }
 
-fn is_known(name: &str) -> bool {
+/// Whether a run leaves files of this name.
+pub(super) fn is_known(name: &str) -> bool {
     let name = name.strip_suffix(".tmp").unwrap_or(name);
     if [LOCK, FINGERPRINT, MANIFEST].contains(&name) || OF_THE_RUN.contains(&name) {
         return true;

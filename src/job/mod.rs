@@ -17,7 +17,7 @@ mod publish;
 mod tests;
 
 pub use copied::Copied;
-pub use output::{EXPORT_FINGERPRINT, EXPORT_MARK};
+pub use output::{EXPORT_FINGERPRINT, EXPORT_MARK, SURVEY, SURVEY_ORIGIN};
 pub use publish::Kept;
 
 use crate::checkpoint::{TensorFile, write_file};
@@ -49,6 +49,8 @@ const REPLACED: &str = "replaced";
 pub struct Job {
     dir: PathBuf,
     output: PathBuf,
+    /// Where what serves every size is: the folder itself, or that of an elastic output.
+    shared: PathBuf,
     resumed: bool,
     /// Files of the earlier run that could not be read and are made again.
     damaged: Vec<String>,
@@ -83,7 +85,15 @@ impl Job {
             );
         }
         let damaged = if resumed { remove_damaged(&dir)? } else { Vec::new() };
-        let job = Self { dir, output: output.to_path_buf(), resumed, damaged, replace: force, _lock: lock };
+        let job = Self {
+            shared: dir.clone(),
+            dir,
+            output: output.to_path_buf(),
+            resumed,
+            damaged,
+            replace: force,
+            _lock: lock,
+        };
         // What a run that died while it filled its output has put there is made again from its work.
         if let Some(manifest) = Manifest::read(&job.dir)? {
             if !is_output(&job.output) {
@@ -135,14 +145,25 @@ impl Job {
         &self.dir
     }
 
+    /// Reads what serves every size from the folder `shared`.
+    pub fn share(&mut self, shared: PathBuf) {
+        self.shared = shared;
+    }
+
+    /// Names of the files of a model of `blocks` blocks that serve every size.
+    pub fn shared_names(blocks: usize) -> impl Iterator<Item = String> {
+        let of_block = |index| ["gradients", "decompositions"].map(|kind| block_name(kind, index));
+        (0..blocks).flat_map(of_block).chain([folder::OF_THE_RUN[0].to_string()])
+    }
+
     /// Where the second moments of the gradients of block `index` are kept.
     pub fn gradients_file(&self, index: usize) -> PathBuf {
-        self.dir.join(block_name("gradients", index))
+        self.shared.join(block_name("gradients", index))
     }
 
     /// Where the decompositions of block `index` are kept.
     pub fn decompositions_file(&self, index: usize) -> PathBuf {
-        self.dir.join(block_name("decompositions", index))
+        self.shared.join(block_name("decompositions", index))
     }
 
     /// Where the finished tensors of block `index` are kept.
@@ -157,7 +178,7 @@ impl Job {
 
     /// Where the weights of linears against each other are kept.
     pub fn weights_file(&self) -> PathBuf {
-        self.dir.join(folder::OF_THE_RUN[0])
+        self.shared.join(folder::OF_THE_RUN[0])
     }
 
     /// Where the state of a learned method is kept.

@@ -2,6 +2,7 @@
 
 use super::WORK;
 use super::copied::COPIED;
+use super::folder::is_known;
 use super::publish::LOST_AND_FOUND;
 use crate::checkpoint::{TensorFile, read_settings};
 use serde_json::Value;
@@ -17,6 +18,10 @@ pub const EXPORT_FINGERPRINT: &str = "softlm_fingerprint";
 /// What softlm writes under these names itself.
 pub(super) const WRITTEN: [&str; 6] =
     ["config.json", "report.json", "README.md", "softlm.toml", "modeling_softlm.py", "factors.json"];
+/// The folder of an elastic output that holds what every size is cut from.
+pub const SURVEY: &str = "survey";
+/// What it holds beside files of blocks and of the run.
+pub const SURVEY_ORIGIN: &str = "survey.json";
 const INDEX: &str = "model.safetensors.index.json";
 /// One of these moves last into an output, and leaves first: without it no folder is a model, or the factors of one.
 pub(super) const COMPLETE: [&str; 2] = ["config.json", "factors.json"];
@@ -55,6 +60,10 @@ fn written_with(dir: &Path) -> BTreeSet<String> {
     let report = settings(&dir.join("report.json"));
     let files = report.as_ref().and_then(|report| report["output"]["files"].as_array());
     names.extend(files.into_iter().flatten().filter_map(|file| Some(file["file"].as_str()?.to_string())));
+    let survey = fs::read_dir(dir.join(SURVEY)).into_iter().flatten().flatten();
+    let survey = survey.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let ours = survey.filter(|name| name == SURVEY_ORIGIN || is_known(name));
+    names.extend(ours.map(|name| format!("{SURVEY}/{name}")));
     names
 }
 

@@ -31,12 +31,14 @@ mod labels;
 mod licence;
 mod learn;
 mod search;
+mod elastic;
 mod shrink;
 mod heal;
 mod assemble;
 mod sizes;
 
 pub use degenerate::without_bos;
+pub use elastic::{cut, recipe as cut_recipe};
 pub use estimate::{Sequences, announce, fit_calibration, fit_evaluation, sequences};
 pub use labels::{Labels, labels};
 pub use open::{check_numbers, load_model, open_source, tokenizer};
@@ -164,6 +166,9 @@ pub fn compress_windows(
     }
     let cost = Cost { estimate: Some(provenance.estimate), ..clock.finish(run.job.resumed()) };
     assemble::side_files(&run, &dir)?;
+    if recipe.elastic.is_some() {
+        elastic::store(&run, &dir)?;
+    }
     let report = assemble::report(&run, provenance, shrunk, healing, compressed.source(), measured, cost)?;
     assemble::documents(&run, &dir, &report)?;
     if let Some(note) = run.job.publish()?.note(&recipe.output) {

@@ -78,7 +78,8 @@ pub fn prepare<'a>(
     if force {
         spare_inputs(recipe, &model, &calibration)?;
     }
-    let job = Job::open(&recipe.output, &weights_fingerprint, force)?;
+    let mut job = Job::open(&recipe.output, &weights_fingerprint, force)?;
+    recipe.survey.iter().for_each(|survey| job.share(survey.clone()));
     let run = Run { recipe, method, model, calibration, texts: eval_texts, stats, copied, job, progress };
     assemble::check_space(&run)?;
     run.check_healing()?;

@@ -1,4 +1,5 @@
-//! `--max-ppl-increase`: the smallest model whose perplexity rises by no more than that, found by measuring a few.
+//! Several sizes of one set of decompositions: `--elastic` measures those that were named, `--max-ppl-increase` looks for the
+//! smallest whose perplexity rises by no more than that.
 //!
 //! A trial cuts the model to a size and measures it as the result will be, before healing. With x = 1 − keep and
 //! ρ = ln(perplexity / the original's), the worst over all corpora, the next size comes from ρ ~ xᵖ through the trials that
@@ -13,7 +14,7 @@ use crate::model::{Model, Output};
 use crate::plan::{Plan, Target};
 use crate::report::Trial;
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -39,23 +40,27 @@ const STRIDE: f64 = 3.0;
 /// The tensor with a row for every trial: keep, and the perplexity on every corpus. The first row is the original's.
 const ROWS: &str = "trials";
 
+/// What makes a plan for a budget, and what cuts every block as it says.
+pub(super) type Planned<'f> = dyn Fn(Target) -> Result<Plan> + 'f;
+pub(super) type CutAll<'f> = dyn Fn(&Plan) -> Result<()> + 'f;
+
 impl Run<'_> {
-    /// Cuts to the recipe's size, which may have to be found first. `planned` makes the plan for a budget.
-    pub(super) fn settle(
-        &self,
-        planned: &dyn Fn(Target) -> Result<Plan>,
-        cut: &dyn Fn(&Plan) -> Result<()>,
-        clock: &mut StageClock,
-    ) -> Result<(Plan, Vec<Trial>)> {
-        let target = allocate::target(self.recipe, &self.model)?;
-        let (target, trials) = match self.recipe.max_ppl_increase {
-            None => (target, Vec::new()),
-            Some(limit) => {
-                let (keep, trials) = self.search(limit, planned, cut, clock)?;
-                self.forget_blocks()?;
-                (Target::Keep(keep), trials)
+    /// Cuts to the recipe's size, which may have to be found first, or is the largest of several that are measured.
+    pub(super) fn settle(&self, planned: &Planned, cut: &CutAll, clock: &mut StageClock) -> Result<(Plan, Vec<Trial>)> {
+        let mut target = allocate::target(self.recipe, &self.model)?;
+        let mut trials = Vec::new();
+        if self.recipe.max_ppl_increase.is_some() || self.recipe.elastic.is_some() && !self.texts.is_empty() {
+            let mut tried = Tried::open(self, planned, cut)?;
+            if let Some(limit) = self.recipe.max_ppl_increase {
+                target = Target::Keep(tried.search(limit, clock)?);
             }
-        };
+            for &keep in self.recipe.elastic.iter().flatten() {
+                tried.measure(keep, clock)?;
+            }
+            trials = tried.trials();
+            self.job.discard_assembly()?;
+            self.forget_blocks()?;
+        }
         let plan = planned(target)?;
         clock.stage("compressing", self.model.blocks() as u64);
         cut(&plan)?;
@@ -64,96 +69,24 @@ impl Run<'_> {
 
     /// Refuses what has no perplexity.
     pub(super) fn check_search(&self) -> Result<()> {
-        if self.recipe.max_ppl_increase.is_some() && matches!(self.model.output(), Output::Classes(_) | Output::States)
-        {
+        let flag = self.recipe.max_ppl_increase.map(|_| "--max-ppl-increase");
+        let flag = flag.or(self.recipe.elastic.as_ref().filter(|_| !self.texts.is_empty()).map(|_| "--elastic"));
+        if let Some(flag) = flag.filter(|_| matches!(self.model.output(), Output::Classes(_) | Output::States)) {
             user_bail!(
-                "--max-ppl-increase limits a perplexity, and {} predicts no tokens", self.model.source().label();
-                "use --keep"
+                "{flag} measures a perplexity, and {} predicts no tokens", self.model.source().label();
+                "use --keep, or --elastic with --ppl none"
             );
         }
         Ok(())
-    }
-
-    fn search(
-        &self,
-        limit: f64,
-        planned: &dyn Fn(Target) -> Result<Plan>,
-        cut: &dyn Fn(&Plan) -> Result<()>,
-        clock: &mut StageClock,
-    ) -> Result<(f64, Vec<Trial>)> {
-        let mut rows = self.tried()?;
-        if rows.is_empty() {
-            clock.stage("searching", self.texts.iter().map(|text| quality::steps(&self.model, None, text)).sum());
-            self.record(&mut rows, 1.0, self.perplexities(&self.model)?)?;
-        }
-        let steps = 2 * self.model.blocks() as u64;
-        let steps = steps + self.texts.iter().map(|text| quality::steps(&self.model, None, text)).sum::<u64>();
-        let original = rows[0].1.clone();
-        if let Some(text) = self.texts.iter().zip(&original).find(|(_, ppl)| !ppl.is_finite()).map(|(text, _)| text) {
-            user_bail!(
-                "the original's perplexity on {} is not finite: --max-ppl-increase compares with it", text.corpus.name;
-                "evaluate on another --ppl corpus"
-            );
-        }
-        let trials = |rows: &[(f64, Vec<f64>)]| -> Vec<Trial> {
-            rows[1..].iter().map(|(keep, ppl)| Trial { keep: *keep, increase: worst(ppl, &original) }).collect()
-        };
-        let allowed = limit.ln_1p();
-        while let Some(x) = next(&points(&trials(&rows)), allowed) {
-            let keep = (1e3 * (1.0 - x)).round() / 1e3;
-            clock.stage("searching", steps);
-            self.forget_blocks()?;
-            let plan = planned(Target::Keep(keep))?;
-            cut(&plan)?;
-            let dir = assemble::weights(self, &plan, &|index| self.job.block_file(index))?;
-            let source = Source::open_unfinished(&dir)?.with_label(format!("the model at keep {keep}"));
-            let ppl = match self.perplexities(&Model::load(source, self.model.compute())?) {
-                Err(error) if is_not_finite(&error) => vec![f64::INFINITY; self.texts.len()],
-                found => found?,
-            };
-            self.progress.note(&format!("keep {keep}: perplexity {:+.2} %", 100.0 * worst(&ppl, &original)));
-            self.record(&mut rows, keep, ppl)?;
-        }
-        self.job.discard_assembly()?;
-        let trials = trials(&rows);
-        let good = trials.iter().filter(|trial| trial.increase <= limit).map(|trial| trial.keep);
-        match good.min_by(f64::total_cmp) {
-            Some(keep) => Ok((keep, trials)),
-            None => {
-                let shown = trials.iter().map(|t| format!("{} {:+.2} %", t.keep, 100.0 * t.increase));
-                user_bail!(
-                    "no size is good enough for --max-ppl-increase {}: perplexity at keep {}",
-                    self.recipe.written.max_ppl_increase.as_deref().unwrap_or_default(), shown.collect::<Vec<_>>().join(", ");
-                    "allow more"
-                )
-            }
-        }
     }
 
     /// The perplexity of `model` on every corpus.
     fn perplexities(&self, model: &Model) -> Result<Vec<f64>> {
         let of = |text| match quality::measure(model, None, text, self.progress)? {
             Quality::Likelihood(own, _) => Ok(own.perplexity.ppl),
-            Quality::Embeddings(_) => unreachable!("refused before any work"),
+            Quality::Embeddings(_) => bail!("a model without tokens was to be refused before any work"),
         };
         self.texts.iter().map(of).collect()
-    }
-
-    fn tried(&self) -> Result<Vec<(f64, Vec<f64>)>> {
-        let path = self.job.trials_file();
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        let numbers = TensorFile::open_unfinished(&path)?.f64s(ROWS)?;
-        let rows = numbers.chunks_exact(1 + self.texts.len());
-        rows.map(|row| Ok((*row.first().context("an empty trial")?, row[1..].to_vec()))).collect()
-    }
-
-    fn record(&self, rows: &mut Vec<(f64, Vec<f64>)>, keep: f64, ppl: Vec<f64>) -> Result<()> {
-        rows.push((keep, ppl));
-        let numbers: Vec<f64> = rows.iter().flat_map(|(keep, ppl)| [&[*keep], ppl.as_slice()].concat()).collect();
-        let tensor = NamedTensor::f64(ROWS, [rows.len(), 1 + self.texts.len()], &numbers);
-        write_sealed(&self.job.trials_file(), &[tensor], &BTreeMap::new())
     }
 
     /// Blocks of another size.
@@ -165,6 +98,94 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Sizes that were tried, by this run or by one that was interrupted.
+struct Tried<'r, 'a> {
+    run: &'r Run<'a>,
+    planned: &'r Planned<'r>,
+    cut: &'r CutAll<'r>,
+    /// Keep, and the perplexity on every corpus; the first is the original's.
+    rows: Vec<(f64, Vec<f64>)>,
+}
+
+impl<'r, 'a> Tried<'r, 'a> {
+    fn open(run: &'r Run<'a>, planned: &'r Planned<'r>, cut: &'r CutAll<'r>) -> Result<Self> {
+        let path = run.job.trials_file();
+        let numbers = if path.exists() { TensorFile::open_unfinished(&path)?.f64s(ROWS)? } else { Vec::new() };
+        let rows = numbers.chunks_exact(1 + run.texts.len()).map(|row| (row[0], row[1..].to_vec())).collect();
+        Ok(Self { run, planned, cut, rows })
+    }
+
+    /// The original's perplexities.
+    fn original(&mut self, clock: &mut StageClock) -> Result<()> {
+        if !self.rows.is_empty() {
+            return Ok(());
+        }
+        let Run { model, texts, .. } = self.run;
+        clock.stage("searching", texts.iter().map(|text| quality::steps(model, None, text)).sum());
+        let ppl = self.run.perplexities(model)?;
+        if let Some((text, _)) = texts.iter().zip(&ppl).find(|(_, ppl)| !ppl.is_finite()) {
+            user_bail!(
+                "the original's perplexity on {} is not finite: there is nothing to compare with", text.corpus.name;
+                "evaluate on another --ppl corpus"
+            );
+        }
+        self.record(1.0, ppl)
+    }
+
+    /// Cuts to `keep` and measures, unless that was done before.
+    fn measure(&mut self, keep: f64, clock: &mut StageClock) -> Result<()> {
+        self.original(clock)?;
+        if self.rows.iter().any(|(other, _)| *other == keep) {
+            return Ok(());
+        }
+        let Run { model, texts, progress, .. } = self.run;
+        let evaluating: u64 = texts.iter().map(|text| quality::steps(model, None, text)).sum();
+        clock.stage("searching", 2 * model.blocks() as u64 + evaluating);
+        self.run.forget_blocks()?;
+        let plan = (self.planned)(Target::Keep(keep))?;
+        (self.cut)(&plan)?;
+        let dir = assemble::weights(self.run, &plan, &|index| self.run.job.block_file(index))?;
+        let source = Source::open_unfinished(&dir)?.with_label(format!("the model at keep {keep}"));
+        let ppl = match self.run.perplexities(&Model::load(source, model.compute())?) {
+            Err(error) if is_not_finite(&error) => vec![f64::INFINITY; texts.len()],
+            found => found?,
+        };
+        progress.note(&format!("keep {keep}: perplexity {:+.2} %", 100.0 * worst(&ppl, &self.rows[0].1)));
+        self.record(keep, ppl)
+    }
+
+    /// The least keep whose perplexity rises by no more than `limit`.
+    fn search(&mut self, limit: f64, clock: &mut StageClock) -> Result<f64> {
+        while let Some(x) = next(&points(&self.trials()), limit.ln_1p()) {
+            self.measure((1e3 * (1.0 - x)).round() / 1e3, clock)?;
+        }
+        let trials = self.trials();
+        let good = trials.iter().filter(|trial| trial.increase <= limit).map(|trial| trial.keep);
+        let Some(keep) = good.min_by(f64::total_cmp) else {
+            let shown = trials.iter().map(|t| format!("{} {:+.2} %", t.keep, 100.0 * t.increase));
+            user_bail!(
+                "no size is good enough for --max-ppl-increase {}: perplexity at keep {}",
+                self.run.recipe.written.max_ppl_increase.as_deref().unwrap_or_default(),
+                shown.collect::<Vec<_>>().join(", ");
+                "allow more"
+            )
+        };
+        Ok(keep)
+    }
+
+    fn trials(&self) -> Vec<Trial> {
+        let Some(((_, original), rows)) = self.rows.split_first() else { return Vec::new() };
+        rows.iter().map(|(keep, ppl)| Trial { keep: *keep, increase: worst(ppl, original) }).collect()
+    }
+
+    fn record(&mut self, keep: f64, ppl: Vec<f64>) -> Result<()> {
+        self.rows.push((keep, ppl));
+        let numbers: Vec<f64> = self.rows.iter().flat_map(|(keep, ppl)| [&[*keep], ppl.as_slice()].concat()).collect();
+        let tensor = NamedTensor::f64(ROWS, [self.rows.len(), 1 + self.run.texts.len()], &numbers);
+        write_sealed(&self.run.job.trials_file(), &[tensor], &BTreeMap::new())
     }
 }
 

@@ -29,7 +29,7 @@ pub use resolved::Recipe;
 pub use size::{finite, parse_bytes, percentage};
 
 /// The ways to ask for a size. One replaces the others, whichever source it comes from.
-pub const SIZES: [&str; 5] = ["keep", "target_params", "target_bytes", "block_keep", "max_ppl_increase"];
+pub const SIZES: [&str; 6] = ["keep", "target_params", "target_bytes", "block_keep", "max_ppl_increase", "elastic"];
 
 /// The options of every run: each field is a flag, a variable and a key of a recipe file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -66,6 +66,12 @@ pub struct Options {
     #[arg(long, conflicts_with_all = ["keep", "target_params", "target_bytes", "block_keep"], value_name = "P",
           help_heading = "Budget")]
     pub max_ppl_increase: Option<String>,
+
+    /// Instead: several fractions (`0.9,0.8,0.6`): all are measured, the largest is written, and `softlm cut` makes any
+    /// size of it in seconds
+    #[arg(long, value_delimiter = ',', value_name = "F,…", help_heading = "Budget",
+          conflicts_with_all = ["keep", "target_params", "target_bytes", "block_keep", "max_ppl_increase"])]
+    pub elastic: Option<Vec<f64>>,
 
     /// How the budget is shared out: even, uniform (as even, but what rounding leaves over stays unspent, as in the
     /// papers), global, learned, last-blocks, lorap [default: the method's own]

@@ -31,8 +31,17 @@ impl Options {
         if self.block_keep.is_some() && self.keep.is_some() {
             user_bail!("--keep and --block-keep both set the size"; "give --keep to have the blocks' share found, or --block-keep alone");
         }
+        if let Some(sizes) = &self.elastic {
+            if let Some(size) = sizes.iter().find(|size| !(**size > 0.0 && **size < 1.0)) {
+                user_bail!("--elastic {size} is outside (0, 1)"; "each is the fraction of parameters kept, for example 0.9,0.8,0.6");
+            }
+            if sizes.is_empty() {
+                user_bail!("--elastic names no size"; "for example --elastic 0.9,0.8,0.6");
+            }
+        }
+        let largest = self.elastic.as_ref().and_then(|sizes| sizes.iter().copied().max_by(f64::total_cmp));
         let keep = match self.keep {
-            None => 0.8,
+            None => largest.unwrap_or(0.8),
             Some(keep) if keep > 0.0 && keep <= 1.0 => keep,
             Some(keep) => user_bail!(
                 "--keep {keep} is outside (0, 1]";
@@ -53,10 +62,11 @@ impl Options {
             _ if let Some(increase) = max_ppl_increase => format!("plus{}percent", 100.0 * increase),
             (Some(params), _) => format!("{params}-params"),
             (None, Some(bytes)) => format!("{bytes}-bytes"),
+            (None, None) if largest.is_some() => "elastic".to_string(),
             (None, None) => keep.to_string(),
         };
         let sized = self.target_params.is_some() || self.target_bytes.is_some() || self.block_keep.is_some();
-        if !sized && max_ppl_increase.is_none() {
+        if !sized && max_ppl_increase.is_none() && self.elastic.is_none() {
             self.keep = Some(keep);
         }
         let allocation = match (self.allocation, self.last_blocks) {
@@ -85,15 +95,16 @@ impl Options {
             }
             user_bail!("--allocation forms belongs to --method auto, not to --method {name}"; "other methods: even, uniform, global, last-blocks");
         }
-        if max_ppl_increase.is_some() {
+        let several = max_ppl_increase.map(|_| "--max-ppl-increase").or(self.elastic.as_ref().map(|_| "--elastic"));
+        if let Some(flag) = several {
             if !matches!(allocation, AllocationRule::Forms | AllocationRule::Global) {
                 let (name, rule) = (method.card().name, word(allocation));
                 user_bail!(
-                    "--max-ppl-increase tries several sizes of one set of decompositions, which --method {name} with --allocation {rule} does not have";
+                    "{flag} makes several sizes of one set of decompositions, which --method {name} with --allocation {rule} does not have";
                     "use --method auto, or --allocation global with a method that has it"
                 );
             }
-            if self.ppl.as_ref().is_some_and(|ppl| *ppl == ["none"]) {
+            if max_ppl_increase.is_some() && self.ppl.as_ref().is_some_and(|ppl| *ppl == ["none"]) {
                 user_bail!("--max-ppl-increase needs a corpus, but --ppl is none"; "add --ppl sample");
             }
         }
@@ -120,6 +131,9 @@ impl Options {
         if allocation == AllocationRule::Global && method.learned().is_some() {
             let name = method.card().name;
             user_bail!("{name} learns where the budget goes"; "leave --allocation out, or force ranks with even or uniform")
+        }
+        if self.elastic.is_some() && self.heal.is_some_and(|steps| steps > 0) {
+            user_bail!("--heal trains one size, and --elastic stores what all are cut from"; "leave one of them out");
         }
         let max_seconds = self.learn.seconds()?;
         let run = RunFacts { labelled: self.task.is_some(), window: self.window };
@@ -170,6 +184,8 @@ impl Options {
             target_params: self.target_params,
             target_bytes,
             max_ppl_increase,
+            elastic: self.elastic.clone(),
+            survey: None,
             allocation: *self.allocation.insert(allocation),
             weight: *self.weight.get_or_insert(WeightRule::Kl),
             multiple_of: *self.multiple_of.get_or_insert(1),
@@ -216,6 +232,12 @@ pub struct Recipe {
     pub target_bytes: Option<u64>,
     /// Instead, by how much the perplexity may rise; `keep` is then a usual one, for estimates.
     pub max_ppl_increase: Option<f64>,
+    /// Sizes of an elastic output; `keep` is then the largest.
+    pub elastic: Option<Vec<f64>>,
+    /// The folder of an elastic output that decompositions and measurements are taken from: they are what they would be
+    /// without it.
+    #[serde(skip)]
+    pub survey: Option<PathBuf>,
     pub allocation: AllocationRule,
     pub weight: WeightRule,
     pub multiple_of: usize,

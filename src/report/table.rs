@@ -9,6 +9,7 @@ use super::{AllocationInfo, CalibrationInfo, LabelsInfo, Report, Size, TrainingT
 use crate::learn::{HealReport, SpectralReport};
 use crate::number::in_words;
 use crate::visible::visible;
+use serde_json::Value;
 
 /// The narrowest page that is laid out for.
 const NARROWEST: usize = 40;
@@ -37,7 +38,7 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
     let mut entries = vec![
         ("model", format!("{} ({}{revision})", visible(&model.name), visible(&model.family))),
         ("method", format!("{}: {}", visible(&report.method), visible(&report.paper))),
-        ("keep", keep(allocation)),
+        ("keep", keep(allocation, &report.recipe)),
         ("allocation", visible(&allocation.rule)),
         ("calibration", report.calibration.as_ref().map_or("none: the method needs no text".into(), calibration)),
     ];
@@ -56,21 +57,22 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
     out
 }
 
-/// `0.8 asked, 0.7998 reached`, or `0.931 reached: perplexity rises by +2.10 % at 0.95, …`
-fn keep(allocation: &AllocationInfo) -> String {
-    let reached = fraction(allocation.keep_reached);
-    if allocation.trials.is_empty() {
-        return format!("{} asked, {reached} reached", fraction(allocation.keep_asked));
+/// `0.8 asked, 0.7998 reached`, or what was found, and of what else was measured by how much the perplexity rose.
+fn keep(allocation: &AllocationInfo, recipe: &Value) -> String {
+    let (asked, reached) = (fraction(allocation.keep_asked), fraction(allocation.keep_reached));
+    let rise = |increase: f64| in_words(increase).map_or_else(|| format!("{:+.1} %", 100.0 * increase), String::from);
+    let tried = allocation.trials.iter().map(|trial| format!("{} {}", fraction(trial.keep), rise(trial.increase)));
+    let tried = tried.collect::<Vec<_>>().join(", ");
+    match recipe["max_ppl_increase"].as_str() {
+        Some(limit) => {
+            format!(
+                "{reached} reached, the smallest found whose perplexity rises by at most {} ({tried})",
+                visible(limit)
+            )
+        }
+        None if !tried.is_empty() => format!("{asked} asked, {reached} reached; perplexity at keep {tried}"),
+        None => format!("{asked} asked, {reached} reached"),
     }
-    let tried = allocation.trials.iter().map(|trial| {
-        let increase =
-            in_words(trial.increase).map_or_else(|| format!("{:+.1} %", 100.0 * trial.increase), String::from);
-        format!("{} {increase}", fraction(trial.keep))
-    });
-    format!(
-        "{reached} reached, the smallest found whose perplexity rises little enough (tried: {})",
-        tried.collect::<Vec<_>>().join(", ")
-    )
 }
 
 /// `sample; 64 windows of 256 tokens (16,384), each begun by BOS, random, seed 0; …`

@@ -13,9 +13,10 @@ use anyhow::Result;
 
 use crate::random::SplitMix64;
 use crate::user_bail;
+use serde::{Deserialize, Serialize};
 
 /// One row for the model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// `S` token ids.
     pub ids: Vec<u32>,
@@ -31,7 +32,7 @@ impl Window {
 }
 
 /// Windows of one text, in text order, and how they were cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Windows {
     /// The windows, all of the same length.
     pub rows: Vec<Window>,

@@ -33,6 +33,7 @@ mod tokenizers; // tokenizer files of every kind against transformers
 mod report; // the report's views
 mod configs; // the recipes that come with the project
 mod search; // the smallest model that is good enough
+mod elastic; // one output for many sizes
 mod export; // outputs as plain checkpoints, to the last bit
 mod narrower; // dense linears of other shapes than the base's, block by block
 mod export_raw; // outputs as raw factors, and the schema of their description

@@ -1,0 +1,121 @@
+//! Elastic outputs: what a model of any size is cut from lies beside the weights, in the folder `survey`, with the windows
+//! of text it was made from.
+
+use super::texts::Calibration;
+use super::{EvalProtocol, Found, Original, Run, compress_windows, evaluation, open, tokenizer};
+use crate::checkpoint::{Source, TensorFile, read_settings, sync_folder, write_file};
+use crate::compute::Compute;
+use crate::hub::HubOptions;
+use crate::job::{Job, SURVEY, SURVEY_ORIGIN};
+use crate::machine::StageClock;
+use crate::progress::Progress;
+use crate::recipe::{Options, Recipe};
+use crate::report::{CorpusInfo, Report};
+use crate::text::Windows;
+use crate::user_bail;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+
+/// What a survey was made from, beside the original.
+#[derive(Serialize, Deserialize)]
+struct Origin {
+    /// The files beside this one.
+    files: Vec<String>,
+    windows: Windows,
+    heldout: Windows,
+    corpora: Vec<CorpusInfo>,
+}
+
+/// Puts what every size is cut from into the assembled output `dir`.
+pub(super) fn store(run: &Run, dir: &Path) -> Result<()> {
+    let survey = dir.join(SURVEY);
+    fs::create_dir(&survey).with_context(|| format!("creating {}", survey.display()))?;
+    let names = Job::shared_names(run.model.blocks());
+    // Without gradients there are no files of them.
+    let files: Vec<String> = names.filter(|name| run.job.dir().join(name).exists()).collect();
+    for name in &files {
+        fs::copy(run.job.dir().join(name), survey.join(name)).with_context(|| format!("writing {name}"))?;
+    }
+    let Calibration { windows, heldout, corpora, .. } = &run.calibration;
+    let origin = Origin { files, windows: windows.clone(), heldout: heldout.clone(), corpora: corpora.clone() };
+    write_file(&survey.join(SURVEY_ORIGIN), &serde_json::to_vec(&origin)?)?;
+    sync_folder(&survey)
+}
+
+/// The recipe that cuts the elastic output `folder` to what `wanted` says: all else is as the output was made.
+///
+/// # Errors
+/// A [`UserError`](crate::error::UserError) for what is no elastic output, and as [`Options::resolve`].
+pub fn recipe(folder: &Path, wanted: Options) -> Result<Recipe> {
+    let survey = folder.join(SURVEY);
+    if !survey.join(SURVEY_ORIGIN).is_file() {
+        user_bail!(
+            "{} is no elastic output: it has no {SURVEY}/{SURVEY_ORIGIN}", folder.display();
+            "make one with softlm compress MODEL --elastic 0.9,0.8,0.6 -o DIR"
+        );
+    }
+    let mut options = wanted.or_file(&folder.join("softlm.toml"))?;
+    // Used when the survey was made, and not looked at again.
+    options.stats = None;
+    Ok(Recipe { survey: Some(survey), ..options.resolve()? })
+}
+
+/// Cuts the elastic output `folder` as [`recipe`] says. Its original is looked for at `base`, or where it was.
+pub fn cut(
+    folder: &Path,
+    base: Option<&str>,
+    recipe: &Recipe,
+    force: bool,
+    hub: &HubOptions,
+    compute: impl Into<Compute>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let clock = StageClock::start(progress);
+    let survey = recipe.survey.as_deref().context("a recipe without a survey")?;
+    let origin = read(survey)?;
+    let output = Source::open(folder)?.with_label(folder.display().to_string());
+    let original = Original::of(&output)?.context("an output with a survey says what it was made from")?;
+    let source = match original.find(base, hub, progress)? {
+        Found::Here(source) => *source,
+        Found::Absent(error) => {
+            let name = original.name();
+            return Err(
+                error.context(format!("{name} is needed: an elastic output holds all but the original's weights"))
+            );
+        }
+    };
+    let compute = Compute { precision: recipe.matmul_precision, ..compute.into() };
+    let mut model = open::load_model(source, compute, progress)?;
+    if recipe.small_linears {
+        model = model.with_small_linears();
+    }
+    check(survey, &origin.files)?;
+    let tokenizer = tokenizer(model.source())?;
+    let (window, max_windows, bos) = (recipe.eval_window, recipe.max_windows, recipe.bos);
+    let protocol = EvalProtocol { window, max_windows, bos, ..EvalProtocol::default() };
+    let texts = evaluation(&model, &tokenizer, &recipe.ppl, protocol, hub)?;
+    let Origin { windows, heldout, corpora, .. } = origin;
+    let calibration =
+        Calibration { windows, heldout, corpora, sampling: recipe.sampling(), labels: None, training: None };
+    compress_windows(recipe, force, model, calibration, &texts, clock, progress)
+}
+
+fn read(survey: &Path) -> Result<Origin> {
+    let path = survey.join(SURVEY_ORIGIN);
+    let bytes = read_settings(&path).with_context(|| format!("reading {}", path.display()))?;
+    match serde_json::from_slice(&bytes) {
+        Ok(origin) => Ok(origin),
+        Err(error) => user_bail!("{} is damaged: {error}", path.display(); "make the elastic output again"),
+    }
+}
+
+/// Every file is there and as it was written: what is missing would have to be made again, from text.
+fn check(survey: &Path, files: &[String]) -> Result<()> {
+    let damaged = files.iter().map(|name| survey.join(name)).find(|path| TensorFile::open_sealed(path).is_err());
+    if let Some(path) = damaged {
+        user_bail!("{} is missing or damaged", path.display(); "make the elastic output again");
+    }
+    Ok(())
+}
