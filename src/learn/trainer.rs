@@ -266,7 +266,8 @@ impl<'a, T: Training> Trainer<'a, T> {
                 break;
             }
             of_step.gradients.clip(CLIP)?;
-            self.optimiser.step(&of_step.gradients.all(), rate)?;
+            // They rise, as they will at the beginning.
+            self.optimiser.step(&of_step.gradients.all(), rate * (step + 1) as f64 / steps as f64)?;
             if step + 1 == steps {
                 heldout_loss = Some(self.training.evaluate(&log)?).filter(|x| x.is_finite()).unwrap_or(f64::INFINITY);
             }

@@ -2,8 +2,15 @@
 //! no sizes to try, or no perplexity, is refused.
 
 use crate::program::{FAST, Place};
+use candle_core::Device;
+use softlm::hub::HubOptions;
+use softlm::pipeline;
+use softlm::progress::{Interrupted, Progress};
+use softlm::recipe::Options;
 use softlm::report::Report;
 use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn report(place: &Place, output: &str) -> Report {
     serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
@@ -45,6 +52,56 @@ fn the_size_found_is_good_enough_and_a_slightly_smaller_one_is_not() {
             recipe.contains(&format!("max_ppl_increase = \"{percent}%\"")) && !recipe.contains("\nkeep ="),
             "{recipe}"
         );
+    }
+}
+
+/// Stops the run in the stage of this number that looks for a size.
+struct StopIn {
+    number: usize,
+    searching: AtomicUsize,
+}
+
+impl Progress for StopIn {
+    fn stage(&self, name: &str, _: u64) {
+        if name == "searching" {
+            self.searching.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn step(&self, _: u64) -> anyhow::Result<()> {
+        if self.searching.load(Ordering::Relaxed) == self.number { Err(Interrupted.into()) } else { Ok(()) }
+    }
+
+    fn note(&self, _: &str) {}
+}
+
+/// The first is the original's, the others have blocks of another size each.
+#[test]
+fn a_search_that_was_stopped_goes_on_from_the_sizes_it_has_tried() {
+    let place = tempfile::tempdir().expect("a scratch folder");
+    let run = |output: &Path, progress: &dyn Progress| {
+        let options = Options {
+            model: Some("demo".into()),
+            output: Some(output.to_path_buf()),
+            max_ppl_increase: Some("12%".into()),
+            calib_windows: Some(8),
+            window: Some(64),
+            eval_window: Some(64),
+            max_windows: Some(8),
+            ..Options::default()
+        };
+        let recipe = options.resolve()?;
+        pipeline::compress(&recipe, false, &HubOptions::default(), &Device::Cpu, progress)
+    };
+    let whole = place.path().join("whole");
+    let expected = run(&whole, &()).expect("a model").allocation;
+    let weights = |output: &Path| fs::read(output.join("model.safetensors")).expect("weights");
+    for number in 1..=expected.trials.len() + 1 {
+        let output = place.path().join(number.to_string());
+        run(&output, &StopIn { number, searching: AtomicUsize::new(0) }).expect_err("it was stopped");
+        assert!(!output.exists());
+        assert_eq!(run(&output, &()).expect("a model").allocation, expected, "stopped at {number}");
+        assert!(weights(&output) == weights(&whole), "stopped at {number}");
     }
 }
 
