@@ -33,7 +33,7 @@ pub struct Compress {
     /// Replace an existing output, or another unfinished run
     #[arg(long, value_parser = switch(), help_heading = "What")]
     force: bool,
-    /// Fail (exit 1) when the perplexity on any --ppl corpus is above this
+    /// Fail (exit 1) above this on any --ppl corpus
     #[arg(long, value_name = "F", value_parser = limit, help_heading = "Evaluation")]
     max_ppl: Option<f64>,
     #[command(flatten)]

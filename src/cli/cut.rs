@@ -66,6 +66,8 @@ impl Cut {
         let shown = self.folder.display().to_string();
         let output = self.output.unwrap_or_else(|| PathBuf::from(format!("{}-{size}", shown.trim_end_matches('/'))));
         let wanted = Options {
+            // What is written names it where it is now.
+            model: self.base.clone(),
             keep: self.keep,
             target_params: self.target_params,
             target_bytes: self.target_bytes,

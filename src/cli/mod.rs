@@ -67,7 +67,7 @@ struct Global {
     /// Where to compute: auto (the GPU if there is one that works), cpu, cuda or cuda:N
     #[arg(long, global = true, env = "SOFTLM_DEVICE", default_value = "auto", help_heading = "Global")]
     device: String,
-    /// Use nothing from the network that is not already in the cache
+    /// Nothing from the network but what is cached
     #[arg(long, global = true, env = "SOFTLM_OFFLINE", value_parser = switch(), help_heading = "Global")]
     offline: bool,
     /// Branch, tag or commit of a model on the hub

@@ -243,7 +243,9 @@ fn notes(run: &Run, mut notes: Vec<String>) -> Vec<String> {
     if run.recipe.heal > 0 {
         notes.push("energy kept and output errors of single linears are those before healing".to_string());
     }
-    if run.recipe.ppl.iter().any(|corpus| run.recipe.calib.contains(corpus) && corpus != "sample") {
+    let trained = run.recipe.train_text.iter().flat_map(|text| &text.specs);
+    let shown: Vec<&String> = run.recipe.calib.iter().chain(trained).collect();
+    if run.recipe.ppl.iter().any(|corpus| shown.contains(&corpus) && corpus != "sample") {
         notes.push("calibrated and evaluated on corpora of the same name: expect other text to do worse".to_string());
     }
     notes

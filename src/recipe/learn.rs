@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearnOptions {
-    /// Text that is trained on, as --calib has it [default: that of --calib]
+    /// Text to train on [default: that of --calib]
     #[arg(long, value_name = "TEXT", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_text: Option<Vec<String>>,

@@ -62,19 +62,17 @@ pub struct Options {
     #[arg(long, conflicts_with_all = ["keep", "target_params"], value_name = "SIZE", help_heading = "Budget")]
     pub target_bytes: Option<String>,
 
-    /// Instead: as small as the perplexity on every --ppl corpus allows, which may rise by this much (`5%`)
+    /// Instead: smallest that raises --ppl by this (`5%`)
     #[arg(long, conflicts_with_all = ["keep", "target_params", "target_bytes", "block_keep"], value_name = "P",
           help_heading = "Budget")]
     pub max_ppl_increase: Option<String>,
 
-    /// Instead: several fractions (`0.9,0.8,0.6`): all are measured, the largest is written, and `softlm cut` makes any
-    /// size of it in seconds
+    /// Instead: sizes for `softlm cut` to choose from, the largest is written (`0.9,0.6`)
     #[arg(long, value_delimiter = ',', value_name = "F,…", help_heading = "Budget",
           conflicts_with_all = ["keep", "target_params", "target_bytes", "block_keep", "max_ppl_increase"])]
     pub elastic: Option<Vec<f64>>,
 
-    /// How the budget is shared out: even, uniform (as even, but what rounding leaves over stays unspent, as in the
-    /// papers), global, learned, last-blocks, lorap [default: the method's own]
+    /// How the budget is shared out: even, uniform, global, learned, last-blocks, lorap [default: the method's own]
     #[arg(long, value_name = "RULE", help_heading = "Budget")]
     pub allocation: Option<AllocationRule>,
 
@@ -94,7 +92,7 @@ pub struct Options {
     #[arg(long, value_name = "F", help_heading = "Budget")]
     pub block_keep: Option<f64>,
 
-    /// Also linears with one very short side (x_proj, dt_proj of Mamba)
+    /// Also linears with a very short side (Mamba's)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "B",
           value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Budget")]
     pub small_linears: Option<bool>,
@@ -167,7 +165,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", help_heading = "Output")]
     pub max_shard_size: Option<String>,
 
-    /// Evaluate before and after on these corpora, or `none` [default: sample]
+    /// Text to evaluate on, or `none` [default: sample]
     #[arg(long, value_name = "TEXT", help_heading = "Evaluation")]
     pub ppl: Option<Vec<String>>,
 

@@ -182,9 +182,10 @@ pub(super) fn size_cells(size: &Size) -> [String; 6] {
 
 /// Each corpus of the report, dense and compressed.
 pub(super) fn pairs(report: &Report) -> Vec<Pair<'_>> {
-    let calibrated = |name: &str| {
-        report.calibration.as_ref().is_some_and(|info| info.corpora.iter().any(|corpus| corpus.name == name))
-    };
+    let calibrated = report.calibration.iter().flat_map(|info| &info.corpora);
+    let shown = calibrated.chain(report.training_text.iter().flat_map(|info| &info.corpora));
+    let shown: Vec<&str> = shown.map(|corpus| corpus.name.as_str()).collect();
+    let calibrated = |name: &str| shown.contains(&name);
     let evaluations = report.evaluation.iter();
     evaluations
         .map(|e| Pair { model: &e.after, base: Some(&e.before), calibrated: calibrated(&e.after.perplexity.corpus) })

@@ -147,6 +147,8 @@ fn training_has_text_of_its_own() {
     let of_another = another.training_text.unwrap();
     assert_eq!((of_another.windows, &of_another.corpora[0].origin), (24, &other));
 
+    let card = std::fs::read_to_string(folder.path().join("another/README.md")).unwrap();
+    assert!(card.contains("- Trained on: other") && card.contains("then trained on other"), "{card}");
     let bytes = ["plain", "more", "another"].map(|name| weights(&folder.path().join(name)));
     assert!(bytes[0] != bytes[1] && bytes[1] != bytes[2] && bytes[0] != bytes[2]);
 }

@@ -7,8 +7,8 @@ use super::encoders::{self, cosine};
 use super::evaluation::{Pair, Sides, comparable, ppl, protocol, why_not_finite};
 use super::format::{change, fixed, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
-use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells};
-use super::{MemoryEstimate, Report, format};
+use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells, training_text};
+use super::{CorpusInfo, MemoryEstimate, Report, format};
 use crate::model::Output;
 use crate::visible::visible;
 use markdown::{code, escape, fence, is_hub_id, markdown, yaml};
@@ -103,10 +103,21 @@ fn summary(report: &Report) -> String {
 
 /// `sample`, or what to write where nothing was used.
 fn calibration_names(report: &Report) -> String {
-    match &report.calibration {
-        None => "nothing".to_string(),
-        Some(info) => info.corpora.iter().map(|corpus| escape(&corpus.name)).collect::<Vec<_>>().join(", "),
+    let names =
+        |corpora: &[CorpusInfo]| corpora.iter().map(|corpus| escape(&corpus.name)).collect::<Vec<_>>().join(", ");
+    let calibrated = report.calibration.as_ref().map_or_else(|| "nothing".to_string(), |info| names(&info.corpora));
+    match &report.training_text {
+        None => calibrated,
+        Some(info) => format!("{calibrated}, then trained on {}", names(&info.corpora)),
     }
+}
+
+/// A line for each corpus.
+fn origins(corpora: &[CorpusInfo]) -> String {
+    let line = |corpus: &CorpusInfo| {
+        format!("  - {}: {}, sha256 {}\n", escape(&corpus.name), code(&corpus.origin), code(&corpus.sha256))
+    };
+    corpora.iter().map(line).collect()
 }
 
 fn quality(report: &Report) -> String {
@@ -220,11 +231,11 @@ fn provenance(report: &Report) -> String {
         None => out.push_str("- Calibration: none, the method needs no text.\n"),
         Some(info) => {
             let _ = writeln!(out, "- Calibration: {}.", escape(&calibration(info)));
-            for corpus in &info.corpora {
-                let (name, origin) = (escape(&corpus.name), code(&corpus.origin));
-                let _ = writeln!(out, "  - {name}: {origin}, sha256 {}", code(&corpus.sha256));
-            }
+            out.push_str(&origins(&info.corpora));
         }
+    }
+    if let Some(info) = &report.training_text {
+        let _ = writeln!(out, "- Trained on: {}.\n{}", escape(&training_text(info)), origins(&info.corpora).trim_end());
     }
     let by = if report.labels.is_some() { "on labelled examples" } else { "by distillation to the original" };
     if let Some(info) = &report.labels {
