@@ -219,9 +219,10 @@ pub(super) fn shapes(report: &Report) -> Option<String> {
 }
 
 /// One line per linear: shape (out×in), what is stored, share of the parameters kept, share of the method's
-/// objective kept, held-out error, allocation weight, time. Notes stand below their linear.
+/// objective kept, held-out error, allocation weight, the KL in nats that it is expected to cost alone (what was predicted,
+/// times the weight, which was measured), time. Notes stand below their linear.
 pub fn details(report: &Report) -> String {
-    let title = ["linear", "out×in", "stored", "kept", "energy", "error", "weight", "time"];
+    let title = ["linear", "out×in", "stored", "kept", "energy", "error", "weight", "KL", "time"];
     let mut rows = vec![title.map(String::from).to_vec()];
     let optional = |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| significant(x, digits));
     for linear in &report.linears {
@@ -238,6 +239,7 @@ pub fn details(report: &Report) -> String {
             optional(linear.energy_kept, 4),
             optional(linear.heldout_error, 3),
             optional(linear.weight, 3),
+            optional(expected(linear), 3),
             seconds(linear.seconds),
         ]);
     }
@@ -250,5 +252,15 @@ pub fn details(report: &Report) -> String {
             out.push_str(&format!("  note: {}\n", visible(note)));
         }
     }
+    let expected: Vec<f64> = report.linears.iter().filter_map(expected).collect();
+    if !expected.is_empty() {
+        let total = significant(expected.iter().sum(), 3);
+        out.push_str(&format!("  The KL of all parts, each alone, is expected to be {total} nats.\n"));
+    }
     out
+}
+
+/// The KL that a linear's form is expected to cost.
+fn expected(linear: &LinearReport) -> Option<f64> {
+    Some(linear.predicted_loss? * linear.weight?)
 }
