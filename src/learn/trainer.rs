@@ -181,7 +181,7 @@ struct Saved {
 
 /// Trains for at most `steps` steps and `seconds`, and leaves the best state in the parameters.
 ///
-/// Steps `progress` once per step. A run that was interrupted goes on from what was last saved at `path` and ends with the
+/// Steps `progress` once per step, and not at all while rates are tried. A run that was interrupted goes on from what was last saved at `path` and ends with the
 /// same bits.
 pub(super) fn train<T: Training>(
     training: &mut T,
@@ -190,7 +190,7 @@ pub(super) fn train<T: Training>(
     path: &Path,
     progress: &dyn Progress,
 ) -> Result<Log> {
-    let mut trainer = Trainer::start(training, steps, seconds, path)?;
+    let mut trainer = Trainer::start(training, steps, seconds, path, progress)?;
     progress.step(trainer.log.done as u64)?;
     while trainer.log.done < trainer.log.steps && trainer.log.stopped.is_none() {
         trainer.step()?;
@@ -212,7 +212,13 @@ struct Trainer<'a, T: Training> {
 }
 
 impl<'a, T: Training> Trainer<'a, T> {
-    fn start(training: &'a mut T, steps: usize, seconds: Option<f64>, path: &'a Path) -> Result<Self> {
+    fn start(
+        training: &'a mut T,
+        steps: usize,
+        seconds: Option<f64>,
+        path: &'a Path,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         let optimiser = training.optimiser()?;
         let (best, log, deadline) = (Vec::new(), Log::new(steps), Deadline::start(seconds, 0.0));
         let mut this = Self { training, optimiser, log, best, deadline, path, since: (0.0, 0) };
@@ -225,20 +231,20 @@ impl<'a, T: Training> Trainer<'a, T> {
         if this.best.is_empty() {
             this.log.stopped = Some("no linear is factorised: there is nothing to train".into());
         } else if this.log.rate.is_none() && this.training.finds_rate() {
-            this.find_rate()?;
+            this.find_rate(progress)?;
         }
         Ok(this)
     }
 
     /// Takes a few steps with several rates, each from the start, and keeps the one that leads to the best state: twice the
     /// first one as long as that is better, or half of it.
-    fn find_rate(&mut self) -> Result<()> {
-        let mut best = (FIRST_RATE, self.try_rate(FIRST_RATE)?);
+    fn find_rate(&mut self, progress: &dyn Progress) -> Result<()> {
+        let mut best = (FIRST_RATE, self.try_rate(FIRST_RATE, progress)?);
         for factor in [2.0, 0.5] {
             let before = best.0;
-            while best.0 * factor >= RATES.0 && best.0 * factor <= RATES.1 {
+            while best.0 * factor >= RATES.0 && best.0 * factor <= RATES.1 && !self.deadline.has_passed() {
                 let rate = best.0 * factor;
-                match self.try_rate(rate)? {
+                match self.try_rate(rate, progress)? {
                     loss if loss < best.1 => best = (rate, loss),
                     _ => break,
                 }
@@ -254,7 +260,7 @@ impl<'a, T: Training> Trainer<'a, T> {
     }
 
     /// The held-out loss after a few steps with `rate`; infinite where they lead nowhere.
-    fn try_rate(&mut self, rate: f64) -> Result<f64> {
+    fn try_rate(&mut self, rate: f64, progress: &dyn Progress) -> Result<f64> {
         restore(self.optimiser.parameters(), &self.best)?;
         self.optimiser.forget()?;
         let mut heldout_loss = f64::INFINITY;
@@ -266,6 +272,7 @@ impl<'a, T: Training> Trainer<'a, T> {
                 break;
             }
             of_step.gradients.clip(CLIP)?;
+            progress.step(0)?;
             // They rise, as they will at the beginning.
             self.optimiser.step(&of_step.gradients.all(), rate * (step + 1) as f64 / steps as f64)?;
             if step + 1 == steps {

@@ -36,7 +36,9 @@ pub fn check_space(run: &Run) -> Result<()> {
     let trains = run.method.learned().zip(run.recipe.learn.as_ref()).map(|(learned, l)| learned.trains(&l.settings));
     let learning = trains.map_or(0, |trains| if trains.basis { 40 * linears } else { 8 * linears });
     // Compressed blocks and final weights are each smaller than the original.
-    let needed = (2 * model_bytes + decompositions + surveyed + learning + healing).saturating_add(run.copied.bytes);
+    let stored = if run.recipe.elastic.is_some() { decompositions + surveyed } else { 0 };
+    let needed =
+        (2 * model_bytes + stored + decompositions + surveyed + learning + healing).saturating_add(run.copied.bytes);
     let dir = run.job.dir().to_path_buf();
     let free = free_space(&dir)?;
     if free < needed {

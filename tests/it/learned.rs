@@ -234,7 +234,7 @@ fn a_run_interrupted_in_any_phase_ends_with_the_same_bytes() {
             ("learning", 1),
             ("learning", 7),
             ("learning", 14),
-            ("learning", 19),
+            ("learning", 16),
             ("folding", 2),
             ("healing", 4),
         ];
