@@ -171,7 +171,7 @@ impl Compression<'_> {
             // Dense weights are made of the components, and both have gradients: W', B diag(g), A and what they are made of.
             let made = terms.largest(|index| terms.tensors(6.0 * numbers(index)));
             let trained = if trains_basis { components } else { 0.0 };
-            most = terms.tensors(components - trained) + self.steps(terms, trained, learn.batch) + made;
+            most = terms.tensors(components - trained) + self.steps(terms, trained, (learn.steps, learn.batch)) + made;
         }
         if self.recipe.heal > 0 {
             let rank = |spec: &LinearSpec| match self.plan.choice(spec.id) {
@@ -179,16 +179,18 @@ impl Compression<'_> {
                 _ => 0,
             };
             let trained = self.model.linears().iter().map(|spec| factors(spec, rank(spec))).sum();
-            most = most.max(self.steps(terms, trained, self.recipe.heal_batch));
+            most = most.max(self.steps(terms, trained, (self.recipe.heal, self.recipe.heal_batch)));
         }
         terms.head() + originals + most
     }
 
-    /// Steps on so many parameters.
-    fn steps(&self, terms: &Terms, trained: f64, batch: usize) -> Bytes {
+    /// So many steps of so many windows on so many parameters.
+    fn steps(&self, terms: &Terms, trained: f64, (steps, batch): (usize, usize)) -> Bytes {
         let (windows, heldout) = self.calibration.trained_on();
         let labels = self.calibration.labels.as_ref();
-        let shown = labels.map_or(windows.tokens(), |labels| tokens(&labels.train));
+        // Every window comes once before any comes again.
+        let some = steps.saturating_mul(batch).min(windows.len()) * windows.window;
+        let shown = labels.map_or(some, |labels| tokens(&labels.train));
         let judged = labels.map_or(heldout.tokens(), |labels| tokens(&labels.heldout));
         let window = labels.map_or(windows.window, |labels| longest(&labels.train));
         let at_once = terms.batch(batch, window);
