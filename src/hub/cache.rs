@@ -54,8 +54,12 @@ impl<'a> Cache<'a> {
         let path = self.path(entry);
         // Where links are not possible the file is a copy under its own name.
         let copy = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
-        let named = copy || path.canonicalize().is_ok_and(|to| to.ends_with(entry.hash.hex()));
-        self.is_sound(&path, entry, named)
+        self.is_sound(&path, entry, copy || self.is_named(&path, entry))
+    }
+
+    /// Whether a path leads to the file's blob.
+    fn is_named(&self, path: &Path, entry: &Entry) -> bool {
+        path.canonicalize().is_ok_and(|to| to.ends_with(entry.hash.hex()))
     }
 
     /// Whether the blob is there and right, so that only the link to it was missing, which is made. That is rare: another
@@ -184,11 +188,18 @@ impl<'a> Cache<'a> {
     fn link(&self, entry: &Entry) -> Result<()> {
         let (blob, path) = (self.blob(entry), self.path(entry));
         let up = "../".repeat(2 + entry.path.matches('/').count());
+        let named = || symlink(&format!("{up}blobs/{}", entry.hash.hex()), &path);
         let make = || {
             fs::create_dir_all(path.parent().unwrap_or(&self.snapshot))?;
+            match named() {
+                Ok(()) => return Ok(()),
+                // Another program has just made it. Were it made again, others would see a model without it for a moment.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && self.is_named(&path, entry) => return Ok(()),
+                Err(_) => {}
+            }
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => link(&blob, &path, || symlink(&format!("{up}blobs/{}", entry.hash.hex()), &path)),
+                _ => link(&blob, &path, named),
             }
         };
         make().with_context(|| format!("cannot write {}", path.display()))
@@ -319,6 +330,30 @@ mod tests {
         link(&blob, &path, || Err(ErrorKind::Unsupported.into())).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"x");
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
+    }
+
+    /// Other programs may be opening the model.
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_is_right_is_not_made_again() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let options = HubOptions::default();
+        let [blobs, snapshot, locks] = ["blobs", "snapshots/commit", "locks"].map(|name| folder.path().join(name));
+        let cache = Cache { options: &options, blobs, snapshot, locks };
+        let entry = Entry { path: "a/b.json".into(), size: 1, hash: Hash::Git("1234".into()) };
+        fs::create_dir_all(&cache.blobs).unwrap();
+        fs::write(cache.blob(&entry), "x").unwrap();
+        let made = || fs::symlink_metadata(cache.path(&entry)).unwrap().ino();
+        cache.link(&entry).unwrap();
+        let first = made();
+        cache.link(&entry).unwrap();
+        assert_eq!((made(), fs::read(cache.path(&entry)).unwrap()), (first, b"x".to_vec()));
+        // One that leads elsewhere is replaced.
+        fs::remove_file(cache.path(&entry)).unwrap();
+        symlink("../../../blobs/other", &cache.path(&entry)).unwrap();
+        cache.link(&entry).unwrap();
+        assert_eq!(fs::read(cache.path(&entry)).unwrap(), b"x");
     }
 
     #[test]
