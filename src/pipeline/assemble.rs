@@ -157,7 +157,12 @@ pub fn report(
         fingerprint: Some(provenance.fingerprint),
         calibration: looks_at_text(run.recipe, run.method).then(|| run.calibration.report(run.recipe)),
         labels: run.calibration.labels.as_ref().map(|labels| labels.info.clone()),
-        training_text: run.calibration.training.as_ref().map(TrainingText::report),
+        training_text: run
+            .calibration
+            .training
+            .as_ref()
+            .filter(|text| !text.corpora.is_empty())
+            .map(TrainingText::report),
         allocation: AllocationInfo {
             rule: plan.rule.clone(),
             // A share of the last blocks, or of quality, says nothing of the whole: what came out is what was asked for.

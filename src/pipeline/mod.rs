@@ -125,6 +125,9 @@ pub fn compress(
         };
         calibration.training = Some(training(&model, &tokenizer, &wish, hub)?);
     }
+    if recipe.train_text.is_none() && wish.heldout == TRAINING_HELDOUT_TOKENS {
+        calibration.training = Some(calibration.judged_by_all(HELDOUT_TOKENS));
+    }
     if let Some(task) = &recipe.task {
         calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
     }

@@ -34,7 +34,7 @@ pub struct Calibration {
     pub sampling: Sampling,
     /// What training has instead of the windows, if there are labels.
     pub labels: Option<Labels>,
-    /// What training has instead of the windows, if it has text of its own.
+    /// What training has instead of the windows, if it has text of its own or more to judge by.
     pub training: Option<TrainingText>,
 }
 
@@ -44,7 +44,7 @@ pub struct TrainingText {
     pub windows: Windows,
     /// What is judged by.
     pub heldout: Windows,
-    /// Where the text came from.
+    /// Where the text came from; nothing if it is that of calibration.
     pub corpora: Vec<CorpusInfo>,
 }
 
@@ -62,6 +62,16 @@ impl TrainingText {
 }
 
 impl Calibration {
+    /// Leaves about `tokens` of what was kept apart, spread over it, to measure errors on: they are kept for every input of a
+    /// block. All of it is there for training, which is shown the same windows.
+    pub(super) fn judged_by_all(&mut self, tokens: usize) -> TrainingText {
+        let all = self.heldout.clone();
+        let wanted = (tokens / all.window.max(1)).max(1);
+        let every = (all.len() / wanted).max(1);
+        self.heldout.rows = all.rows.iter().step_by(every).cloned().collect();
+        TrainingText { windows: self.windows.clone(), heldout: all, corpora: Vec::new() }
+    }
+
     /// Text to train on, and to judge by.
     pub fn trained_on(&self) -> (&Windows, &Windows) {
         self.training.as_ref().map_or((&self.windows, &self.heldout), |text| (&text.windows, &text.heldout))
