@@ -154,7 +154,8 @@ fn a_limit_is_kept_and_changes_no_byte() {
     {
         let free = format!("{method}-free");
         let (peak, _) = peaks(&place.cost(&free, 4, method, more));
-        let limit = peak * 9 / 10;
+        // The peak varies from run to run, and so little above what rom needs at least that a tenth may be too much.
+        let limit = peak * 19 / 20;
         let limited = format!("{method}-limited");
         let most = limit.to_string();
         let words = [more, &["--max-memory", &most]].concat();
