@@ -18,6 +18,7 @@ pub(super) fn fingerprint(
     identity: &Identity,
     calibration: &Calibration,
     stats: Option<&StatsStore>,
+    texts: &[EvalText],
     compute: &Compute,
 ) -> Result<String> {
     let mut hash = Sha256::new();
@@ -31,6 +32,10 @@ pub(super) fn fingerprint(
     for corpus in calibration.corpora.iter().chain(calibration.training.iter().flat_map(|text| &text.corpora)) {
         hash.update(&corpus.sha256);
     }
+    // Sizes are tried, and one is chosen, by how good they are on these.
+    if recipe.max_ppl_increase.is_some() || recipe.elastic.is_some() {
+        texts.iter().for_each(|text| hash.update(&text.corpus.sha256));
+    }
     if let Some(labels) = &calibration.labels {
         hash.update(&labels.info.sha256);
     }
@@ -42,7 +47,7 @@ pub(super) fn fingerprint(
     Ok(hash.hex())
 }
 
-/// The fingerprint of an output with its evaluation, which the weights do not depend on.
+/// The fingerprint of an output with its evaluation, which the weights do not depend on where the size is given.
 pub(super) fn with_evaluation(fingerprint: &str, texts: &[EvalText]) -> String {
     let mut hash = Sha256::new();
     hash.update(fingerprint);

@@ -58,7 +58,8 @@ pub fn prepare<'a>(
     let stats =
         recipe.stats.as_deref().map(|dir| open_stats(dir, &model, &calibration, recipe, progress)).transpose()?;
     stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
-    let weights_fingerprint = fingerprint(recipe, &identity, &calibration, stats.as_ref(), model.compute())?;
+    let weights_fingerprint =
+        fingerprint(recipe, &identity, &calibration, stats.as_ref(), eval_texts, model.compute())?;
     let fingerprint = with_evaluation(&weights_fingerprint, eval_texts);
     if !force && let Some(report) = finished(&recipe.output, &fingerprint) {
         Job::clean_up(&recipe.output, &weights_fingerprint)?;

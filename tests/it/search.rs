@@ -75,34 +75,57 @@ impl Progress for StopIn {
     fn note(&self, _: &str) {}
 }
 
+/// The demo model, as small as a perplexity on `ppl` that rises by 12 % allows.
+fn searched(output: &Path, ppl: &str, progress: &dyn Progress) -> anyhow::Result<Report> {
+    let options = Options {
+        model: Some("demo".into()),
+        output: Some(output.to_path_buf()),
+        max_ppl_increase: Some("12%".into()),
+        ppl: Some(vec![ppl.into()]),
+        calib_windows: Some(8),
+        window: Some(64),
+        eval_window: Some(64),
+        max_windows: Some(8),
+        ..Options::default()
+    };
+    pipeline::compress(&options.resolve()?, false, &HubOptions::default(), &Device::Cpu, progress)
+}
+
+fn stop_in(number: usize) -> StopIn {
+    StopIn { number, searching: AtomicUsize::new(0) }
+}
+
 /// The first is the original's, the others have blocks of another size each.
 #[test]
 fn a_search_that_was_stopped_goes_on_from_the_sizes_it_has_tried() {
     let place = tempfile::tempdir().expect("a scratch folder");
-    let run = |output: &Path, progress: &dyn Progress| {
-        let options = Options {
-            model: Some("demo".into()),
-            output: Some(output.to_path_buf()),
-            max_ppl_increase: Some("12%".into()),
-            calib_windows: Some(8),
-            window: Some(64),
-            eval_window: Some(64),
-            max_windows: Some(8),
-            ..Options::default()
-        };
-        let recipe = options.resolve()?;
-        pipeline::compress(&recipe, false, &HubOptions::default(), &Device::Cpu, progress)
-    };
+    let run = |output: &Path, progress: &dyn Progress| searched(output, "sample", progress);
     let whole = place.path().join("whole");
     let expected = run(&whole, &()).expect("a model").allocation;
     let weights = |output: &Path| fs::read(output.join("model.safetensors")).expect("weights");
     for number in 1..=expected.trials.len() + 1 {
         let output = place.path().join(number.to_string());
-        run(&output, &StopIn { number, searching: AtomicUsize::new(0) }).expect_err("it was stopped");
+        run(&output, &stop_in(number)).expect_err("it was stopped");
         assert!(!output.exists());
         assert_eq!(run(&output, &()).expect("a model").allocation, expected, "stopped at {number}");
         assert!(weights(&output) == weights(&whole), "stopped at {number}");
     }
+}
+
+/// What was measured on one text says nothing of another under its name.
+#[test]
+fn sizes_that_were_tried_on_another_text_are_not_gone_on_from() {
+    let place = tempfile::tempdir().expect("a scratch folder");
+    let (text, output) = (place.path().join("text.txt"), place.path().join("out"));
+    let sample = include_str!("../../src/text/sample.txt");
+    let run = |text_is: &str, progress: &dyn Progress| {
+        fs::write(&text, text_is).expect("written");
+        searched(&output, &text.display().to_string(), progress)
+    };
+    run(sample, &stop_in(3)).expect_err("it was stopped");
+    let error = run(sample.split_at(9_000).1, &()).expect_err("another text").to_string();
+    assert!(error.contains("unfinished run") && error.contains("another text"), "{error}");
+    assert!(run(sample, &()).is_ok());
 }
 
 #[test]
