@@ -108,6 +108,14 @@ impl Options {
                 user_bail!("--max-ppl-increase needs a corpus, but --ppl is none"; "add --ppl sample");
             }
         }
+        let weight = *self.weight.get_or_insert(WeightRule::Kl);
+        if self.elastic.is_some() && !by_forms && weight == WeightRule::Kl {
+            let name = method.card().name;
+            user_bail!(
+                "--elastic with --method {name} needs a weight that is the same for every size, and --weight kl is measured at one";
+                "add --weight energy, or use --method auto"
+            );
+        }
         if by_forms && self.inputs.is_some_and(|inputs| inputs != Inputs::Dense) {
             user_bail!("auto looks at the original model alone"; "leave --inputs out");
         }
@@ -187,7 +195,7 @@ impl Options {
             elastic: self.elastic.clone(),
             survey: None,
             allocation: *self.allocation.insert(allocation),
-            weight: *self.weight.get_or_insert(WeightRule::Kl),
+            weight,
             multiple_of: *self.multiple_of.get_or_insert(1),
             last_blocks: self.last_blocks,
             block_keep: self.block_keep,
@@ -234,8 +242,8 @@ pub struct Recipe {
     pub max_ppl_increase: Option<f64>,
     /// Sizes of an elastic output; `keep` is then the largest.
     pub elastic: Option<Vec<f64>>,
-    /// The folder of an elastic output that decompositions and measurements are taken from: they are what they would be
-    /// without it.
+    /// The folder of an elastic output that decompositions and measurements are taken from. They are what they would be
+    /// without it: it is no part of the recipe.
     #[serde(skip)]
     pub survey: Option<PathBuf>,
     pub allocation: AllocationRule,

@@ -113,6 +113,7 @@ fn sizes_that_cannot_be_are_refused() {
         ("--elastic 0.8,nan", "NaN"),
         ("--elastic 0.8 --method rom", "rom"),
         ("--elastic 0.8 --method lorap", "lorap"),
+        ("--elastic 0.8 --method whiten", "--weight energy"),
         ("--elastic 0.8 --heal 4", "--heal"),
     ] {
         place.run(&format!("compress demo {FAST} {options} -o out")).refused(&["--elastic", what]);
