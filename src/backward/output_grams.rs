@@ -20,6 +20,7 @@ use crate::model::{Flow, LinearSpec, Model, Role, Site, Tap};
 use crate::ops::with_numbers;
 use crate::progress::Progress;
 use crate::random::SplitMix64;
+use crate::user_bail;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -46,10 +47,18 @@ impl OutputGrams {
     }
 
     /// C (m, m) of a linear; a multiple of the identity for one that no gradient reached. `None` if it was not asked for.
-    pub fn get(&self, role: Role) -> Result<Option<Mat>> {
-        let name = role.to_string();
+    ///
+    /// Another shape is a [`UserError`](crate::error::UserError).
+    pub fn get(&self, spec: &LinearSpec) -> Result<Option<Mat>> {
+        let name = spec.id.role.to_string();
         let Some(info) = self.0.info(&name) else { return Ok(None) };
-        let m = info.shape[0];
+        let m = spec.out;
+        if info.shape != [m, m] {
+            user_bail!(
+                "{} is damaged: its tensor {name} does not fit {}", self.0.name(), spec.id;
+                "make the elastic output again, or start over with --force"
+            );
+        }
         Ok(Some(Mat::from_f32_rows(m, m, &self.0.f32s(&name)?)))
     }
 }

@@ -150,10 +150,12 @@ impl Job {
         self.shared = shared;
     }
 
-    /// Names of the files of a model of `blocks` blocks that serve every size.
-    pub fn shared_names(blocks: usize) -> impl Iterator<Item = String> {
-        let of_block = |index| ["gradients", "decompositions"].map(|kind| block_name(kind, index));
-        (0..blocks).flat_map(of_block).chain([folder::OF_THE_RUN[0].to_string()])
+    /// Names of the files that serve every size of a model of `blocks` blocks, `with_gradients` and `with_weights` or without.
+    pub fn shared_names(blocks: usize, with_gradients: bool, with_weights: bool) -> Vec<String> {
+        let gradients = (0..blocks).filter(|_| with_gradients).map(|index| block_name("gradients", index));
+        let decompositions = (0..blocks).map(|index| block_name("decompositions", index));
+        let weights = with_weights.then(|| folder::OF_THE_RUN[0].to_string());
+        gradients.chain(decompositions).chain(weights).collect()
     }
 
     /// Where the second moments of the gradients of block `index` are kept.

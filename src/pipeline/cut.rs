@@ -61,6 +61,12 @@ impl Run<'_> {
         rank: usize,
     ) -> Result<(Vec<NamedTensor>, LinearReport)> {
         let Decomposed { parts, heldout, seconds } = decomposed;
+        if parts.rank() < rank {
+            user_bail!(
+                "the decomposition of {} has {} components, of which {rank} are wanted: it is damaged", spec.id, parts.rank();
+                "make the elastic output again, or start over with --force"
+            );
+        }
         let report = LinearReport {
             note: parts.note.clone(),
             seconds: *seconds,

@@ -9,6 +9,7 @@ use crate::checkpoint::{Dtype, NamedTensor, TensorFile, write_sealed};
 use crate::linalg::Mat;
 use crate::method::{Decomposition, HeldoutCurve};
 use crate::model::LinearSpec;
+use crate::user_bail;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -85,7 +86,8 @@ impl Narrowing {
     }
 }
 
-/// The file of one block, opened.
+/// The file of one block, opened. That of an elastic output may come from anywhere: what does not fit its linear is a
+/// [`UserError`](crate::error::UserError).
 pub struct Decompositions(TensorFile);
 
 impl Decompositions {
@@ -106,15 +108,21 @@ impl Decompositions {
 
     /// A linear with its first `rank` components, or as many as there are.
     pub fn linear(&self, spec: &LinearSpec, rank: usize) -> Result<Decomposed> {
-        let facts = self.0.f64s(&key(spec, "facts"))?;
+        let [total, seconds] = self.0.f64s(&key(spec, "facts"))?[..] else { return self.damaged(spec, "facts") };
         let note = key(spec, "note");
         let note = self.0.info(&note).map(|_| self.0.text(&note)).transpose()?;
         let (a, b) = (self.matrix(spec, "a")?, self.matrix(spec, "b")?);
+        if a.cols() != spec.input {
+            return self.damaged(spec, "a");
+        }
+        if (b.rows(), b.cols()) != (spec.out, a.rows()) {
+            return self.damaged(spec, "b");
+        }
         let rank = rank.min(a.rows());
         let parts =
             Decomposition { a: a.row_range(0..rank), b: b.col_range(0..rank), energy: self.energy(spec)?, note };
-        let heldout = HeldoutCurve { total: facts[0], error: self.0.f64s(&key(spec, "heldout"))? };
-        Ok(Decomposed { parts, heldout, seconds: facts[1] })
+        let heldout = HeldoutCurve { total, error: self.0.f64s(&key(spec, "heldout"))? };
+        Ok(Decomposed { parts, heldout, seconds })
     }
 
     /// What is lost with each size of what `spec` is the last linear of, from nothing to all of it.
@@ -128,23 +136,43 @@ impl Decompositions {
             let name = key(spec, name);
             self.0.info(&name).map_or(Ok(Vec::new()), |_| self.0.f64s(&name))
         };
+        let (gram, mean) = (self.matrix(spec, "gram")?, vector("mean")?);
+        let order: Vec<usize> = vector("order")?.into_iter().map(|channel| channel as usize).collect();
+        let mut channels = order.clone();
+        channels.sort_unstable();
+        if (gram.rows(), gram.cols()) != (spec.input, spec.input) {
+            return self.damaged(spec, "gram");
+        }
+        if !order.is_empty() && !channels.into_iter().eq(0..spec.input) {
+            return self.damaged(spec, "order");
+        }
+        if !mean.is_empty() && mean.len() != spec.input {
+            return self.damaged(spec, "mean");
+        }
         Ok(Narrowing {
-            gram: self.matrix(spec, "gram")?,
-            order: vector("order")?.into_iter().map(|channel| channel as usize).collect(),
-            mean: vector("mean")?,
+            gram,
+            order,
+            mean,
             losses: self.losses(spec)?,
             seconds: vector("seconds")?.first().copied().unwrap_or(0.0),
         })
     }
 
     fn matrix(&self, spec: &LinearSpec, name: &str) -> Result<Mat> {
-        let name = key(spec, name);
-        let info = self.0.info(&name).with_context(|| format!("{} has no tensor {name}", self.0.name()))?;
-        let (rows, cols) = (info.shape[0], info.shape[1]);
+        let key = key(spec, name);
+        let info = self.0.info(&key).with_context(|| format!("{} has no tensor {key}", self.0.name()))?;
+        let [rows, cols] = info.shape[..] else { return self.damaged(spec, name) };
         Ok(match info.dtype {
-            Dtype::F64 => Mat::from_rows(rows, cols, &self.0.f64s(&name)?),
-            _ => Mat::from_f32_rows(rows, cols, &self.0.f32s(&name)?),
+            Dtype::F64 => Mat::from_rows(rows, cols, &self.0.f64s(&key)?),
+            _ => Mat::from_f32_rows(rows, cols, &self.0.f32s(&key)?),
         })
+    }
+
+    fn damaged<T>(&self, spec: &LinearSpec, part: &str) -> Result<T> {
+        user_bail!(
+            "{} is damaged: its tensor {} does not fit {}", self.0.name(), key(spec, part), spec.id;
+            "make the elastic output again, or start over with --force"
+        )
     }
 }
 

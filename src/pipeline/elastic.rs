@@ -8,6 +8,9 @@ use crate::compute::Compute;
 use crate::hub::HubOptions;
 use crate::job::{Job, SURVEY, SURVEY_ORIGIN};
 use crate::machine::StageClock;
+use crate::method::GRADIENTS;
+use crate::model::Model;
+use crate::plan::AllocationRule;
 use crate::progress::Progress;
 use crate::recipe::{Options, Recipe};
 use crate::report::{CorpusInfo, Report};
@@ -21,8 +24,6 @@ use std::path::Path;
 /// What a survey was made from, beside the original.
 #[derive(Serialize, Deserialize)]
 struct Origin {
-    /// The files beside this one.
-    files: Vec<String>,
     windows: Windows,
     heldout: Windows,
     corpora: Vec<CorpusInfo>,
@@ -32,16 +33,19 @@ struct Origin {
 pub(super) fn store(run: &Run, dir: &Path) -> Result<()> {
     let survey = dir.join(SURVEY);
     fs::create_dir(&survey).with_context(|| format!("creating {}", survey.display()))?;
-    let names = Job::shared_names(run.model.blocks());
-    // Without gradients there are no files of them.
-    let files: Vec<String> = names.filter(|name| run.job.dir().join(name).exists()).collect();
-    for name in &files {
-        fs::copy(run.job.dir().join(name), survey.join(name)).with_context(|| format!("writing {name}"))?;
+    for name in files(run.recipe, run.model.blocks())? {
+        fs::copy(run.job.dir().join(&name), survey.join(&name)).with_context(|| format!("writing {name}"))?;
     }
     let Calibration { windows, heldout, corpora, .. } = &run.calibration;
-    let origin = Origin { files, windows: windows.clone(), heldout: heldout.clone(), corpora: corpora.clone() };
+    let origin = Origin { windows: windows.clone(), heldout: heldout.clone(), corpora: corpora.clone() };
     write_file(&survey.join(SURVEY_ORIGIN), &serde_json::to_vec(&origin)?)?;
     sync_folder(&survey)
+}
+
+/// What a run by `recipe` leaves that serves every size.
+fn files(recipe: &Recipe, blocks: usize) -> Result<Vec<String>> {
+    let forms = recipe.allocation == AllocationRule::Forms;
+    Ok(Job::shared_names(blocks, forms && recipe.options.get(&GRADIENTS)?, forms))
 }
 
 /// The recipe that cuts the elastic output `folder` to what `wanted` says: all else is as the output was made.
@@ -91,7 +95,7 @@ pub fn cut(
     if recipe.small_linears {
         model = model.with_small_linears();
     }
-    check(survey, &origin.files)?;
+    check(survey, &files(recipe, model.blocks())?, &origin, &model)?;
     let tokenizer = tokenizer(model.source())?;
     let (window, max_windows, bos) = (recipe.eval_window, recipe.max_windows, recipe.bos);
     let protocol = EvalProtocol { window, max_windows, bos, ..EvalProtocol::default() };
@@ -111,11 +115,22 @@ fn read(survey: &Path) -> Result<Origin> {
     }
 }
 
-/// Every file is there and as it was written: what is missing would have to be made again, from text.
-fn check(survey: &Path, files: &[String]) -> Result<()> {
+/// Every file is there and as it was written, for what is missing would have to be made again, from text, and the windows are
+/// windows for this model.
+fn check(survey: &Path, files: &[String], origin: &Origin, model: &Model) -> Result<()> {
     let damaged = files.iter().map(|name| survey.join(name)).find(|path| TensorFile::open_sealed(path).is_err());
     if let Some(path) = damaged {
         user_bail!("{} is missing or damaged", path.display(); "make the elastic output again");
+    }
+    let fits = |windows: &Windows| {
+        let known = |id: &u32| (*id as usize) < model.vocab();
+        windows.rows.iter().all(|row| row.ids.len() == windows.window && row.ids.iter().all(known))
+    };
+    if origin.windows.rows.is_empty() || !fits(&origin.windows) || !fits(&origin.heldout) {
+        user_bail!(
+            "{} is damaged: its windows do not fit the model", survey.join(SURVEY_ORIGIN).display();
+            "make the elastic output again"
+        );
     }
     Ok(())
 }

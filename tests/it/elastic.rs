@@ -2,8 +2,12 @@
 //! together is refused.
 
 use crate::program::{FAST, Place};
+use serde_json::json;
+use softlm::checkpoint::{Dtype, NamedTensor, TensorFile, write_sealed};
 use softlm::report::Report;
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 fn report(place: &Place, output: &str) -> Report {
     serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
@@ -99,9 +103,55 @@ fn damage_and_another_original_are_refused() {
         place.run("cut out --keep 0.6 -o cut").refused(&[name, "missing"]);
         fs::write(&path, &whole).expect("written");
     }
-    fs::write(place.path("out/survey/survey.json"), "{").expect("written");
+    let origin = place.path("out/survey/survey.json");
+    let whole: serde_json::Value = serde_json::from_slice(&fs::read(&origin).expect("a file")).expect("JSON");
+    for (pointer, value) in
+        [("/windows/rows/0/ids/5", json!(4_000_000)), ("/windows/window", json!(7)), ("/windows/rows", json!([]))]
+    {
+        let mut damaged = whole.clone();
+        *damaged.pointer_mut(pointer).expect("a place") = value;
+        fs::write(&origin, damaged.to_string()).expect("written");
+        place.run("cut out --keep 0.6 -o cut").refused(&["survey.json", "damaged"]);
+    }
+    fs::write(&origin, whole.to_string()).expect("written");
+
+    // Sealed, but of another shape: what comes from others need not be what softlm writes.
+    let cases = [
+        ("decompositions-00001", "attn.q.a", vec![0.0; 3], vec![3]),
+        ("decompositions-00001", "attn.q.facts", vec![0.0; 3], vec![3]),
+        ("decompositions-00001", "attn.k.b", vec![0.0; 4], vec![2, 2]),
+        ("decompositions-00002", "mlp.down.gram", vec![0.0; 4], vec![2, 2]),
+        ("decompositions-00002", "mlp.down.order", vec![1e9; 352], vec![352]),
+        ("decompositions-00002", "attn.o.gram", vec![0.0; 6], vec![2, 3]),
+        ("gradients-00003", "attn.o", vec![0.0; 4], vec![2, 2]),
+    ];
+    for (file, tensor, values, shape) in cases {
+        let path = place.path(&format!("out/survey/{file}.safetensors"));
+        let whole = fs::read(&path).expect("a file");
+        reseal(&path, tensor, &values, &shape);
+        place.run("cut out --keep 0.4 -o cut").refused(&[file, tensor, "damaged"]);
+        fs::write(&path, whole).expect("written");
+    }
+    fs::write(&origin, "{").expect("written");
     place.run("cut out --keep 0.6 -o cut").refused(&["survey.json", "damaged"]);
     assert!(!place.path("cut").exists());
+}
+
+/// Writes the file again with another tensor under this name.
+fn reseal(path: &Path, name: &str, values: &[f64], shape: &[usize]) {
+    let file = TensorFile::open(path).expect("a file");
+    let mut tensors: Vec<NamedTensor> = Vec::new();
+    for other in file.names() {
+        let info = file.info(other).expect("listed");
+        tensors.push(if other != name {
+            NamedTensor::new(other, info.dtype, info.shape.clone(), file.bytes(other).expect("bytes").to_vec())
+        } else if info.dtype == Dtype::F64 {
+            NamedTensor::f64(name, shape.to_vec(), values)
+        } else {
+            NamedTensor::f32(name, shape.to_vec(), &values.iter().map(|x| *x as f32).collect::<Vec<_>>())
+        });
+    }
+    write_sealed(path, &tensors, &BTreeMap::new()).expect("written");
 }
 
 #[test]

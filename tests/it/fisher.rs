@@ -73,7 +73,7 @@ fn a_small_change_costs_what_second_moments_predict() {
         for spec in model.block_linears(index) {
             let weight = block.linear(spec.id.role).expect("a linear").dense_weight().expect("dense").clone();
             let site = &stats[&spec.site];
-            let c = unshrunk(&moments.get(spec.id.role).expect("read").expect("wanted"));
+            let c = unshrunk(&moments.get(spec).expect("read").expect("wanted"));
             for seed in 0..2 {
                 let norm = CHANGE * weight.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt() as f64;
                 let d = change(spec.out, spec.input, norm, 100 * index as u64 + seed);

@@ -99,7 +99,7 @@ impl Run<'_> {
     ) -> Result<Cut> {
         let started = Instant::now();
         let (value, output) = (weight(block, v)?, weight(block, o)?);
-        let moments = self.gradients(o.id.block)?.map_or(Ok(None), |gradients| gradients.get(o.id.role))?;
+        let moments = self.gradients(o.id.block)?.map_or(Ok(None), |gradients| gradients.get(o))?;
         let bias = self.model.bias(v)?.map(|bias| bias.to_vec1::<f32>()).transpose()?;
         let bias = bias.map(|bias| bias.into_iter().map(f64::from).collect::<Vec<_>>());
         let narrowed = ValueOutput::new(&output, &found.gram, value_heads(heads), moments.as_ref())?.narrowed(

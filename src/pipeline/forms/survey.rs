@@ -38,7 +38,7 @@ impl Run<'_> {
         let gradients = self.gradients(index)?;
         let work = |part: &BlockPart| {
             let output = part.output();
-            let moments = gradients.as_ref().map_or(Ok(None), |gradients| gradients.get(output.id.role))?;
+            let moments = gradients.as_ref().map_or(Ok(None), |gradients| gradients.get(output))?;
             let site =
                 stats.get(&output.site).with_context(|| format!("no statistics of the input of {}", output.id))?;
             self.survey_part(part, block, site, moments.as_ref())
