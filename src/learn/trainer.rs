@@ -66,9 +66,7 @@ pub(super) struct Log {
     pub best_loss: f64,
     /// Steps after which training went back to the best state and on at half the rate.
     pub slowed: Vec<usize>,
-    /// What the optimiser's rates are multiplied with, once that is found.
-    pub rate: Option<f64>,
-    /// What else was tried, multiples of the optimiser's rates.
+    /// What the optimiser's rates were multiplied with, each for a few steps, where they had to be found.
     pub tried: Vec<RateTrial>,
     /// Training tokens seen, repeated ones included.
     pub tokens: u64,
@@ -87,7 +85,6 @@ impl Log {
             best_step: 0,
             best_loss: f64::INFINITY,
             slowed: Vec::new(),
-            rate: None,
             tried: Vec::new(),
             tokens: 0,
             stopped: None,
@@ -100,12 +97,18 @@ impl Log {
         (self.done - self.best_step.max(self.slowed.last().copied().unwrap_or(0))) / self.interval
     }
 
+    /// What the optimiser's rates are multiplied with: of what was tried, what led to the best state.
+    pub(super) fn found_rate(&self) -> f64 {
+        let best = self.tried.iter().min_by(|a, b| a.heldout_loss.total_cmp(&b.heldout_loss));
+        best.map_or(1.0, |trial| trial.lr)
+    }
+
     /// What learning rates are multiplied with in the next step, by a schedule that began at step `begin`. Behind every
     /// return they rise anew: the optimiser knows nothing yet.
     fn rate(&self, (begin, schedule): (usize, Schedule)) -> f64 {
         let rising = |&step: &usize| (self.done - step + 1) as f64 / (schedule.warm_up() + 1) as f64;
         let risen = self.slowed.last().map_or(1.0, rising);
-        self.rate.unwrap_or(1.0)
+        self.found_rate()
             * 0.5f64.powi(self.slowed.len() as i32)
             * risen.min(1.0)
             * schedule.factor(self.done.saturating_sub(begin))
@@ -230,7 +233,7 @@ impl<'a, T: Training> Trainer<'a, T> {
         }
         if this.best.is_empty() {
             this.log.stopped = Some("no linear is factorised: there is nothing to train".into());
-        } else if this.log.rate.is_none() && this.training.finds_rate() {
+        } else if this.log.tried.is_empty() && this.training.finds_rate() {
             this.find_rate(progress)?;
         }
         Ok(this)
@@ -239,28 +242,27 @@ impl<'a, T: Training> Trainer<'a, T> {
     /// Takes a few steps with several rates, each from the start, and keeps the one that leads to the best state: twice the
     /// first one as long as that is better, or half of it.
     fn find_rate(&mut self, progress: &dyn Progress) -> Result<()> {
-        let mut best = (FIRST_RATE, self.try_rate(FIRST_RATE, progress)?);
+        self.try_rate(FIRST_RATE, progress)?;
         for factor in [2.0, 0.5] {
-            let before = best.0;
-            while best.0 * factor >= RATES.0 && best.0 * factor <= RATES.1 && !self.deadline.has_passed() {
-                let rate = best.0 * factor;
-                match self.try_rate(rate, progress)? {
-                    loss if loss < best.1 => best = (rate, loss),
-                    _ => break,
+            let mut rate = FIRST_RATE * factor;
+            while rate >= RATES.0 && rate <= RATES.1 && !self.deadline.has_passed() {
+                self.try_rate(rate, progress)?;
+                if self.log.found_rate() != rate {
+                    break;
                 }
+                rate *= factor;
             }
-            if best.0 != before {
+            if self.log.found_rate() != FIRST_RATE {
                 break;
             }
         }
-        self.log.rate = Some(best.0);
         restore(self.optimiser.parameters(), &self.best)?;
         self.optimiser.forget()?;
         self.save()
     }
 
-    /// The held-out loss after a few steps with `rate`; infinite where they lead nowhere.
-    fn try_rate(&mut self, rate: f64, progress: &dyn Progress) -> Result<f64> {
+    /// Takes a few steps with `rate` and notes the held-out loss they lead to; infinite where that is nowhere.
+    fn try_rate(&mut self, rate: f64, progress: &dyn Progress) -> Result<()> {
         restore(self.optimiser.parameters(), &self.best)?;
         self.optimiser.forget()?;
         let mut heldout_loss = f64::INFINITY;
@@ -280,7 +282,7 @@ impl<'a, T: Training> Trainer<'a, T> {
             }
         }
         self.log.tried.push(RateTrial { lr: rate, heldout_loss });
-        Ok(heldout_loss)
+        Ok(())
     }
 
     fn step(&mut self) -> Result<()> {

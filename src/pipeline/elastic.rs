@@ -1,8 +1,8 @@
 //! Elastic outputs: what a model of any size is cut from lies beside the weights, in the folder `survey`, with the windows
 //! of text it was made from.
 
-use super::texts::Calibration;
-use super::{EvalProtocol, Found, Original, Run, compress_windows, evaluation, open, tokenizer};
+use super::texts::{self, Calibration};
+use super::{Found, Original, Run, compress_windows, open, tokenizer};
 use crate::checkpoint::{Source, TensorFile, read_settings, sync_folder, write_file};
 use crate::compute::Compute;
 use crate::hub::HubOptions;
@@ -90,19 +90,11 @@ pub fn cut(
             );
         }
     };
-    let compute = Compute { precision: recipe.matmul_precision, ..compute.into() };
-    let mut model = open::load_model(source, compute, progress)?;
-    if recipe.small_linears {
-        model = model.with_small_linears();
-    }
+    let model = open::as_asked(recipe, source, compute, progress)?;
     check(survey, &files(recipe, model.blocks())?, &origin, &model)?;
-    let tokenizer = tokenizer(model.source())?;
-    let (window, max_windows, bos) = (recipe.eval_window, recipe.max_windows, recipe.bos);
-    let protocol = EvalProtocol { window, max_windows, bos, ..EvalProtocol::default() };
-    let texts = evaluation(&model, &tokenizer, &recipe.ppl, protocol, hub)?;
+    let texts = texts::of_recipe(recipe, &model, &tokenizer(model.source())?, hub)?;
     let Origin { windows, heldout, corpora, .. } = origin;
-    let calibration =
-        Calibration { windows, heldout, corpora, sampling: recipe.sampling(), labels: None, training: None };
+    let calibration = Calibration::new(windows, heldout, corpora, recipe.sampling());
     compress_windows(recipe, force, model, calibration, &texts, clock, progress)
 }
 

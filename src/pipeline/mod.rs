@@ -99,11 +99,7 @@ pub fn compress(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let mut clock = StageClock::start(progress);
-    let compute = Compute { precision: recipe.matmul_precision, ..compute.into() };
-    let mut model = open::open_dense(&recipe.model, hub, compute, progress)?;
-    if recipe.small_linears {
-        model = model.with_small_linears();
-    }
+    let model = open::as_asked(recipe, open::open_dense(&recipe.model, hub)?, compute, progress)?;
     let tokenizer = tokenizer(model.source())?;
     clock.stage("reading text", 1);
     let wish = CalibrationWish {
@@ -125,15 +121,13 @@ pub fn compress(
         };
         calibration.training = Some(training(&model, &tokenizer, &wish, hub)?);
     }
-    if recipe.train_text.is_none() && wish.heldout == TRAINING_HELDOUT_TOKENS {
+    if wish.heldout > HELDOUT_TOKENS {
         calibration.training = Some(calibration.judged_by_all(HELDOUT_TOKENS));
     }
     if let Some(task) = &recipe.task {
         calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
     }
-    let (window, max_windows, bos) = (recipe.eval_window, recipe.max_windows, recipe.bos);
-    let protocol = EvalProtocol { window, max_windows, bos, ..EvalProtocol::default() };
-    let eval_texts = evaluation(&model, &tokenizer, &recipe.ppl, protocol, hub)?;
+    let eval_texts = texts::of_recipe(recipe, &model, &tokenizer, hub)?;
     compress_windows(recipe, force, model, calibration, &eval_texts, clock, progress)
 }
 

@@ -8,6 +8,7 @@ use crate::hub::{self, HubOptions};
 use crate::model::{Model, Touched};
 use crate::ops::{MatmulPrecision, ProductType};
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 use crate::report::UnusedTensors;
 use crate::text::Tokenizer;
 use crate::user_bail;
@@ -64,18 +65,25 @@ pub fn load_model(source: Source, compute: impl Into<Compute>, progress: &dyn Pr
     Ok(model)
 }
 
-/// The model called `name`, which must not be compressed already.
-pub(super) fn open_dense(
-    name: &str,
-    hub: &HubOptions,
-    compute: impl Into<Compute>,
-    progress: &dyn Progress,
-) -> Result<Model> {
+/// Opens the model called `name`, which must not be compressed already.
+pub(super) fn open_dense(name: &str, hub: &HubOptions) -> Result<Source> {
     let source = open_source(name, hub)?;
     if Section::of(source.config()).is_some() {
         user_bail!("{name} is already compressed"; "compress the model it was made from; its README.md names it");
     }
-    load_model(source, compute, progress)
+    Ok(source)
+}
+
+/// The model in `source` with the linears and the precision that `recipe` asks for.
+pub(super) fn as_asked(
+    recipe: &Recipe,
+    source: Source,
+    compute: impl Into<Compute>,
+    progress: &dyn Progress,
+) -> Result<Model> {
+    let compute = Compute { precision: recipe.matmul_precision, ..compute.into() };
+    let model = load_model(source, compute, progress)?;
+    Ok(if recipe.small_linears { model.with_small_linears() } else { model })
 }
 
 /// Proves that nothing a run computes with is NaN or infinite. What is, and does not matter, is returned and said.

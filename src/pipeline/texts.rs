@@ -62,6 +62,11 @@ impl TrainingText {
 }
 
 impl Calibration {
+    /// Of windows to calibrate on and windows to measure errors on; training is shown and judged by the same.
+    pub fn new(windows: Windows, heldout: Windows, corpora: Vec<CorpusInfo>, sampling: Sampling) -> Self {
+        Self { windows, heldout, corpora, sampling, labels: None, training: None }
+    }
+
     /// Leaves about `tokens` of what was kept apart, spread over it, to measure errors on: they are kept for every input of a
     /// block. All of it is there for training, which is shown the same windows.
     pub(super) fn judged_by_all(&mut self, tokens: usize) -> TrainingText {
@@ -154,7 +159,7 @@ pub fn calibration(
         user_bail!("--calib-windows is 0"; "use at least 1");
     }
     let (windows, heldout, corpora) = read(model, tokenizer, wish, hub)?;
-    Ok(Calibration { windows, heldout, corpora, sampling: wish.sampling, labels: None, training: None })
+    Ok(Calibration::new(windows, heldout, corpora, wish.sampling))
 }
 
 /// Text to train on, cut in the same way.
@@ -238,6 +243,17 @@ pub struct EvalProtocol {
     pub max_windows: Option<usize>,
     /// Whether each window begins with the tokenizer's BOS.
     pub bos: BosRule,
+}
+
+/// The corpora that `recipe` evaluates on, cut as it says.
+pub(super) fn of_recipe(
+    recipe: &Recipe,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    hub: &HubOptions,
+) -> Result<Vec<EvalText>> {
+    let (window, max_windows, bos) = (recipe.eval_window, recipe.max_windows, recipe.bos);
+    evaluation(model, tokenizer, &recipe.ppl, EvalProtocol { window, stride: None, max_windows, bos }, hub)
 }
 
 /// Reads, tokenises and cuts evaluation corpora.

@@ -5,7 +5,7 @@ use super::evaluation::{Pair, Sides, lines as evaluation_lines};
 use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
 use super::grid::{Grid, shapes};
 use super::layout::{Style, columns, width, wrap};
-use super::{AllocationInfo, CalibrationInfo, LabelsInfo, Report, Size, TrainingTextInfo};
+use super::{AllocationInfo, CalibrationInfo, CorpusInfo, LabelsInfo, Report, Size, TrainingTextInfo};
 use crate::learn::{HealReport, SpectralReport};
 use crate::number::in_words;
 use crate::visible::visible;
@@ -75,13 +75,17 @@ fn keep(allocation: &AllocationInfo, recipe: &Value) -> String {
     }
 }
 
+/// `sample, wiki`
+pub(super) fn names(corpora: &[CorpusInfo]) -> String {
+    corpora.iter().map(|corpus| visible(&corpus.name)).collect::<Vec<_>>().join(", ")
+}
+
 /// `sample; 64 windows of 256 tokens (16,384), each begun by BOS, random, seed 0; …`
 pub(super) fn calibration(info: &CalibrationInfo) -> String {
-    let names: Vec<String> = info.corpora.iter().map(|corpus| visible(&corpus.name)).collect();
     let seed = if info.sampling == "random" { format!(", seed {}", info.seed) } else { String::new() };
     format!(
         "{}; {} windows of {} tokens ({}), {}{}{seed}; {} more held out; inputs: {}",
-        names.join(", "),
+        names(&info.corpora),
         grouped(info.windows as u64),
         info.window,
         grouped(info.tokens as u64),
@@ -94,10 +98,9 @@ pub(super) fn calibration(info: &CalibrationInfo) -> String {
 
 /// `mix, wiki; 2,000 windows of 512 tokens (1,024,000); 8 more to judge by`
 pub(super) fn training_text(info: &TrainingTextInfo) -> String {
-    let names: Vec<String> = info.corpora.iter().map(|corpus| visible(&corpus.name)).collect();
     format!(
         "{}; {} windows of {} tokens ({}); {} more to judge by",
-        names.join(", "),
+        names(&info.corpora),
         grouped(info.windows as u64),
         info.window,
         grouped(info.tokens as u64),

@@ -6,18 +6,10 @@ use crate::program::{FAST, Place, tensors};
 use serde_json::Value;
 use softlm::checkpoint::Source;
 use softlm::model::{FfnPart, Role, verify};
-use softlm::report::{Form, Report};
+use softlm::report::Form;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-
-fn report(place: &Place, output: &str) -> Report {
-    serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
-}
-
-fn weights(place: &Place, output: &str) -> Vec<u8> {
-    place.read(&format!("{output}/model.safetensors"))
-}
 
 /// What became of a linear, in one word.
 fn form_of(linear: &softlm::report::LinearReport) -> &'static str {
@@ -83,7 +75,7 @@ fn it_leaves_a_better_model_than_methods_of_one_form() {
         let ppl = |method: &str| {
             let out = format!("{method}-{keep}");
             place.run(&format!("compress demo --method {method} --keep {keep} {text} -o {out}")).fine();
-            report(&place, &out).evaluation[0].after.perplexity.ppl
+            place.report(&out).evaluation[0].after.perplexity.ppl
         };
         let [auto, whiten, lorap] = ["auto", "whiten", "lorap"].map(ppl);
         println!("keep {keep}: auto {auto:.2}, whiten {whiten:.2}, lorap {lorap:.2}");
@@ -97,13 +89,13 @@ fn without_gradients_it_says_so_and_is_something_else() {
     for (out, more) in [("with", ""), ("without", "--gradients false")] {
         place.run(&format!("compress demo --keep 0.6 {more} {FAST} -o {out}")).fine();
         place.run(&format!("verify {out} --against demo")).fine();
-        let report = report(&place, out);
+        let report = place.report(out);
         assert_eq!(report.recipe["gradients"], Value::from(out == "with"), "{}", report.recipe);
         assert!(report.evaluation[0].after.perplexity.ppl.is_finite());
         let differentiated = report.cost.stages.iter().any(|stage| stage.name == "differentiating");
         assert_eq!(differentiated, out == "with");
     }
-    assert!(weights(&place, "with") != weights(&place, "without"));
+    assert!(place.weights("with") != place.weights("without"));
 }
 
 #[test]
@@ -111,9 +103,9 @@ fn it_is_what_runs_without_a_method() {
     let place = Place::new();
     place.run(&format!("compress demo --keep 0.6 {FAST} --ppl none -o unnamed")).fine();
     place.run(&format!("compress demo --method auto --keep 0.6 {FAST} --ppl none -o named")).fine();
-    let report = report(&place, "unnamed");
+    let report = place.report("unnamed");
     assert_eq!((report.method.as_str(), &report.recipe["method"]), ("auto", &Value::from("auto")));
-    assert!(weights(&place, "unnamed") == weights(&place, "named"));
+    assert!(place.weights("unnamed") == place.weights("named"));
     let card = String::from_utf8(place.read("unnamed/README.md")).expect("text");
     assert!(card.contains("auto"), "{card}");
 }
@@ -136,7 +128,7 @@ fn a_run_that_is_killed_in_any_stage_ends_in_the_same_bytes() {
         child.wait().expect("a child");
         let said = place.run(&format!("{line} -o out")).fine();
         resumed += usize::from(said.stderr.contains("continuing an interrupted run"));
-        assert!(weights(&place, "out") == weights(&place, "undisturbed"), "{file}");
+        assert!(place.weights("out") == place.weights("undisturbed"), "{file}");
         fs::remove_dir_all(place.path("out")).expect("removed");
     }
     assert!(resumed >= 3, "{resumed} runs were met in the middle");
@@ -149,7 +141,7 @@ fn few_tokens_are_no_licence_to_cut() {
     let line = "compress demo --calib-windows 3 --window 64 --eval-window 64 --max-windows 8";
     for (options, keep, most) in [("", 0.9, 0.1), ("--gradients false", 0.9, 0.1), ("", 0.6, 0.5)] {
         place.run(&format!("{line} {options} --keep {keep} -o out --force")).fine();
-        let report = report(&place, "out");
+        let report = place.report("out");
         assert!(report.allocation.keep_reached > keep - 0.01, "{options} {keep}: {}", report.allocation.keep_reached);
         let pair = &report.evaluation[0];
         let rise = pair.after.perplexity.ppl / pair.before.perplexity.ppl - 1.0;
@@ -164,7 +156,7 @@ fn healing_trains_what_became_narrower() {
     place.run(&format!("{line} -o plain")).fine();
     place.run(&format!("{line} --heal 3 --heal-batch 2 -o healed")).fine();
     place.run("verify healed --against demo").fine();
-    let healing = report(&place, "healed").healing.expect("it was healed");
+    let healing = place.report("healed").healing.expect("it was healed");
     assert!(healing.best_step > 0 && healing.loss_after < healing.loss_before, "{healing:?}");
     let at = |out: &str| tensors(&place.path(&format!("{out}/model.safetensors")));
     let (plain, healed, demo) = (at("plain"), at("healed"), open(&place.demo_folder("demo-folder")));
@@ -192,7 +184,7 @@ fn it_runs_on_models_of_every_kind_through_the_program() {
         let text = "--window 32 --eval-window 32 --calib-windows 8 --max-windows 2";
         place.run(&format!("compress {shown} --keep 0.6 {text} -o {out}")).fine();
         place.run(&format!("verify {out} --against {shown}")).fine();
-        assert_eq!(report(&place, &out).method, "auto");
+        assert_eq!(place.report(&out).method, "auto");
     }
 }
 

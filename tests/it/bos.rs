@@ -183,8 +183,7 @@ fn training_judging_and_the_evaluation_behind_them_see_bos() {
             let output = place.path(&format!("{method}-by-hand-{name}"));
             let recipe = options(&folder, &text, method, output.clone()).resolve().unwrap();
             let (windows, heldout) = expected(bos);
-            let calibration =
-                Calibration { windows, heldout, corpora: vec![corpus()], sampling: SEED, labels: None, training: None };
+            let calibration = Calibration::new(windows, heldout, vec![corpus()], SEED);
             let texts: [EvalText; 0] = [];
             compress_windows(&recipe, false, open(&folder), calibration, &texts, StageClock::start(&()), &()).unwrap();
             fs::read(output.join("model.safetensors")).unwrap()

@@ -229,7 +229,7 @@ fn statistics_are_collected_once_and_added_up() {
 }
 
 fn keep_asked(place: &Place, output: &str) -> f64 {
-    let report: Report = serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report");
+    let report = place.report(output);
     report.allocation.keep_asked
 }
 
@@ -284,7 +284,7 @@ fn a_corpus_is_named_the_same_way_everywhere() {
     // Standard input can be both what is calibrated on and what is measured on.
     let both = format!("compress demo --method rom --calib - --ppl - {FAST} -o out");
     place.run_with_input(&both, &text).fine();
-    let report: Report = serde_json::from_slice(&place.read("out/report.json")).expect("a report");
+    let report = place.report("out");
     assert_eq!(report.evaluation[0].after.perplexity.corpus, "stdin");
     place.write("bad.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
     place.run("eval demo --ppl bad.jsonl").refused(&["bad.jsonl, line 2", "text"]);
@@ -297,7 +297,7 @@ fn the_licence_comes_from_the_folder_of_the_original() {
     let place = Place::new();
     let svd = |model: &str, out: &str| {
         place.run(&format!("compress {model} --method svd --ppl none -o {out}")).fine();
-        let report: Report = serde_json::from_slice(&place.read(&format!("{out}/report.json"))).expect("a report");
+        let report = place.report(out);
         (report.model.licence, String::from_utf8(place.read(&format!("{out}/README.md"))).expect("a card"))
     };
     let (licence, card) = svd("demo", "built-in");

@@ -3,12 +3,7 @@
 use crate::data::data;
 use crate::program::{FAST, METHODS, Place, copy_folder, quickly, tensors};
 use serde_json::Value;
-use softlm::report::Report;
 use std::path::Path;
-
-fn report(place: &Place, output: &str) -> Report {
-    serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report with every field")
-}
 
 #[test]
 fn every_method_meets_its_budget_and_its_output_is_whole() {
@@ -19,7 +14,7 @@ fn every_method_meets_its_budget_and_its_output_is_whole() {
         let verified: Value = serde_json::from_str(&said.stdout).expect("one JSON value");
         assert_eq!(verified["problems"].as_array().map(Vec::len), Some(0), "{method}: {verified}");
 
-        let report = report(&place, method);
+        let report = place.report(method);
         let reached = report.allocation.keep_reached;
         assert!((0.598..=0.6).contains(&reached), "{method}: {reached}");
         let linears = report.sizes.linears;
@@ -147,7 +142,7 @@ fn fused_attention_is_split_only_where_it_is_compressed() {
         place.run(&format!("compress gpt2 {method} --keep {keep} {text} -o out --force")).fine();
         place.run("verify out").fine();
         place.run("eval out --window 32 --max-windows 2").fine();
-        let reached = report(&place, "out").allocation.keep_reached;
+        let reached = place.report("out").allocation.keep_reached;
         assert!(reached <= keep && reached > keep - 0.05, "{method} {keep}: {reached}");
         let after = tensors(&place.path("out/model.safetensors"));
         // Learned methods change what stays dense, too.

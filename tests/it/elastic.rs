@@ -4,18 +4,9 @@
 use crate::program::{FAST, Place};
 use serde_json::json;
 use softlm::checkpoint::{Dtype, NamedTensor, TensorFile, write_sealed};
-use softlm::report::Report;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-
-fn report(place: &Place, output: &str) -> Report {
-    serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
-}
-
-fn weights(place: &Place, output: &str) -> Vec<u8> {
-    place.read(&format!("{output}/model.safetensors"))
-}
 
 #[test]
 fn every_size_is_what_compressing_to_it_gives() {
@@ -28,11 +19,11 @@ fn every_size_is_what_compressing_to_it_gives() {
         // The output is a model of the largest size.
         place.run(&format!("verify {name} --against demo")).fine();
         place.run(&format!("{line} --keep 0.9 -o {name}-0.9")).fine();
-        assert!(weights(&place, name) == weights(&place, &format!("{name}-0.9")), "{name}");
-        let trials = report(&place, name).allocation.trials;
+        assert!(place.weights(name) == place.weights(&format!("{name}-0.9")), "{name}");
+        let trials = place.report(name).allocation.trials;
         assert_eq!(trials.iter().map(|trial| trial.keep).collect::<Vec<_>>(), [0.6, 0.9, 0.4], "{name}");
         let rise = |output: &str| {
-            let rows = report(&place, output).evaluation;
+            let rows = place.report(output).evaluation;
             rows[0].after.perplexity.ppl / rows[0].before.perplexity.ppl - 1.0
         };
         assert!((trials[1].increase - rise(name)).abs() < 1e-9, "{name}: {trials:?}");
@@ -41,18 +32,18 @@ fn every_size_is_what_compressing_to_it_gives() {
             place.run(&format!("cut {name} --keep {keep}")).fine();
             let (cut, direct) = (format!("{name}-{keep}"), format!("{name}-direct-{keep}"));
             place.run(&format!("{line} --keep {keep} -o {direct}")).fine();
-            assert!(weights(&place, &cut) == weights(&place, &direct), "{name} at {keep}");
+            assert!(place.weights(&cut) == place.weights(&direct), "{name} at {keep}");
             place.run(&format!("verify {cut} --against demo")).fine();
-            let (cut, direct) = (report(&place, &cut), report(&place, &direct));
+            let (cut, direct) = (place.report(&cut), place.report(&direct));
             assert_eq!((cut.evaluation, cut.calibration), (direct.evaluation, direct.calibration), "{name} at {keep}");
         }
         // Another way to ask, another corpus; a second time nothing is done.
         place.run(&format!("cut {name} --target-bytes 1.5MB --ppl none -o {name}-bytes")).fine();
-        assert!(weights(&place, &format!("{name}-bytes")).len() < 1_520_000);
+        assert!(place.weights(&format!("{name}-bytes")).len() < 1_520_000);
         let again = place.run(&format!("cut {name} --target-bytes 1.5MB --ppl none -o {name}-bytes")).fine();
         assert!(again.stderr.contains("nothing was done"), "{}", again.stderr);
         place.run(&format!("cut {name} --max-ppl-increase 400% -o {name}-good")).fine();
-        let good = report(&place, &format!("{name}-good"));
+        let good = place.report(&format!("{name}-good"));
         assert!(good.allocation.keep_reached < 0.9 && rise(&format!("{name}-good")) <= 4.0);
     }
 }
@@ -65,11 +56,11 @@ fn an_elastic_output_moves_and_is_replaced_as_a_whole() {
     place.run(&format!("{line} --elastic 0.8,0.5")).fine();
     fs::rename(place.path("out"), place.path("moved")).expect("moved");
     place.run("cut moved --keep 0.6 -o six").fine();
-    let six = weights(&place, "six");
+    let six = place.weights("six");
     fs::rename(&original, place.path("elsewhere")).expect("moved");
     place.run("cut moved --keep 0.6 -o lost").refused(&["original"]);
     place.run("cut moved --keep 0.6 --base elsewhere -o found").fine();
-    assert!(six == weights(&place, "found"));
+    assert!(six == place.weights("found"));
 
     // What was cut from it is no elastic output, and nothing of the survey stays where another output takes its place.
     place.run("cut six --keep 0.5 -o none").refused(&["six", "--elastic"]);

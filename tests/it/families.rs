@@ -75,14 +75,7 @@ pub fn compress_so(folder: &Path, method: &str, output: &Path, deviation: Option
     let recipe = options.resolve().expect("a recipe");
     let model = open(folder);
     let (windows, heldout, evaluation) = windows(&model);
-    let calibration = Calibration {
-        windows,
-        heldout,
-        corpora: vec![corpus()],
-        sampling: Sampling::First,
-        labels: None,
-        training: None,
-    };
+    let calibration = Calibration::new(windows, heldout, vec![corpus()], Sampling::First);
     let mask = (model.output() == Output::MaskedToken).then_some(4);
     let evaluation = [EvalText { mask, ..EvalText::new(corpus(), evaluation) }];
     compress_windows(&recipe, false, model, calibration, &evaluation, StageClock::start(&()), &())

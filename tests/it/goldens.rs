@@ -175,14 +175,8 @@ impl<'a> Run<'a> {
         let corpus = |name: &str| CorpusInfo { name: name.into(), origin: "reference".into(), sha256: String::new() };
         let calibration = golden.windows(&format!("{name}/calibration"));
         // Held out is what was calibrated on: the reported error then is the reference's.
-        let calibration = Calibration {
-            heldout: calibration.clone(),
-            windows: calibration,
-            corpora: vec![corpus("calibration")],
-            sampling: Sampling::First,
-            labels: None,
-            training: None,
-        };
+        let calibration =
+            Calibration::new(calibration.clone(), calibration, vec![corpus("calibration")], Sampling::First);
         let texts = [EvalText::new(corpus("evaluation"), golden.windows(&format!("{name}/evaluation")))];
         let recipe = options.resolve().expect("a recipe");
         let model = open().expect(name);

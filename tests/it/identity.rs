@@ -3,7 +3,6 @@
 use crate::program::{FAST, Place, Said, change_config, change_weights, copy_folder, finish};
 use serde_json::{Value, json};
 use softlm::checkpoint::{Source, differences};
-use softlm::report::Report;
 use std::fs;
 use std::path::Path;
 
@@ -30,7 +29,7 @@ fn output_in_a(place: &Place) {
 fn an_output_records_its_original_and_itself() {
     let place = Place::new();
     output_in_a(&place);
-    let report: Report = serde_json::from_slice(&place.read("a/out/report.json")).expect("a report");
+    let report = place.report("a/out");
     let identity = |folder: &str| Source::open(&place.path(folder)).expect("a model").identity().expect("readable");
     assert_eq!(report.model.identity, identity("a/model"));
     assert_eq!(report.output, Some(identity("a/out")));
@@ -255,7 +254,7 @@ fn shards_are_hashed_each() {
     let place = Place::new();
     let line = "compress demo --method svd --ppl none --max-shard-size 300kB -o out";
     place.run(&format!("{line} {FAST}")).fine();
-    let report: Report = serde_json::from_slice(&place.read("out/report.json")).expect("a report");
+    let report = place.report("out");
     let own = report.output.expect("recorded");
     assert!(own.weights.len() > 2, "{:?}", own.weights);
     let found = Source::open(&place.path("out")).expect("an output").identity().expect("readable");

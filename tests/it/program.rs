@@ -1,6 +1,7 @@
 //! Runs the program the way users do: in an empty folder, with an empty home, no network and no settings.
 
 use softlm::checkpoint::{Dtype, NamedTensor, TensorFile, write_tensors};
+use softlm::report::Report;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -53,6 +54,16 @@ impl Place {
 
     pub fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// The report of an output.
+    pub fn report(&self, output: &str) -> Report {
+        serde_json::from_slice(&self.read(&format!("{output}/report.json"))).expect("a report with every field")
+    }
+
+    /// The bytes of its weights.
+    pub fn weights(&self, output: &str) -> Vec<u8> {
+        self.read(&format!("{output}/model.safetensors"))
     }
 
     /// The program with the words of `line` as its arguments.

@@ -12,10 +12,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-fn report(place: &Place, output: &str) -> Report {
-    serde_json::from_slice(&place.read(&format!("{output}/report.json"))).expect("a report")
-}
-
 /// By how much the perplexity on the worst corpus is above the original's.
 fn increase(report: &Report) -> f64 {
     let of = |pair: &softlm::report::BeforeAfter| pair.after.perplexity.ppl / pair.before.perplexity.ppl - 1.0;
@@ -30,7 +26,7 @@ fn the_size_found_is_good_enough_and_a_slightly_smaller_one_is_not() {
         let protocol = "--calib-windows 8 --window 64 --eval-window 64 --max-windows 8 --ppl sample,other.txt";
         let line = format!("compress demo --method {method} {protocol}");
         let said = place.run(&format!("{line} --max-ppl-increase {percent}% -o {method}")).fine();
-        let found = report(&place, method);
+        let found = place.report(method);
         let keep = found.allocation.keep_reached;
         assert!(increase(&found) <= percent / 100.0, "{method}: {}", increase(&found));
         assert!(increase(&found) > 0.5 * percent / 100.0, "{method}: {} at {keep}", increase(&found));
@@ -45,7 +41,7 @@ fn the_size_found_is_good_enough_and_a_slightly_smaller_one_is_not() {
         let weights = |output: &str| place.read(&format!("{output}/model.safetensors"));
         assert!(method != "auto" || weights(method) == weights("auto-keep"), "of size {chosen}");
         place.run(&format!("{line} --keep {} -o {method}-smaller", chosen - 0.08)).fine();
-        assert!(increase(&report(&place, &format!("{method}-smaller"))) > percent / 100.0, "{method}: {chosen}");
+        assert!(increase(&place.report(&format!("{method}-smaller"))) > percent / 100.0, "{method}: {chosen}");
         // The recipe says what was asked for.
         let recipe = fs::read_to_string(place.path(&format!("{method}/softlm.toml"))).expect("a recipe");
         assert!(

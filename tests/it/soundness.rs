@@ -5,7 +5,6 @@ use crate::program::{FAST, Place, change_config, change_weights, copy_folder, te
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use softlm::checkpoint::Dtype;
-use softlm::report::Report;
 use std::path::{Path, PathBuf};
 
 const ROWS: usize = 1024;
@@ -60,7 +59,7 @@ fn rows_that_no_token_has_are_copied() {
     assert_eq!(ppl("m"), ppl("sound"));
     let said = place.run(&format!("compress m --method whiten --weight unit --keep 0.8 {FAST} -o out")).fine();
     assert!(said.stderr.contains("8 rows from row 1024 on"), "{}", said.stderr);
-    let report: Report = serde_json::from_slice(&place.read("out/report.json")).expect("a report");
+    let report = place.report("out");
     assert!(report.notes.iter().any(|note| note.contains(EMBED) && note.contains("1024")), "{:?}", report.notes);
     assert_eq!(
         tensors(&place.path("out/model.safetensors"))[EMBED],
@@ -145,7 +144,7 @@ fn what_nothing_reads_is_named_and_copied() {
     let said = place.run(&format!("compress m --method svd --keep 0.8 {FAST} -o out")).fine();
     assert_eq!(said.stderr.matches("vision.patch.weight").count(), 1, "{}", said.stderr);
     assert!(said.stderr.contains("model.causal_mask holds -inf at [0, 1]"), "{}", said.stderr);
-    let report: Report = serde_json::from_slice(&place.read("out/report.json")).expect("a report");
+    let report = place.report("out");
     let unused = report.model.unused_tensors.expect("recorded");
     assert_eq!((unused.count, unused.names.as_slice()), (3, &names.map(String::from)[..]));
     assert!(report.notes.iter().any(|note| note.contains("-inf")), "{:?}", report.notes);
@@ -171,7 +170,7 @@ fn many_unused_tensors_are_counted() {
     let said = place.run(&format!("compress m --method svd --keep 0.8 --ppl none {FAST} -o out")).fine();
     assert!(said.stderr.contains("100 tensors") && said.stderr.contains("and 96 more"), "{}", said.stderr);
     assert!(said.stderr.contains("100 tensors hold NaN or infinity (vision.00.weight"), "{}", said.stderr);
-    let report: Report = serde_json::from_slice(&place.read("out/report.json")).expect("a report");
+    let report = place.report("out");
     let unused = report.model.unused_tensors.expect("recorded");
     assert_eq!((unused.count, unused.names.len()), (100, 64));
 }

@@ -108,14 +108,7 @@ fn compress(model: Model, output: &Path) -> Report {
         ..Options::default()
     };
     let (windows, heldout, _) = windows(&model);
-    let calibration = Calibration {
-        windows,
-        heldout,
-        corpora: vec![corpus()],
-        sampling: Sampling::First,
-        labels: None,
-        training: None,
-    };
+    let calibration = Calibration::new(windows, heldout, vec![corpus()], Sampling::First);
     let recipe = options.resolve().expect("a recipe");
     compress_windows(&recipe, false, model, calibration, &[], StageClock::start(&()), &()).expect("a report")
 }

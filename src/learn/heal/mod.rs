@@ -121,6 +121,7 @@ pub fn heal(job: &HealJob, progress: &dyn Progress) -> Result<Healed> {
     let mut training = FactorTraining::new(job)?;
     let log = train(&mut training, job.options.steps, job.options.seconds, job.state, progress)?;
     let before = log.curve.first().and_then(|point| point.heldout_loss);
+    let lr = job.options.lr * log.found_rate();
     let report = HealReport {
         aim: job.distillation.aim(),
         steps: log.steps,
@@ -128,7 +129,7 @@ pub fn heal(job: &HealJob, progress: &dyn Progress) -> Result<Healed> {
         best_step: log.best_step,
         slowed: log.slowed,
         batch: job.distillation.batch,
-        lr: job.options.lr * log.rate.unwrap_or(1.0),
+        lr,
         rates_tried: log.tried.iter().map(|tried| RateTrial { lr: job.options.lr * tried.lr, ..*tried }).collect(),
         tokens: log.tokens,
         heldout_tokens: job.distillation.heldout_tokens(),

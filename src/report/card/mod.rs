@@ -7,7 +7,7 @@ use super::encoders::{self, cosine};
 use super::evaluation::{Pair, Sides, comparable, ppl, protocol, why_not_finite};
 use super::format::{change, fixed, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
-use super::table::{calibration, healing, labels, learning, machine, pairs, size_cells, training_text};
+use super::table::{calibration, healing, labels, learning, machine, names, pairs, size_cells, training_text};
 use super::{CorpusInfo, MemoryEstimate, Report, format};
 use crate::model::Output;
 use crate::visible::visible;
@@ -103,12 +103,11 @@ fn summary(report: &Report) -> String {
 
 /// `sample`, or what to write where nothing was used.
 fn calibration_names(report: &Report) -> String {
-    let names =
-        |corpora: &[CorpusInfo]| corpora.iter().map(|corpus| escape(&corpus.name)).collect::<Vec<_>>().join(", ");
-    let calibrated = report.calibration.as_ref().map_or_else(|| "nothing".to_string(), |info| names(&info.corpora));
+    let calibrated =
+        report.calibration.as_ref().map_or_else(|| "nothing".to_string(), |info| escape(&names(&info.corpora)));
     match &report.training_text {
         None => calibrated,
-        Some(info) => format!("{calibrated}, then trained on {}", names(&info.corpora)),
+        Some(info) => format!("{calibrated}, then trained on {}", escape(&names(&info.corpora))),
     }
 }
 
