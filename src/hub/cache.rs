@@ -344,9 +344,14 @@ mod tests {
         let entry = Entry { path: "a/b.json".into(), size: 1, hash: Hash::Git("1234".into()) };
         fs::create_dir_all(&cache.blobs).unwrap();
         fs::write(cache.blob(&entry), "x").unwrap();
-        let made = || fs::symlink_metadata(cache.path(&entry)).unwrap().ino();
+        // A number may be given again, a time is not.
+        let made = || {
+            let link = fs::symlink_metadata(cache.path(&entry)).unwrap();
+            (link.ino(), link.modified().unwrap())
+        };
         cache.link(&entry).unwrap();
         let first = made();
+        std::thread::sleep(std::time::Duration::from_millis(50));
         cache.link(&entry).unwrap();
         assert_eq!((made(), fs::read(cache.path(&entry)).unwrap()), (first, b"x".to_vec()));
         // One that leads elsewhere is replaced.

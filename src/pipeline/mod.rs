@@ -1,12 +1,14 @@
 //! `compress`, stage by stage. No tensor arithmetic, no printing.
 //!
 //! ```text
-//! model, text → decompose → plan → cut → (heal) → write, evaluate, verify → publish
+//! model, text → decompose → plan ⇄ cut → (heal) → write, evaluate, verify → publish
 //!                         ↘ train ↗
 //! ```
 //! Decompositions of the dense model lie on disk, so that a budget can be shared out over all of them; a learned method trains
 //! on them first. Methods that calibrate behind compressed blocks decompose, and cut at once, block by block. Where a budget is
-//! shared out over forms (`forms/`), what lies on disk is what every form of every part would lose.
+//! shared out over forms (`forms/`), what lies on disk is what every form of every part would lose. Several sizes are planned
+//! and cut one after the other from the same decompositions where a size is searched for (`search`) or several are asked for;
+//! of these the decompositions stay beside the output, for whoever cuts another one later (`elastic`).
 
 mod texts;
 mod degenerate;
@@ -25,17 +27,17 @@ mod decompose;
 mod weights;
 mod allocate;
 mod cut;
+mod search;
 mod forms;
 mod blocks;
 mod labels;
-mod licence;
 mod learn;
-mod search;
-mod elastic;
 mod shrink;
 mod heal;
-mod assemble;
+mod licence;
 mod sizes;
+mod assemble;
+mod elastic;
 
 pub use degenerate::without_bos;
 pub use elastic::{cut, recipe as cut_recipe};

@@ -48,6 +48,9 @@ pub fn prepare<'a>(
     let method = method::by_name(&recipe.method)?;
     // Shapes alone show whether the budget can be met.
     let plan = allocate::by_shape(recipe, method, &model)?;
+    for &keep in recipe.elastic.iter().flatten() {
+        allocate::by_shape(&Recipe { keep, ..recipe.clone() }, method, &model)?;
+    }
     let compression =
         Compression { recipe, method, model: &model, calibration: &calibration, texts: eval_texts, plan: &plan };
     let (limits, estimate) = compression.fit()?;

@@ -149,6 +149,23 @@ fn few_tokens_are_no_licence_to_cut() {
     }
 }
 
+/// With -v, what every part is expected to cost: what was predicted, times what was measured of it.
+#[test]
+fn details_say_what_every_part_is_expected_to_cost() {
+    let place = Place::new();
+    let said = place.run(&format!("compress demo {FAST} --keep 0.6 -v -o out")).fine();
+    let linears = place.report("out").linears;
+    let cost = |linear: &softlm::report::LinearReport| Some(linear.predicted_loss? * linear.weight?);
+    let expected: f64 = linears.iter().filter_map(cost).sum();
+    let (_, rest) = said.stdout.split_once("each alone, is expected to be ").expect("a total");
+    let total: f64 = rest.split(' ').next().and_then(|number| number.parse().ok()).expect("a number");
+    assert!(expected > 0.01 && (total / expected - 1.0).abs() < 0.01, "{total} for {expected}");
+    let down = linears.iter().find(|linear| linear.id.to_string() == "0.mlp.down").and_then(cost).expect("a cost");
+    let line = said.stdout.lines().find(|line| line.starts_with("0.mlp.down")).expect("a line");
+    let near = |word: &str| word.parse().is_ok_and(|number: f64| (number / down - 1.0).abs() < 0.01);
+    assert!(line.split_whitespace().any(near), "{down}: {line}");
+}
+
 #[test]
 fn healing_trains_what_became_narrower() {
     let place = Place::new();

@@ -159,6 +159,9 @@ fn sizes_that_cannot_be_are_refused() {
     ] {
         place.run(&format!("compress demo {FAST} {options} -o out")).refused(&["--elastic", what]);
     }
+    // Known from shapes, so before anything is decomposed.
+    let said = place.run(&format!("compress demo {FAST} --elastic 0.8,0.0001 -o out")).refused(&["0.0001"]);
+    assert!(!said.stderr.contains("decomposing"), "{}", said.stderr);
     for options in ["--elastic 0.8 --keep 0.7", "--elastic 0.8,x", "--elastic 0.8 --max-ppl-increase 5%"] {
         place.run(&format!("compress demo {FAST} {options} -o out")).refused_by_usage("--elastic");
     }
