@@ -31,6 +31,7 @@ pub mod machine;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
+pub mod doctor;
 pub mod synthetic;
 pub mod recipe;
 pub mod job;

@@ -6,12 +6,14 @@
 mod calibrate;
 mod compress;
 mod cut;
+mod doctor;
 mod errors;
 mod eval;
 mod export;
 mod gates;
 mod generate;
 mod inspect;
+mod manual;
 mod methods;
 mod page;
 mod synthetic;
@@ -112,6 +114,12 @@ enum Command {
     Inspect(inspect::Inspect),
     /// List the methods, or explain one
     Methods(methods::Methods),
+    /// Check the machine, its disks and the hub, and say what to do about each
+    Doctor(doctor::Doctor),
+    /// Write a shell's completions of this command line
+    Completions(manual::Completions),
+    /// Write the manual page, or one for every command
+    Man(manual::Man),
     /// Write a checkpoint of a configuration's shapes with made-up weights, for benchmarks
     #[command(hide = true)]
     Synthetic(synthetic::Synthetic),
@@ -182,6 +190,9 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
         Command::Verify(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Methods(command) => command.run(),
+        Command::Doctor(command) => command.run(&context),
+        Command::Completions(command) => command.run(self::command()),
+        Command::Man(command) => command.run(self::command()),
         Command::Synthetic(command) => command.run(&context),
     }
 }

@@ -87,6 +87,13 @@ impl Endpoint {
         self.join([&["api", repository.kind][..], &segments(repository.id), parts].concat())
     }
 
+    /// Where the interface lists a single model: what any hub answers to anybody.
+    pub fn first_model(&self) -> Url {
+        let mut url = self.join(vec!["api", "models"]);
+        url.set_query(Some("limit=1"));
+        url
+    }
+
     /// Where a file is. `path` is plain.
     pub fn file(&self, repository: &Repository, commit: &str, path: &str) -> Url {
         let kind = if repository.kind == "models" { &[][..] } else { &[repository.kind] };

@@ -134,6 +134,14 @@ pub fn dataset_file(repository: &str, path: &str, revision: &str, options: &HubO
 }
 
 /// Refuses what cannot be the name of a branch, tag or commit: it becomes a path below `refs`.
+/// Asks the hub once, with the token if there is one, and gives back its name.
+///
+/// # Errors
+/// A [`UserError`](crate::error::UserError) that says how it failed.
+pub fn reach(options: &HubOptions) -> Result<String> {
+    online::reach(options)
+}
+
 fn check_revision(revision: &str) -> Result<()> {
     if !names::is_plain(revision) {
         user_bail!("{revision:?} is no revision"; "give the name of a branch or tag, such as main, or a commit");
@@ -278,6 +286,10 @@ mod online {
             Some(file) => Ok(file),
             None => user_bail!("this softlm cannot fetch {repository}: it was built without the hub"; "{HINT}"),
         }
+    }
+
+    pub fn reach(_options: &HubOptions) -> Result<String> {
+        user_bail!("this softlm was built without the hub"; "{HINT}")
     }
 
     const HINT: &str = "give a local path, or build with the default features";

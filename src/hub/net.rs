@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use super::cache::Cache;
 use super::endpoint::Endpoint;
 use super::fetch::Fetch;
-use super::http::Http;
+use super::http::{Ask, Http};
 use super::retry::{Failure, retry};
 use super::tree::{Entry, Remote};
 use super::{DatasetFile, HubOptions, LARGEST_SIDE_FILE, Repository, Snapshot, is_module_file, shards};
@@ -91,6 +91,19 @@ pub(super) fn dataset_file(
     let path = fetch.file(&entry).map_err(say)?;
     repository.remember(revision, &commit, options)?;
     Ok(DatasetFile { path, commit })
+}
+
+/// See [`super::reach`].
+pub(super) fn reach(options: &HubOptions) -> Result<String> {
+    let http = Http::new(options)?;
+    let hub = http.endpoint.to_string();
+    match http.request(&Ask::get(http.endpoint.first_model())) {
+        Ok(_) => Ok(hub),
+        Err(failure) => user_bail!(
+            "{hub} does not answer: {failure}";
+            "check the connection, HF_ENDPOINT and HTTPS_PROXY; or work from folders and the cache with --offline"
+        ),
+    }
 }
 
 /// The commit that the hub knows for a revision. With a copy in the cache nobody waits for a hub that is down.

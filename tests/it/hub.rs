@@ -1,7 +1,7 @@
 //! Fetching models and data sets, against a hub of our own on the loopback device that also misbehaves on request.
 
 mod astray; // redirects, pages and login pages that lead elsewhere, and secrets
-mod server;
+pub(crate) mod server;
 mod transfer; // what was fetched is kept, shared and checked
 mod trust; // names and bytes of a hub that is not trusted, and of the cache
 mod waiting; // time-outs, pauses and the wish to stop

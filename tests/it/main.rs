@@ -42,6 +42,7 @@ mod memory; // one block at a time, whatever the depth
 mod hub; // fetching models and data sets, against a hub of our own that also misbehaves
 mod program; // runs the program itself, for the modules below
 mod cli; // streams, exit codes, JSON, gates, settings and corpora
+mod doctor; // what the program says of the machine, and what shells and man read of the program
 mod example_method; // the method that CONTRIBUTING.md shows
 mod method_options; // what one method alone knows, by every way to set it; the help
 mod cli_methods; // every method through the program, on models of every kind
