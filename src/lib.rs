@@ -29,6 +29,7 @@ pub mod generate;
 pub mod report;
 pub mod machine;
 #[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "kernels and libraries of the GPU")]
 mod cuda;
 pub mod device;
 pub mod doctor;

@@ -1,5 +1,7 @@
 //! Memory of this process: how much there is, and when the allocator gives it back.
 
+#![allow(unsafe_code, reason = "calls of the system's allocator")]
+
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::path::PathBuf;

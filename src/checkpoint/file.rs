@@ -1,5 +1,7 @@
 //! One opened safetensors file.
 
+#![allow(unsafe_code, reason = "files are mapped")]
+
 use super::convert;
 use super::header::{self, Header};
 use super::names::NameTable;

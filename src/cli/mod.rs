@@ -213,6 +213,7 @@ fn command() -> clap::Command {
 
 /// Makes the environment mean what people expect: an empty variable is one that is not set, and a size asked for by
 /// flag silences the sizes of the environment, which are other ways to ask.
+#[allow(unsafe_code, reason = "variables of the environment, before any thread")]
 fn settle_environment() {
     let asks_for = |flag: &str| std::env::args_os().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
     let by_flag = SIZES.iter().any(|key| asks_for(&flag(key)));
@@ -225,6 +226,7 @@ fn settle_environment() {
     }
 }
 
+#[allow(unsafe_code, reason = "variables of the environment, before any thread")]
 fn set_threads(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
         user_bail!("--threads {threads} is not between 1 and {MAX_THREADS}"; "leave it out to use all cores");

@@ -7,6 +7,8 @@
 //! them; both copies together take a few percent of the time. Every entry is summed in the same order whatever the number
 //! of threads.
 
+#![allow(unsafe_code, reason = "instructions that are looked for at run time")]
+
 use super::simd::for_each_width;
 use super::{RowMajor, Side};
 use rayon::prelude::*;

@@ -14,6 +14,7 @@ pub const LANES: usize = 16;
 macro_rules! for_each_width {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
+        #[allow(unsafe_code, reason = "instructions that are looked for at run time")]
         pub fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn plain($($arg: $ty),*) $(-> $ret)? $body

@@ -94,13 +94,21 @@ pub struct TrainText {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Learn {
+    /// Steps of training.
     pub steps: usize,
+    /// Windows, or labelled examples, per step.
     pub batch: usize,
+    /// Learning rate.
     pub lr: f64,
+    /// Learning rate of the bases.
     pub basis_lr: f64,
+    /// Learning rate of the deviations.
     pub deviation_lr: f64,
+    /// Share of the steps that explore.
     pub explore: f64,
+    /// Share of the steps that refine.
     pub refine: f64,
+    /// What the method decides by.
     #[serde(flatten)]
     pub settings: SpectralSettings,
 }

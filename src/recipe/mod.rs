@@ -38,6 +38,7 @@ pub struct Options {
     /// Model to compress: `demo`, a folder, or a hub id
     pub model: Option<String>,
 
+    /// Name of the method.
     #[arg(long, value_name = "NAME", help_heading = "What", help = crate::method::names())]
     pub method: Option<String>,
 

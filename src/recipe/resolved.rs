@@ -231,12 +231,17 @@ impl Options {
 /// The effective recipe: every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Recipe {
+    /// `demo`, a folder, or a hub id.
     pub model: String,
+    /// Name of the method.
     pub method: String,
+    /// Folder of the result.
     pub output: PathBuf,
-    /// Fraction of the linears' parameters, unless one of the next two is set: parameters and bytes of the whole model.
+    /// Fraction of the linears' parameters, unless one of the next two is set.
     pub keep: f64,
+    /// Parameters of the whole model, at most.
     pub target_params: Option<u64>,
+    /// Bytes of all weights, at most.
     pub target_bytes: Option<u64>,
     /// Instead, by how much the perplexity may rise; `keep` is then a usual one, for estimates.
     pub max_ppl_increase: Option<f64>,
@@ -246,34 +251,61 @@ pub struct Recipe {
     /// without it: it is no part of the recipe.
     #[serde(skip)]
     pub survey: Option<PathBuf>,
+    /// How the budget is shared out.
     pub allocation: AllocationRule,
+    /// What makes the energies of different linears comparable.
     pub weight: WeightRule,
+    /// What ranks and widths are multiples of.
     pub multiple_of: usize,
+    /// How many blocks change, the last ones; all without.
     pub last_blocks: Option<usize>,
+    /// Fraction kept inside these.
     pub block_keep: Option<f64>,
+    /// Whether linears that the papers leave alone are compressed too.
     pub small_linears: bool,
+    /// Corpora of the calibration text.
     pub calib: Vec<String>,
+    /// Windows of it, over all corpora.
     pub calib_windows: usize,
+    /// Tokens per window; otherwise the model's context, 2048 at most.
     pub window: Option<usize>,
+    /// Which windows of the text.
     pub sampling: SamplingRule,
+    /// What products of activations and weights may lose.
     pub matmul_precision: MatmulPrecision,
+    /// Of all that is drawn.
     pub seed: u64,
+    /// Whether windows begin with BOS.
     pub bos: BosRule,
+    /// What the inputs of a linear come from: the dense model, or compressed blocks before it.
     pub inputs: Inputs,
+    /// Folder of statistics collected before.
     pub stats: Option<PathBuf>,
+    /// Steps of training afterwards; 0 for none.
     pub heal: usize,
     /// Absent where it is found by trial.
     pub heal_lr: Option<f64>,
+    /// Windows, or labelled examples, per step of it.
     pub heal_batch: usize,
+    /// Labelled task that an encoder learns.
     pub task: Option<String>,
+    /// Seconds that all training together may take.
     pub max_seconds: Option<f64>,
+    /// What training on text minimises.
     pub objective: Objective,
+    /// Text to train on, where it is not that of calibration.
     pub train_text: Option<TrainText>,
+    /// Options of a method that learns.
     pub learn: Option<Learn>,
+    /// Type that what is new is stored in.
     pub dtype: StoredType,
+    /// Bytes per file of weights, at most.
     pub max_shard_bytes: u64,
+    /// Corpora of evaluation.
     pub ppl: Vec<String>,
+    /// Tokens per window of evaluation.
     pub eval_window: Option<usize>,
+    /// Windows per corpus of evaluation, at most.
     pub max_windows: Option<usize>,
     /// All options of the method.
     pub options: OptionValues,

@@ -11,6 +11,8 @@
 //! Norms are Frobenius norms; 30 is what LAPACK's own tests allow, rounding errors of k products grow like √k. Arithmetic
 //! in f32 misses these bounds by four digits. What fails is computed by the processor, as without the machine.
 
+#![allow(unsafe_code, reason = "numbers of a matrix without gaps, as a slice")]
+
 mod check;
 #[cfg(test)]
 mod tests;

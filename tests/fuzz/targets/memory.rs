@@ -3,6 +3,8 @@
 //! Reading a file is done by the thread that asks for it, so its own allocations are all there are. Mapped files are not
 //! counted: their pages are the system's to take back.
 
+#![allow(unsafe_code, reason = "an allocator")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
