@@ -16,6 +16,8 @@ use std::path::Path;
 
 /// Name of the losses in a file.
 const LOSS: &str = "loss";
+/// Name of the time that a linear took.
+const SECONDS: &str = "seconds";
 
 /// One linear decomposed.
 pub struct Decomposed {
@@ -42,7 +44,8 @@ impl Decomposed {
             factor("b", parts.b.col_range(0..rank)),
             vector("energy", &parts.energy),
             vector("heldout", &heldout.error),
-            vector("facts", &[heldout.total, self.seconds]),
+            vector("total", &[heldout.total]),
+            vector(SECONDS, &[self.seconds]),
         ];
         tensors.extend(parts.note.as_ref().map(|note| NamedTensor::text(key(spec, "note"), note)));
         Ok(tensors)
@@ -77,7 +80,7 @@ impl Narrowing {
         let mut tensors = vec![
             NamedTensor::f32(key(spec, "gram"), shape, &self.gram.to_f32_rows()),
             encode_losses(spec, &self.losses),
-            vector("seconds", &[self.seconds]),
+            vector(SECONDS, &[self.seconds]),
         ];
         let known =
             [("order", order), ("mean", self.mean.clone())].into_iter().filter(|(_, values)| !values.is_empty());
@@ -101,6 +104,12 @@ impl Decompositions {
         Ok(Self(TensorFile::open_unfinished(path)?))
     }
 
+    /// Writes all of it but how long that took, so that the same recipe gives the same bytes.
+    pub fn write_without_times(&self, path: &Path) -> Result<()> {
+        let names = self.0.names().filter(|name| name.rsplit('.').next() != Some(SECONDS));
+        Self::write(path, &names.map(|name| self.0.read(name)).collect::<Result<Vec<_>>>()?)
+    }
+
     /// The energy of every component of a linear, of those too that are not in the file.
     pub fn energy(&self, spec: &LinearSpec) -> Result<Vec<f64>> {
         self.0.f64s(&key(spec, "energy"))
@@ -108,7 +117,7 @@ impl Decompositions {
 
     /// A linear with its first `rank` components, or as many as there are.
     pub fn linear(&self, spec: &LinearSpec, rank: usize) -> Result<Decomposed> {
-        let [total, seconds] = self.0.f64s(&key(spec, "facts"))?[..] else { return self.damaged(spec, "facts") };
+        let [total] = self.0.f64s(&key(spec, "total"))?[..] else { return self.damaged(spec, "total") };
         let note = key(spec, "note");
         let note = self.0.info(&note).map(|_| self.0.text(&note)).transpose()?;
         let (a, b) = (self.matrix(spec, "a")?, self.matrix(spec, "b")?);
@@ -122,7 +131,7 @@ impl Decompositions {
         let parts =
             Decomposition { a: a.row_range(0..rank), b: b.col_range(0..rank), energy: self.energy(spec)?, note };
         let heldout = HeldoutCurve { total, error: self.0.f64s(&key(spec, "heldout"))? };
-        Ok(Decomposed { parts, heldout, seconds })
+        Ok(Decomposed { parts, heldout, seconds: self.vector(spec, SECONDS)?.first().copied().unwrap_or(0.0) })
     }
 
     /// What is lost with each size of what `spec` is the last linear of, from nothing to all of it.
@@ -132,12 +141,8 @@ impl Decompositions {
 
     /// Linears that change together and end in `spec`.
     pub fn narrowing(&self, spec: &LinearSpec) -> Result<Narrowing> {
-        let vector = |name: &str| {
-            let name = key(spec, name);
-            self.0.info(&name).map_or(Ok(Vec::new()), |_| self.0.f64s(&name))
-        };
-        let (gram, mean) = (self.matrix(spec, "gram")?, vector("mean")?);
-        let order: Vec<usize> = vector("order")?.into_iter().map(|channel| channel as usize).collect();
+        let (gram, mean) = (self.matrix(spec, "gram")?, self.vector(spec, "mean")?);
+        let order: Vec<usize> = self.vector(spec, "order")?.into_iter().map(|channel| channel as usize).collect();
         let mut channels = order.clone();
         channels.sort_unstable();
         if (gram.rows(), gram.cols()) != (spec.input, spec.input) {
@@ -154,8 +159,14 @@ impl Decompositions {
             order,
             mean,
             losses: self.losses(spec)?,
-            seconds: vector("seconds")?.first().copied().unwrap_or(0.0),
+            seconds: self.vector(spec, SECONDS)?.first().copied().unwrap_or(0.0),
         })
+    }
+
+    /// A vector; empty where there is none.
+    fn vector(&self, spec: &LinearSpec, name: &str) -> Result<Vec<f64>> {
+        let name = key(spec, name);
+        self.0.info(&name).map_or(Ok(Vec::new()), |_| self.0.f64s(&name))
     }
 
     fn matrix(&self, spec: &LinearSpec, name: &str) -> Result<Mat> {

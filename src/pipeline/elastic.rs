@@ -1,6 +1,7 @@
 //! Elastic outputs: what a model of any size is cut from lies beside the weights, in the folder `survey`, with the windows
 //! of text it was made from.
 
+use super::decompositions::Decompositions;
 use super::texts::{self, Calibration};
 use super::{Found, Original, Run, compress_windows, open, tokenizer};
 use crate::checkpoint::{Source, TensorFile, read_settings, sync_folder, write_file};
@@ -18,8 +19,9 @@ use crate::text::Windows;
 use crate::user_bail;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a survey was made from, beside the original.
 #[derive(Serialize, Deserialize)]
@@ -33,8 +35,14 @@ struct Origin {
 pub(super) fn store(run: &Run, dir: &Path) -> Result<()> {
     let survey = dir.join(SURVEY);
     fs::create_dir(&survey).with_context(|| format!("creating {}", survey.display()))?;
+    let timed: BTreeSet<PathBuf> = (0..run.model.blocks()).map(|index| run.job.decompositions_file(index)).collect();
     for name in files(run.recipe, run.model.blocks())? {
-        fs::copy(run.job.dir().join(&name), survey.join(&name)).with_context(|| format!("writing {name}"))?;
+        let (from, to) = (run.job.dir().join(&name), survey.join(&name));
+        if timed.contains(&from) {
+            Decompositions::open(&from)?.write_without_times(&to)?;
+        } else {
+            fs::copy(from, to).with_context(|| format!("writing {name}"))?;
+        }
     }
     let Calibration { windows, heldout, corpora, .. } = &run.calibration;
     let origin = Origin { windows: windows.clone(), heldout: heldout.clone(), corpora: corpora.clone() };

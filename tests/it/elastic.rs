@@ -49,6 +49,23 @@ fn every_size_is_what_compressing_to_it_gives() {
 }
 
 #[test]
+fn the_survey_is_the_same_every_time() {
+    let place = Place::new();
+    for options in ["", "--method whiten --weight unit"] {
+        let line = format!("compress demo {options} {FAST} --ppl none --elastic 0.8,0.5 --force");
+        place.run(&format!("{line} --threads 1 -o one")).fine();
+        place.run(&format!("{line} --threads 2 -o two")).fine();
+        let names = fs::read_dir(place.path("one/survey")).expect("a survey");
+        let names: Vec<String> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(names.len() > 4, "{names:?}");
+        for name in names {
+            let of = |output: &str| place.read(&format!("{output}/survey/{name}"));
+            assert!(of("one") == of("two"), "{options}: {name}");
+        }
+    }
+}
+
+#[test]
 fn an_elastic_output_moves_and_is_replaced_as_a_whole() {
     let place = Place::new();
     let original = place.demo_folder("original");
@@ -109,7 +126,7 @@ fn damage_and_another_original_are_refused() {
     // Sealed, but of another shape: what comes from others need not be what softlm writes.
     let cases = [
         ("decompositions-00001", "attn.q.a", vec![0.0; 3], vec![3]),
-        ("decompositions-00001", "attn.q.facts", vec![0.0; 3], vec![3]),
+        ("decompositions-00001", "attn.q.total", vec![0.0; 3], vec![3]),
         ("decompositions-00001", "attn.k.b", vec![0.0; 4], vec![2, 2]),
         ("decompositions-00002", "mlp.down.gram", vec![0.0; 4], vec![2, 2]),
         ("decompositions-00002", "mlp.down.order", vec![1e9; 352], vec![352]),

@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// Little text and no evaluation.
 const FAST: &str = "--keep 0.6 --calib-windows 3 --window 64 --ppl none";
 
+/// The same where a size is asked for in another way, with a little evaluation.
+const SIZES: &str = "--calib-windows 3 --window 64 --eval-window 64 --max-windows 2";
+
 const COLLECT: &str = "calibrate demo --calib-windows 3 --window 64";
 /// What is merged.
 const PARTS: [&str; 2] =
@@ -58,6 +61,21 @@ fn compress(options: &str, start: Start) -> Scene {
 fn scene(name: &str) -> Scene {
     match name {
         "heal" => compress("--method svd --heal 4 --heal-batch 2", Start::Nothing),
+        "elastic" => Scene {
+            before: &[],
+            line: format!("compress demo --elastic 0.8,0.6 {SIZES} -o out"),
+            start: Start::Nothing,
+        },
+        "search" => Scene {
+            before: &[],
+            line: format!("compress demo --max-ppl-increase 10% {SIZES} -o out"),
+            start: Start::Nothing,
+        },
+        "cut" => Scene {
+            before: &["compress demo --elastic 0.8,0.6 --calib-windows 3 --window 64 --ppl none -o sizes"],
+            line: "cut sizes --keep 0.5 -o out".into(),
+            start: Start::Nothing,
+        },
         "calibrate" => Scene { before: &[], line: format!("{COLLECT} -o out"), start: Start::Nothing },
         "merge" => Scene { before: &PARTS, line: "calibrate --merge a,b -o out".into(), start: Start::Nothing },
         "export" => Scene {
@@ -342,6 +360,9 @@ scenes! {
     random_kills_soft, every_call_soft, "soft";
     random_kills_soco, every_call_soco, "soco";
     random_kills_heal, every_call_heal, "heal";
+    random_kills_elastic, every_call_elastic, "elastic";
+    random_kills_search, every_call_search, "search";
+    random_kills_cut, every_call_cut, "cut";
     random_kills_calibrate, every_call_calibrate, "calibrate";
     random_kills_merge, every_call_merge, "merge";
     random_kills_export, every_call_export, "export";
