@@ -134,6 +134,17 @@ pub fn write_tensors<T: TensorData>(path: &Path, tensors: &[T], metadata: &BTree
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
+/// Fails if a file could not be written in that place; nothing is left there.
+///
+/// # Errors
+/// As [`write_file`].
+pub fn check_place(path: &Path) -> Result<()> {
+    if path.file_name().is_none() {
+        user_bail!("{} is not the name of a file", path.display(); "name a file in an existing folder");
+    }
+    Pending::create(path, 0).map(drop)
+}
+
 /// Order of tensors within a file: wide elements first, so that each tensor lies at a multiple of its element size as
 /// other readers need it; then by name.
 pub(super) fn file_order(a: (Dtype, &str), b: (Dtype, &str)) -> std::cmp::Ordering {

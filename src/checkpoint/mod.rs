@@ -31,7 +31,7 @@ mod source;
 mod tensor;
 mod writer;
 
-pub use atomic::{free_space, sync_folder, write_file, write_tensors};
+pub use atomic::{check_place, free_space, sync_folder, write_file, write_tensors};
 pub use convert::{decode, encode, is_float};
 pub use file::{TensorFile, TensorInfo};
 pub use folder::UNFINISHED_CONFIG;

@@ -1,6 +1,7 @@
 //! `softlm compress`
 
 use super::gates::Gates;
+use super::html::Html;
 use super::page::{page_width, print_json, print_result, stdout_color};
 use super::values::{MemoryLimits, limit, switch};
 use super::{Context, Outcome};
@@ -8,7 +9,7 @@ use crate::error::is_not_finite;
 use crate::model::{Model, Output};
 use crate::pipeline::{self, ResultNotMeasured};
 use crate::recipe::Options;
-use crate::report::{self, Report};
+use crate::report::{self, Entry, Report};
 use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
@@ -37,6 +38,8 @@ pub struct Compress {
     #[arg(long, value_name = "F", value_parser = limit, help_heading = "Evaluation")]
     max_ppl: Option<f64>,
     #[command(flatten)]
+    html: Html,
+    #[command(flatten)]
     memory: MemoryLimits,
     /// Print the report as JSON
     #[arg(long, value_parser = switch())]
@@ -51,6 +54,7 @@ impl Compress {
             None => options,
         };
         let recipe = options.resolve()?;
+        self.html.check(Some(&recipe.output), self.force)?;
         let compute = self.memory.of(context)?;
         if self.max_ppl.is_some() && recipe.ppl.is_empty() {
             user_bail!("--max-ppl needs a corpus, but --ppl is none"; "add --ppl sample");
@@ -66,6 +70,7 @@ impl Compress {
             }
             result => result?,
         };
+        self.html.write(&[Entry { name: recipe.output.display().to_string(), report: report.clone() }])?;
         finish(&report, self.json, &recipe.output, context)?;
         let gates = Gates { max_ppl: self.max_ppl, ..Gates::default() };
         let mut failures: Vec<String> =

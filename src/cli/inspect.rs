@@ -8,7 +8,6 @@ use crate::checkpoint::{Source, TensorInfo};
 use crate::model::{Model, UNBOUNDED};
 use crate::pipeline::{self, checkpoint_sizes};
 use crate::report::{self, Report, UnusedTensors};
-use crate::user_bail;
 use crate::visible::visible;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -44,13 +43,7 @@ impl Inspect {
             return Ok(Outcome::Fine);
         }
         if let Some(report) = source.side_file("report.json")?.filter(|_| !self.tensors) {
-            let report: Report = match serde_json::from_slice(&report) {
-                Ok(report) => report,
-                Err(error) => user_bail!(
-                    "the report.json of {} is damaged: {error}", self.what;
-                    "get or make the output again; --tensors shows what its weights say"
-                ),
-            };
+            let report = Report::parse(&report, &format!("the report.json of {}", self.what))?;
             print_result(&report::table(&report, page_width(), stdout_color()))?;
             print_result(&report::details(&report))?;
             if let Some(unused) = &report.model.unused_tensors {

@@ -4,6 +4,7 @@
 //! 130 interrupted (the same command goes on from there).
 
 mod calibrate;
+mod compare;
 mod compress;
 mod cut;
 mod doctor;
@@ -12,6 +13,7 @@ mod eval;
 mod export;
 mod gates;
 mod generate;
+mod html;
 mod inspect;
 mod manual;
 mod methods;
@@ -54,6 +56,7 @@ const EXAMPLES: &str = "\
 Examples:
   softlm compress demo --method rom --keep 0.8 -o out   no network, no data set needed
   softlm eval out --ppl sample                          perplexity beside that of the original
+  softlm compare out other                              two outputs side by side
   softlm generate out --prompt 'The sea'                what it writes
   softlm export out --to dense -o plain                 a checkpoint that needs no softlm
   softlm methods whiten                                 what a method does, and its paper
@@ -100,6 +103,8 @@ enum Command {
     Compress(Box<compress::Compress>),
     /// Make another size of what compress --elastic has written
     Cut(cut::Cut),
+    /// Show several outputs side by side
+    Compare(compare::Compare),
     /// Measure perplexity, and divergence from the original
     Eval(eval::Eval),
     /// Continue a text
@@ -183,6 +188,7 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     match cli.command {
         Command::Compress(command) => command.run(&context),
         Command::Cut(command) => command.run(&context),
+        Command::Compare(command) => command.run(&context),
         Command::Eval(command) => command.run(&context),
         Command::Generate(command) => command.run(&context),
         Command::Calibrate(command) => command.run(&context),

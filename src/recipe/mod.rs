@@ -98,7 +98,7 @@ pub struct Options {
           value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Budget")]
     pub small_linears: Option<bool>,
 
-    /// Text: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas [default: sample]
+    /// Text: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE, comma-separated [default: sample]
     #[arg(long, value_name = "TEXT", help_heading = "Calibration")]
     pub calib: Option<Vec<String>>,
 
@@ -122,8 +122,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub seed: Option<u64>,
 
-    /// Begin every window with the tokenizer's BOS: true, false, or auto: where the model needs it (Gemma 2 and 3) and
-    /// its tokenizer has it [default: auto]
+    /// BOS before every window: true, false, or auto, where the model needs it (Gemma 2 and 3) [default: auto]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "RULE",
           help_heading = "Calibration")]
     pub bos: Option<BosRule>,

@@ -99,7 +99,7 @@ fn name(pair: &Pair) -> String {
 }
 
 /// What the numbers are.
-fn measure(pairs: &[Pair]) -> &'static str {
+pub(super) fn measure(pairs: &[Pair]) -> &'static str {
     let masked = |pair: &Pair| pair.model.perplexity.masked;
     if pairs.iter().any(masked) { "pseudo-perplexity" } else { "perplexity" }
 }

@@ -9,10 +9,10 @@ use crate::visible::visible;
 const ROLES: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 
 /// In front of the role of an expert's linear.
-const EXPERT: &str = "e.";
+pub(super) const EXPERT: &str = "e.";
 
 /// Rows that are shown at most: models have some hundred blocks, but a report may list anything.
-const MOST_ROWS: usize = 1024;
+pub(super) const MOST_ROWS: usize = 1024;
 
 /// Blocks that were treated alike, and how.
 pub(super) struct Row {
@@ -38,14 +38,7 @@ pub(super) struct Grid {
 
 impl Grid {
     pub fn new(linears: &[LinearReport]) -> Self {
-        let mut roles: Vec<String> = Vec::new();
-        for linear in linears {
-            let role = short_role(linear);
-            if !roles.contains(&role) {
-                roles.push(role);
-            }
-        }
-        roles.sort_by_key(|role| role_order(role));
+        let roles = roles(linears);
         let mut rows: Vec<(Run, Vec<String>)> = Vec::new();
         let mut shown = 0;
         for linears in linears.chunk_by(|a, b| a.id.block == b.id.block) {
@@ -155,15 +148,28 @@ impl Run {
     }
 }
 
+/// Every role that occurs, in the order of columns.
+pub(super) fn roles<'a>(linears: impl IntoIterator<Item = &'a LinearReport>) -> Vec<String> {
+    let mut roles: Vec<String> = Vec::new();
+    for linear in linears {
+        let role = short_role(linear);
+        if !roles.contains(&role) {
+            roles.push(role);
+        }
+    }
+    roles.sort_by_key(|role| role_order(role));
+    roles
+}
+
 /// `q`, `down`; the experts of a block share `e.gate`, `e.up` and `e.down`.
-fn short_role(linear: &LinearReport) -> String {
+pub(super) fn short_role(linear: &LinearReport) -> String {
     let role = linear.id.role;
     let expert = if role.expert().is_some() { EXPERT } else { "" };
     format!("{expert}{}", role.short_name())
 }
 
 /// The least and the most of several cells, which is the same for one.
-fn range(mut cells: Vec<String>) -> String {
+pub(super) fn range(mut cells: Vec<String>) -> String {
     // Numbers in their order, dense behind them.
     cells.sort_by_key(|cell| (cell.parse().unwrap_or(usize::MAX), cell.clone()));
     match (cells.first(), cells.last()) {
@@ -178,7 +184,7 @@ fn role_order(role: &str) -> usize {
 }
 
 /// `48`, `dense`, or `w280` for the channels a pruned linear is left with.
-fn cell(linear: &LinearReport) -> String {
+pub(super) fn cell(linear: &LinearReport) -> String {
     match (linear.rank, linear.pruned_shape) {
         (Some(rank), _) => rank.to_string(),
         (None, Some(shape)) => {
@@ -261,6 +267,6 @@ pub fn details(report: &Report) -> String {
 }
 
 /// The KL that a linear's form is expected to cost.
-fn expected(linear: &LinearReport) -> Option<f64> {
+pub(super) fn expected(linear: &LinearReport) -> Option<f64> {
     Some(linear.predicted_loss? * linear.weight?)
 }

@@ -8,13 +8,21 @@ mod encoders;
 mod table;
 mod card;
 mod provenance;
+mod read;
+mod compare;
+mod html;
 
 pub use crate::checkpoint::{FileHash, Identity};
 pub use card::card;
+pub use compare::{
+    Comparable, Comparison, CorpusQuality, Difference, Entry, Measured, RankComparison, Setting, Settings, Summary,
+    compare_table,
+};
 pub use encoders::{fidelity_table, glue_table};
 pub use evaluation::{eval_json, evaluation_table, protocol};
 pub use format::{bytes, count, grouped, percent, seconds, significant, with_error};
 pub use grid::details;
+pub use html::{MARK as PAGE_MARK, page};
 pub use provenance::UnusedTensors;
 pub use table::table;
 

@@ -58,7 +58,7 @@ fn head(report: &Report, limit: usize, style: Style) -> Vec<String> {
 }
 
 /// `0.8 asked, 0.7998 reached`, or what was found, and of what else was measured by how much the perplexity rose.
-fn keep(allocation: &AllocationInfo, recipe: &Value) -> String {
+pub(super) fn keep(allocation: &AllocationInfo, recipe: &Value) -> String {
     let (asked, reached) = (fraction(allocation.keep_asked), fraction(allocation.keep_reached));
     let rise = |increase: f64| in_words(increase).map_or_else(|| format!("{:+.1} %", 100.0 * increase), String::from);
     let tried = allocation.trials.iter().map(|trial| format!("{} {}", fraction(trial.keep), rise(trial.increase)));
@@ -185,14 +185,17 @@ pub(super) fn size_cells(size: &Size) -> [String; 6] {
 
 /// Each corpus of the report, dense and compressed.
 pub(super) fn pairs(report: &Report) -> Vec<Pair<'_>> {
-    let calibrated = report.calibration.iter().flat_map(|info| &info.corpora);
-    let shown = calibrated.chain(report.training_text.iter().flat_map(|info| &info.corpora));
-    let shown: Vec<&str> = shown.map(|corpus| corpus.name.as_str()).collect();
-    let calibrated = |name: &str| shown.contains(&name);
     let evaluations = report.evaluation.iter();
     evaluations
-        .map(|e| Pair { model: &e.after, base: Some(&e.before), calibrated: calibrated(&e.after.perplexity.corpus) })
+        .map(|e| Pair { model: &e.after, base: Some(&e.before), calibrated: seen(report, &e.after.perplexity.corpus) })
         .collect()
+}
+
+/// Whether calibration or training saw a corpus of that name.
+pub(super) fn seen(report: &Report, corpus: &str) -> bool {
+    let calibrated = report.calibration.iter().flat_map(|info| &info.corpora);
+    let mut shown = calibrated.chain(report.training_text.iter().flat_map(|info| &info.corpora));
+    shown.any(|known| known.name == corpus)
 }
 
 fn quality(report: &Report, limit: usize, style: Style) -> Vec<String> {

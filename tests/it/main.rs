@@ -31,6 +31,8 @@ mod hostile_tokenizer; // tokenizer files that are cut, damaged, or made to brea
 mod tokenizer_cases; // the files of the tokenizers that the references are of
 mod tokenizers; // tokenizer files of every kind against transformers
 mod report; // the report's views
+mod compare; // reports side by side
+mod page; // reports as a page, in a browser where there is one
 mod configs; // the recipes that come with the project
 mod search; // the smallest model that is good enough
 mod elastic; // one output for many sizes

@@ -70,11 +70,11 @@ fn evaluation(corpus: &str, ppl: f64, kl: Option<f64>) -> Evaluation {
     Evaluation { perplexity, divergence }
 }
 
-fn pair(corpus: &str, before: f64, after: f64) -> BeforeAfter {
+pub fn pair(corpus: &str, before: f64, after: f64) -> BeforeAfter {
     BeforeAfter { before: evaluation(corpus, before, None), after: evaluation(corpus, after, Some(0.0612)) }
 }
 
-fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report {
+pub fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report {
     let linears: Vec<LinearReport> =
         (0..blocks).flat_map(|b| (0..7).map(move |r| (b, r))).map(|(b, r)| linear(b, r, form(b, r))).collect();
     let (before, after) = linears.iter().fold((0, 0), |(b, a), l| (b + l.params_before, a + l.params_after));
@@ -157,7 +157,7 @@ fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Report 
 }
 
 /// Every kind of report that has a shape of its own.
-fn all_kinds() -> Vec<(&'static str, Report)> {
+pub fn all_kinds() -> Vec<(&'static str, Report)> {
     let mixed = report(4, |block, role| match (block, role) {
         (3, _) => "dense",
         (_, 4..) => "pruned",
@@ -188,7 +188,7 @@ fn all_kinds() -> Vec<(&'static str, Report)> {
 }
 
 /// Columns on a terminal, counted independently: CJK ideographs take two.
-fn columns(line: &str) -> usize {
+pub fn columns(line: &str) -> usize {
     line.chars().map(|c| if ('\u{4e00}'..='\u{9fff}').contains(&c) { 2 } else { 1 }).sum()
 }
 

@@ -269,7 +269,7 @@ fn provenance(report: &Report) -> String {
 }
 
 /// The effective recipe as TOML, which people write; as JSON if it does not fit.
-fn recipe(report: &Report) -> (&'static str, String) {
+pub(super) fn recipe(report: &Report) -> (&'static str, String) {
     let mut recipe = report.recipe.clone();
     if let Some(map) = recipe.as_object_mut() {
         map.retain(|_, value| !value.is_null());
