@@ -2,12 +2,13 @@
 
 use super::gates::Gates;
 use super::page::{page_width, print_json, print_result, stdout_color};
-use super::values::{MemoryLimits, fraction, limit, switch};
+use super::values::{MemoryLimits, fraction, limit, switch, task_fraction};
 use super::{Context, Outcome};
 use crate::compute::Compute;
 use crate::error::is_not_finite;
-use crate::eval::{Evaluation, GlueResult};
+use crate::eval::{EncodedItems, Evaluation, GlueResult, MeasuredTask, TaskResult};
 use crate::model::{Model, Output};
+use crate::number;
 use crate::ops::MatmulPrecision;
 use crate::pipeline::{self, EvalProtocol, Found, Original, Quality, Sequences};
 use crate::progress::Progress;
@@ -19,6 +20,7 @@ use crate::user_bail;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
+use std::path::PathBuf;
 
 /// Tokens of an example of a task, where nobody says more.
 const GLUE_LENGTH: usize = 128;
@@ -30,7 +32,7 @@ pub struct Eval {
     model: String,
     /// Corpora: sample, wikitext2, ptb, c4, a file, `-` or NAME=FILE; several separated by commas. Of encoders that guess
     /// masked tokens the pseudo-perplexity, of others the cosine to the original's embeddings [default: sample; none with
-    /// --glue]
+    /// --glue or --tasks]
     #[arg(long, env = "SOFTLM_PPL")]
     ppl: Option<Vec<String>>,
     /// Factors of products: highest (f32), high (tf32 on GPUs), medium (or bf16)
@@ -43,6 +45,21 @@ pub struct Eval {
     /// Tokens per text or pair of --glue at most [default: what the model's folder says, or 128]
     #[arg(long, env = "SOFTLM_MAX_LENGTH", requires = "glue")]
     max_length: Option<usize>,
+    /// Zero-shot tasks for decoders, with the prompts and scores of lm-evaluation-harness: piqa, arc_easy, arc_challenge,
+    /// hellaswag, winogrande, openbookqa, boolq, mathqa, lambada, or TASK=FILE (JSON Lines, JSON, parquet); several
+    /// separated by commas. Files have the hub's fields, or query, choices and gold (winogrande context_options,
+    /// continuation and gold, lambada context and continuation)
+    #[arg(long, env = "SOFTLM_TASKS")]
+    tasks: Vec<String>,
+    /// Of each of --tasks at most this many items, the first ones [default: all]
+    #[arg(long, env = "SOFTLM_LIMIT", requires = "tasks", value_name = "N")]
+    limit: Option<usize>,
+    /// Examples in front of each item of --tasks: 0, others are not supported
+    #[arg(long, env = "SOFTLM_SHOTS", default_value = "0", value_name = "N")]
+    shots: usize,
+    /// Write what the model makes of each item of --tasks to this file, a JSON object per line
+    #[arg(long, env = "SOFTLM_LOG_SAMPLES", requires = "tasks", value_name = "FILE")]
+    log_samples: Option<PathBuf>,
     /// Tokens per window [default: 2048 or the model's context; encoders 128, pseudo-perplexity 64]
     #[arg(long, env = "SOFTLM_WINDOW")]
     window: Option<usize>,
@@ -72,6 +89,13 @@ pub struct Eval {
     /// Fail (exit 1) when the most likely token agrees with the original's less often than this, 0..1 or a percentage
     #[arg(long, env = "SOFTLM_MIN_TOP1", help_heading = "Checks", value_parser = fraction)]
     min_top1: Option<f64>,
+    /// Fail (exit 1) when the accuracy on a task of --tasks is below this, for example piqa=0.6
+    #[arg(long, env = "SOFTLM_MIN_ACC", help_heading = "Checks", value_parser = task_fraction, value_delimiter = ',',
+          value_name = "TASK=X")]
+    min_acc: Vec<(String, f64)>,
+    /// Fail (exit 1) when the accuracy on a task is this much of 1 below the original's, for example 0.02 or 2%
+    #[arg(long, env = "SOFTLM_MAX_ACC_DROP", help_heading = "Checks", value_parser = fraction)]
+    max_acc_drop: Option<f64>,
     #[command(flatten)]
     memory: MemoryLimits,
     /// Print one JSON object
@@ -88,6 +112,10 @@ struct Measured {
 impl Eval {
     pub fn run(mut self, context: &Context) -> Result<Outcome> {
         (self.ppl, self.glue) = (self.ppl.map(|ppl| split_names(&ppl)), split_names(&self.glue));
+        self.tasks = split_names(&self.tasks);
+        if self.shots != 0 {
+            user_bail!("--shots is {}, and tasks are measured without examples", self.shots; "leave it out, or use 0");
+        }
         let source = pipeline::open_source(&self.model, &context.hub)?;
         let original = Original::of(&source)?;
         if let Some(original) = &original {
@@ -95,8 +123,9 @@ impl Eval {
         }
         let model = pipeline::load_model(source, self.compute(context)?, context.ui)?;
         let base = self.base(original.as_ref(), context)?;
-        if base.is_none() && (self.max_ppl_increase.is_some() || self.min_top1.is_some()) {
-            user_bail!("--max-ppl-increase and --min-top1 compare with an original"; "name it with --against");
+        let compares = self.max_ppl_increase.is_some() || self.min_top1.is_some() || self.max_acc_drop.is_some();
+        if base.is_none() && compares {
+            user_bail!("--max-ppl-increase, --min-top1 and --max-acc-drop compare with an original"; "name it with --against");
         }
         if let Some(base) = base.as_ref().filter(|base| base.vocab() != model.vocab()) {
             let (name, base_name) = (model.source().label(), base.source().label());
@@ -109,11 +138,15 @@ impl Eval {
         let tokenizer = pipeline::tokenizer(model.source())?;
         let protocol =
             EvalProtocol { window: self.window, stride: self.stride, max_windows: self.max_windows, bos: self.bos };
-        let sample = if self.glue.is_empty() { vec!["sample".to_string()] } else { Vec::new() };
+        let sample =
+            if self.glue.is_empty() && self.tasks.is_empty() { vec!["sample".to_string()] } else { Vec::new() };
         let ppl = self.ppl.as_ref().unwrap_or(&sample);
         self.refuse_idle_checks(&model, ppl.is_empty())?;
+        let tasks = pipeline::task_items(&model, &tokenizer, &self.tasks, self.limit, &context.hub)?;
+        self.refuse_idle_task_checks(&tasks)?;
         let texts = pipeline::evaluation(&model, &tokenizer, ppl, protocol, &context.hub)?;
         let mut evaluated = pipeline::sequences(&texts);
+        evaluated.extend(pipeline::task_sequences(&tasks));
         if !self.glue.is_empty() {
             let length = self.max_length.unwrap_or(GLUE_LENGTH).min(model.context());
             evaluated.push(Sequences { count: usize::MAX / length, length });
@@ -141,6 +174,14 @@ impl Eval {
                 Err(error) => return Err(error),
             }
         }
+        let mut failures = Vec::new();
+        let tasks = match self.measure_tasks(&model, base.as_ref(), &tasks, context) {
+            Err(error) if self.gates().any_of_tasks() && is_not_finite(&error) => {
+                failures.push(format!("no accuracy that --min-acc and --max-acc-drop could hold for: {error:#}"));
+                Vec::new()
+            }
+            results => results?,
+        };
         context.ui.finish();
         let evaluations: Vec<Evaluation> = measured.iter().map(|m| m.model.clone()).collect();
         let baselines: Vec<Evaluation> = measured.iter().filter_map(|m| m.base.clone()).collect();
@@ -151,6 +192,9 @@ impl Eval {
             }
             if !glue.is_empty() {
                 json["glue"] = json!(glue);
+            }
+            if !tasks.is_empty() {
+                json["tasks"] = json!(tasks);
             }
             print_json(&json.to_string())?;
         } else {
@@ -163,9 +207,12 @@ impl Eval {
             if !glue.is_empty() {
                 text += &report::glue_table(&glue, width, color);
             }
+            if !tasks.is_empty() {
+                text += &report::task_table(&tasks, width, color);
+            }
             print_result(&text)?;
         }
-        Ok(self.check(&measured, context))
+        Ok(self.check(&measured, &tasks, failures, context))
     }
 
     /// A check that nothing is measured for would always hold.
@@ -178,6 +225,36 @@ impl Eval {
             );
         }
         Ok(())
+    }
+
+    /// The same of tasks.
+    fn refuse_idle_task_checks(&self, tasks: &[EncodedItems]) -> Result<()> {
+        let measured = |name: &str| tasks.iter().any(|task| task.items.task.name() == name);
+        if let Some((name, _)) = self.min_acc.iter().find(|(name, _)| !measured(name)) {
+            user_bail!("--min-acc checks {name}, which is not measured"; "add --tasks {name}");
+        }
+        if self.max_acc_drop.is_some() && tasks.is_empty() {
+            user_bail!("--max-acc-drop checks accuracies, and none is measured"; "add --tasks, for example --tasks piqa");
+        }
+        Ok(())
+    }
+
+    /// Measures the tasks, and writes what was found of each item where that is wanted.
+    fn measure_tasks(
+        &self,
+        model: &Model,
+        base: Option<&Model>,
+        tasks: &[EncodedItems],
+        context: &Context,
+    ) -> Result<Vec<TaskResult>> {
+        let measured = pipeline::measure_tasks(model, base, tasks, context.ui)?;
+        if let Some(path) = &self.log_samples {
+            let lines = tasks.iter().zip(&measured).flat_map(|(task, measured)| samples(task, measured));
+            if let Err(error) = std::fs::write(path, lines.collect::<String>()) {
+                user_bail!("cannot write {}: {error}", path.display(); "choose another --log-samples");
+            }
+        }
+        Ok(measured.into_iter().map(|measured| measured.result).collect())
     }
 
     fn measure_glue(&self, model: &Model, base: Option<&Model>, context: &Context) -> Result<Vec<GlueResult>> {
@@ -208,18 +285,42 @@ impl Eval {
     }
 
     fn gates(&self) -> Gates {
-        Gates { max_ppl: self.max_ppl, max_ppl_increase: self.max_ppl_increase, min_top1: self.min_top1 }
+        Gates {
+            max_ppl: self.max_ppl,
+            max_ppl_increase: self.max_ppl_increase,
+            min_top1: self.min_top1,
+            min_acc: self.min_acc.clone(),
+            max_acc_drop: self.max_acc_drop,
+        }
     }
 
     /// Says on stderr which checks failed.
-    fn check(&self, measured: &[Measured], context: &Context) -> Outcome {
+    fn check(
+        &self,
+        measured: &[Measured],
+        tasks: &[TaskResult],
+        mut failures: Vec<String>,
+        context: &Context,
+    ) -> Outcome {
         let gates = self.gates();
-        let mut failures: Vec<String> =
-            measured.iter().flat_map(|m| gates.failures(&m.model, m.base.as_ref())).collect();
+        failures.extend(measured.iter().flat_map(|m| gates.failures(&m.model, m.base.as_ref())));
+        failures.extend(tasks.iter().flat_map(|result| gates.task_failures(result)));
         if gates.any() && measured.is_empty() {
             failures.push("no perplexity was measured that the checks asked for could hold for".to_string());
         }
         failures.iter().for_each(|text| context.ui.check_failed(text));
         if failures.is_empty() { Outcome::Fine } else { Outcome::CheckFailed }
     }
+}
+
+/// A JSON object and a line's end for each item.
+fn samples<'a>(task: &'a EncodedItems, measured: &'a MeasuredTask) -> impl Iterator<Item = String> + 'a {
+    task.items.rows.iter().zip(&measured.items).map(|(item, found)| {
+        let log_p: Vec<_> = found.log_p.iter().map(|&log_p| number::value(log_p)).collect();
+        let line = json!({
+            "task": measured.result.task, "item": item.place, "gold": item.gold, "log_p": log_p,
+            "pick": found.pick, "pick_norm": found.pick_norm, "acc": found.acc,
+        });
+        format!("{line}\n")
+    })
 }

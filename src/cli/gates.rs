@@ -1,11 +1,11 @@
 //! Checks of quality that a user asks for. A value that is not a number, or that was not measured, fails all of them.
 
-use crate::eval::Evaluation;
+use crate::eval::{Evaluation, TaskResult};
 use crate::number::in_words;
 use crate::report::{protocol, significant};
 
 /// What was asked for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Gates {
     /// The largest perplexity.
     pub max_ppl: Option<f64>,
@@ -13,10 +13,42 @@ pub struct Gates {
     pub max_ppl_increase: Option<f64>,
     /// How often the most likely token must be the original's, at least.
     pub min_top1: Option<f64>,
+    /// Tasks and their smallest accuracies.
+    pub min_acc: Vec<(String, f64)>,
+    /// By how much of 1 the accuracy on a task may be below the original's.
+    pub max_acc_drop: Option<f64>,
 }
 
 impl Gates {
-    /// Whether anything was asked for.
+    /// Whether anything was asked for of tasks.
+    pub fn any_of_tasks(&self) -> bool {
+        !self.min_acc.is_empty() || self.max_acc_drop.is_some()
+    }
+
+    /// What does not hold of a task: a sentence each.
+    pub fn task_failures(&self, result: &TaskResult) -> Vec<String> {
+        let (task, acc) = (&result.task, result.scores.acc);
+        let mut failed = Vec::new();
+        for (_, limit) in self.min_acc.iter().filter(|(name, limit)| name == task && acc < *limit) {
+            failed.push(format!("accuracy on {task} is {acc:.4} ({} items), below --min-acc {task}={limit}", result.n));
+        }
+        if let Some(limit) = self.max_acc_drop {
+            match result.baseline.as_ref().map(|baseline| baseline.acc) {
+                // Accuracies are counts over n: one that differs from the limit by rounding alone meets it.
+                Some(base) if base - acc <= limit + 1e-12 => {}
+                Some(base) => failed.push(format!(
+                    "accuracy on {task} is {acc:.4}, the original's {base:.4}: a drop of {:.4}, more than --max-acc-drop {limit}",
+                    base - acc
+                )),
+                None => failed.push(format!(
+                    "the original's accuracy on {task} was not measured, and --max-acc-drop {limit} compares with it"
+                )),
+            }
+        }
+        failed
+    }
+
+    /// Whether anything was asked for of perplexities.
     pub fn any(&self) -> bool {
         self.max_ppl.is_some() || self.max_ppl_increase.is_some() || self.min_top1.is_some()
     }
@@ -80,9 +112,15 @@ impl Gates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::{Divergence, Perplexity};
+    use crate::eval::{Divergence, Perplexity, TaskScores};
 
-    const ALL: Gates = Gates { max_ppl: Some(30.0), max_ppl_increase: Some(0.05), min_top1: Some(0.9) };
+    const ALL: Gates = Gates {
+        max_ppl: Some(30.0),
+        max_ppl_increase: Some(0.05),
+        min_top1: Some(0.9),
+        min_acc: Vec::new(),
+        max_acc_drop: None,
+    };
 
     fn evaluation(ppl: f64, top1: Option<f64>) -> Evaluation {
         let perplexity = Perplexity {
@@ -109,6 +147,37 @@ mod tests {
         assert!(said.iter().all(|text| text.contains("mine")), "{said:?}");
         ["--max-ppl 30", "--max-ppl-increase 5%", "--min-top1 0.9"]
             .map(|flag| said.iter().any(|text| text.contains(flag)))
+    }
+
+    #[test]
+    fn accuracies_are_checked_task_by_task() {
+        let scores = |acc| TaskScores { acc, ..TaskScores::default() };
+        let failed = |acc: f64, base: Option<f64>| {
+            let gates = Gates { min_acc: vec![("piqa".into(), 0.6)], max_acc_drop: Some(0.02), ..Gates::default() };
+            assert!(gates.any_of_tasks() && !gates.any());
+            let result = TaskResult {
+                task: "piqa".into(),
+                n: 50,
+                scores: scores(acc),
+                baseline: base.map(scores),
+                difference: None,
+                data: "f".into(),
+                sha256: "0".into(),
+                prompts: "file".into(),
+                shots: 0,
+                bos: false,
+                truncated: 0,
+                dtype: "f32".into(),
+            };
+            let said = gates.task_failures(&result);
+            let other = TaskResult { task: "boolq".into(), ..result };
+            assert!(gates.task_failures(&other).iter().all(|text| !text.contains("--min-acc")));
+            ["--min-acc piqa=0.6", "--max-acc-drop 0.02"].map(|flag| said.iter().any(|text| text.contains(flag)))
+        };
+        assert_eq!(failed(0.6, Some(0.62)), [false, false]);
+        assert_eq!(failed(0.58, Some(0.62)), [true, true]);
+        assert_eq!(failed(0.7, None), [false, true]);
+        assert!(!Gates::default().any_of_tasks());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::Context;
 use crate::compute::{Allowance, Compute};
 use crate::progress::Progress;
 use crate::recipe::{finite, parse_bytes, percentage};
+use crate::text::ZeroShot;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
@@ -50,6 +51,17 @@ pub fn fraction(text: &str) -> std::result::Result<f64, String> {
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must lie between 0 and 1".to_string()) }
 }
 
+/// `piqa=0.6` or `piqa=60%`.
+pub fn task_fraction(text: &str) -> std::result::Result<(String, f64), String> {
+    let Some((task, least)) = text.split_once('=').map(|(task, least)| (task.trim(), least)) else {
+        return Err("write it as TASK=X, for example piqa=0.6".to_string());
+    };
+    if !ZeroShot::is_known(task) {
+        return Err(format!("there is no task {task:?}, but {}", ZeroShot::names()));
+    }
+    Ok((task.to_string(), fraction(least)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +70,14 @@ mod tests {
     fn percentages_and_fractions_are_read() {
         assert_eq!((percentage("5%"), percentage(" 2.5 % "), percentage("0%")), (Ok(0.05), Ok(0.025), Ok(0.0)));
         assert_eq!((fraction("90%"), fraction("0.9"), limit("12.5")), (Ok(0.9), Ok(0.9), Ok(12.5)));
+    }
+
+    #[test]
+    fn a_task_and_its_least_share_are_read() {
+        assert_eq!(task_fraction("piqa=60%"), Ok(("piqa".to_string(), 0.6)));
+        for text in ["piqa", "piqa=", "piqa=1.5", "piqa=nan", "cola=0.5", "=0.5"] {
+            assert!(task_fraction(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! no tokens.
 
 use super::encode::{embeddings, of_windows};
+use super::metrics::mean_and_error;
 use super::modules::{Modules, cosine};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -55,9 +56,7 @@ pub fn fidelity(
     let (ours, theirs) =
         (embeddings(model, &sequences, modules, progress)?, embeddings(base, &sequences, modules, progress)?);
     let cosines: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| cosine(a, b)).collect();
-    let n = cosines.len() as f64;
-    let mean = cosines.iter().sum::<f64>() / n;
-    let variance = cosines.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let (mean, stderr) = mean_and_error(&cosines);
     Ok(Fidelity {
         corpus: corpus.to_string(),
         base: base.source().label().to_string(),
@@ -66,7 +65,7 @@ pub fn fidelity(
         pooling: modules.name(),
         dtype: model.compute().describe_type(),
         cosine: mean,
-        stderr: (cosines.len() > 1).then(|| (variance / n).sqrt()),
+        stderr,
         // Unlike `f64::min`, this does not pass over what is no number.
         least: cosines.iter().copied().min_by(|a, b| b.is_nan().cmp(&a.is_nan()).then(a.total_cmp(b))).unwrap_or(1.0),
     })

@@ -5,7 +5,7 @@
 
 use super::classes::Classes;
 use super::encode::{each_batch, embeddings};
-use super::metrics::{accuracy, f1, pearson, spearman};
+use super::metrics::{accuracy, f1, first_largest, pearson, spearman};
 use super::modules::Modules;
 use crate::model::{Model, Output};
 use crate::progress::Progress;
@@ -149,17 +149,6 @@ fn classified(
         Ok(())
     })?;
     Ok(found)
-}
-
-/// Number of the first of the largest.
-fn first_largest(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 fn cosines(model: &Model, examples: &Examples, protocol: &GlueProtocol, progress: &dyn Progress) -> Result<Vec<f64>> {

@@ -1,4 +1,23 @@
-//! Predictions against labels.
+//! Predictions against labels, and means.
+
+/// The mean, and its standard error where there are at least two values: the sample's standard deviation (n − 1) over √n.
+pub fn mean_and_error(values: &[f64]) -> (f64, Option<f64>) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, (values.len() > 1).then(|| (variance / n).sqrt()))
+}
+
+/// Number of the first of the largest.
+pub fn first_largest<T: PartialOrd>(values: &[T]) -> usize {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = i;
+        }
+    }
+    best
+}
 
 /// Fraction of predictions that are the label.
 pub fn accuracy(predictions: &[f64], labels: &[f64]) -> f64 {
@@ -48,6 +67,15 @@ fn ranks(x: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Expected values: numpy's mean, std(ddof=1) / sqrt(n), argmax.
+    #[test]
+    fn means_and_maxima_are_those_of_numpy() {
+        let (mean, error) = mean_and_error(&[1.0, 0.0, 0.0, 1.0, 1.0]);
+        assert!((mean - 0.6).abs() < 1e-15 && (error.unwrap() - 0.244_948_974_278_317_8).abs() < 1e-15);
+        assert_eq!(mean_and_error(&[3.0]), (3.0, None));
+        assert_eq!((first_largest(&[-2.0, -1.0, -1.0]), first_largest(&[f64::NEG_INFINITY; 2])), (1, 0));
+    }
 
     /// Expected values: scipy.stats.spearmanr, pearsonr; sklearn.metrics.f1_score.
     #[test]

@@ -1,5 +1,6 @@
 //! Perplexity and divergence, each with the protocol it was measured by.
 
+use super::metrics::mean_and_error;
 use super::score::{WindowScore, score};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -163,12 +164,5 @@ fn mean(scores: &[WindowScore], targets: usize, value: impl Fn(&WindowScore) -> 
 
 /// Standard error of the mean over windows of a per-target mean: tokens of one window are not independent.
 fn standard_error(scores: &[WindowScore], value: impl Fn(&WindowScore) -> f64) -> Option<f64> {
-    let n = scores.len() as f64;
-    if scores.len() < 2 {
-        return None;
-    }
-    let means: Vec<f64> = scores.iter().map(|s| value(s) / s.targets.max(1) as f64).collect();
-    let mean = means.iter().sum::<f64>() / n;
-    let variance = means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    Some((variance / n).sqrt())
+    mean_and_error(&scores.iter().map(|s| value(s) / s.targets.max(1) as f64).collect::<Vec<_>>()).1
 }

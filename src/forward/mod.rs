@@ -5,7 +5,9 @@
 //! of the states does not fit waits on the disk.
 
 mod blocks;
+mod branches;
 mod states;
 
 pub use blocks::each_block;
+pub use branches::{Grouped, Tree, TreeState, TreeStates, grouped};
 pub use states::{States, resident_states};

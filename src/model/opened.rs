@@ -325,7 +325,7 @@ impl Model {
     }
 
     /// Length of sequence behind which the first positions too are run in another way.
-    pub(super) fn original_context(&self) -> Option<usize> {
+    pub fn original_context(&self) -> Option<usize> {
         self.layout.blocks.iter().filter_map(|block| block.shape.original_context()).min()
     }
 

@@ -30,4 +30,4 @@ pub use norm::{layer_norm, rms_norm};
 pub use numbers::{is_finite, magnitude, with_numbers};
 pub use rotary::rotary;
 pub use scan::{Scan, selective_scan, selective_scan_from};
-pub use score::{Reference, Score, divergence_of, log_softmax, score};
+pub use score::{Reference, Score, divergence_of, log_softmax, score, target_scores};

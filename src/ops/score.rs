@@ -90,6 +90,30 @@ fn by_tensors(logits: &Tensor, base: Option<&Tensor>, targets: &[u32]) -> Result
     Tensor::stack(&[nll(&log_q)?, nll(&log_p)?, divergence_of(&log_p, &log_q)?, agree], 0)
 }
 
+/// How well each row of `logits` (rows, vocab) predicts its target: (rows, 2), f64, where the logits are: log p(target) in nats,
+/// and 1 if the target is the first of the most likely tokens, otherwise 0.
+pub fn target_scores(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    if !logits.device().is_cpu() {
+        return target_scores_by_tensors(logits, targets);
+    }
+    let vocab = logits.dim(1)?;
+    let of_row = |(z, &target): (&[f32], &u32)| {
+        let log_p = f64::from(z[target as usize]) - log_sum_exp(z);
+        [log_p, f64::from(u8::from(argmax(z) == target as usize))]
+    };
+    let of_rows = |z: &[f32]| -> Vec<f64> {
+        z.par_chunks_exact(vocab).zip(targets).with_min_len(ROWS).flat_map_iter(of_row).collect()
+    };
+    Tensor::from_vec(with_numbers(logits, of_rows)?, (targets.len(), 2), &Device::Cpu)
+}
+
+fn target_scores_by_tensors(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    let log_p = log_softmax(logits)?.gather(&targets, 1)?;
+    let greedy = logits.argmax_keepdim(D::Minus1)?.eq(&targets)?.to_dtype(DType::F64)?;
+    Tensor::cat(&[log_p, greedy], 1)
+}
+
 /// log softmax of logits (rows, vocab) in f64, by tensor operations.
 pub fn log_softmax(z: &Tensor) -> Result<Tensor> {
     let z = z.to_dtype(DType::F64)?;
@@ -141,6 +165,28 @@ impl Reference {
 mod tests {
     use super::super::parity::{other_devices, wave};
     use super::*;
+
+    #[test]
+    fn rows_are_scored_one_by_one_on_every_device() {
+        let z = (wave(&[37, 101], 0.2) * 9.0).unwrap();
+        let likely = z.argmax(D::Minus1).unwrap().to_vec1::<u32>().unwrap();
+        let targets: Vec<u32> = (0..37).map(|i| if i % 3 == 0 { likely[i as usize] } else { i * 7 % 101 }).collect();
+        let here = target_scores(&z, &targets).unwrap().to_vec2::<f64>().unwrap();
+        let log_p = log_softmax(&z).unwrap().to_vec2::<f64>().unwrap();
+        for (i, row) in here.iter().enumerate() {
+            assert!((row[0] - log_p[i][targets[i] as usize]).abs() < 1e-12, "{i}");
+            assert_eq!(row[1] == 1.0, targets[i] == likely[i], "{i}");
+        }
+        let mut found = vec![target_scores_by_tensors(&z, &targets).unwrap()];
+        found.extend(
+            other_devices().iter().map(|device| target_scores(&z.to_device(device).unwrap(), &targets).unwrap()),
+        );
+        for rows in found {
+            for (row, here) in rows.to_vec2::<f64>().unwrap().iter().zip(&here) {
+                assert!((row[0] - here[0]).abs() < 1e-9 && row[1] == here[1], "{row:?} {here:?}");
+            }
+        }
+    }
 
     #[test]
     fn forms_agree_on_every_device() {

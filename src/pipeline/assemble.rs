@@ -11,7 +11,7 @@ use crate::checkpoint::{
     Entry, FORMAT, Origin, Section, Source, TensorFile, UNFINISHED_CONFIG, free_space, sync_folder, write_checkpoint,
     write_file,
 };
-use crate::eval::Fidelity;
+use crate::eval::{Fidelity, TaskResult};
 use crate::export;
 use crate::learn::HealReport;
 use crate::method::Inputs;
@@ -117,6 +117,16 @@ fn section(run: &Run, plan: &Plan) -> Section {
     }
 }
 
+/// How good the output turned out to be.
+pub struct Measured {
+    /// On corpora, before and after.
+    pub evaluation: Vec<BeforeAfter>,
+    /// The same of encoders that predict no tokens.
+    pub fidelity: Vec<Fidelity>,
+    /// On zero-shot tasks.
+    pub tasks: Vec<TaskResult>,
+}
+
 /// Gathers the report.
 pub fn report(
     run: &Run,
@@ -124,10 +134,11 @@ pub fn report(
     shrunk: Shrunk,
     healing: Option<HealReport>,
     output: &Source,
-    (evaluation, fidelity): (Vec<BeforeAfter>, Vec<Fidelity>),
+    measured: Measured,
     cost: Cost,
 ) -> Result<Report> {
     let Shrunk { plan, weights, learning, trials } = shrunk;
+    let Measured { evaluation, fidelity, tasks } = measured;
     let source = run.model.source();
     let mut linears = Vec::new();
     for index in 0..run.model.blocks() {
@@ -180,6 +191,7 @@ pub fn report(
         healing,
         evaluation,
         fidelity,
+        tasks,
         machine: crate::machine::describe(&crate::device::describe(run.model.device())),
         cost,
         recipe: run.recipe.to_json()?,

@@ -2,6 +2,7 @@
 //! of text it was made from.
 
 use super::decompositions::Decompositions;
+use super::tasks::{self, EvalData};
 use super::texts::{self, Calibration};
 use super::{Found, Original, Run, compress_windows, open, tokenizer};
 use crate::checkpoint::{Source, TensorFile, read_settings, sync_folder, write_file};
@@ -100,10 +101,12 @@ pub fn cut(
     };
     let model = open::as_asked(recipe, source, compute, progress)?;
     check(survey, &files(recipe, model.blocks())?, &origin, &model)?;
-    let texts = texts::of_recipe(recipe, &model, &tokenizer(model.source())?, hub)?;
+    let tokenizer = tokenizer(model.source())?;
+    let texts = texts::of_recipe(recipe, &model, &tokenizer, hub)?;
+    let tasks = tasks::of_recipe(recipe, &model, &tokenizer, hub)?;
     let Origin { windows, heldout, corpora, .. } = origin;
     let calibration = Calibration::new(windows, heldout, corpora, recipe.sampling());
-    compress_windows(recipe, force, model, calibration, &texts, clock, progress)
+    compress_windows(recipe, force, model, calibration, EvalData { texts: &texts, tasks: &tasks }, clock, progress)
 }
 
 fn read(survey: &Path) -> Result<Origin> {

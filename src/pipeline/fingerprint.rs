@@ -1,6 +1,7 @@
 //! What decides an output: an interrupted run is continued, and a finished output left alone, when it is the same.
 
 use super::statistics::of_another_text;
+use super::tasks::EvalData;
 use super::texts::{Calibration, EvalText};
 use crate::calibrate::StatsStore;
 use crate::checkpoint::{Identity, Source};
@@ -48,10 +49,11 @@ pub(super) fn fingerprint(
 }
 
 /// The fingerprint of an output with its evaluation, which the weights do not depend on where the size is given.
-pub(super) fn with_evaluation(fingerprint: &str, texts: &[EvalText]) -> String {
+pub(super) fn with_evaluation(fingerprint: &str, data: EvalData) -> String {
     let mut hash = Sha256::new();
     hash.update(fingerprint);
-    texts.iter().for_each(|text| hash.update(&text.corpus.sha256));
+    data.texts.iter().for_each(|text| hash.update(&text.corpus.sha256));
+    data.tasks.iter().for_each(|task| hash.update(&task.items.sha256));
     hash.hex()
 }
 

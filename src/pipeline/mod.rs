@@ -13,6 +13,7 @@
 mod texts;
 mod degenerate;
 mod quality;
+mod tasks;
 mod original;
 mod open;
 mod statistics;
@@ -47,6 +48,7 @@ pub use open::{check_numbers, load_model, open_source, tokenizer};
 pub use original::{Found, Original, refuse_base};
 pub use quality::{Quality, glue_tasks, measure, steps};
 pub use sizes::checkpoint_sizes;
+pub use tasks::{EvalData, measure_tasks, task_items, task_sequences};
 pub use texts::{
     Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, TrainingText, calibration, evaluation,
     training,
@@ -130,23 +132,26 @@ pub fn compress(
         calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
     }
     let eval_texts = texts::of_recipe(recipe, &model, &tokenizer, hub)?;
-    compress_windows(recipe, force, model, calibration, &eval_texts, clock, progress)
+    let tasks = tasks::of_recipe(recipe, &model, &tokenizer, hub)?;
+    let data = EvalData { texts: &eval_texts, tasks: &tasks };
+    compress_windows(recipe, force, model, calibration, data, clock, progress)
 }
 
 /// What [`compress`] does once text has become windows.
 ///
 /// An interrupted run is continued when the recipe and the hashes of the model's files and of the corpora are the same:
 /// equal hashes have to mean equal windows.
-pub fn compress_windows(
+pub fn compress_windows<'d>(
     recipe: &Recipe,
     force: bool,
     model: Model,
     calibration: Calibration,
-    eval_texts: &[EvalText],
+    eval_data: impl Into<EvalData<'d>>,
     mut clock: StageClock,
     progress: &dyn Progress,
 ) -> Result<Report> {
-    let (run, provenance) = match prepare(recipe, force, model, calibration, eval_texts, progress)? {
+    let data: EvalData = eval_data.into();
+    let (run, provenance) = match prepare(recipe, force, model, calibration, data, progress)? {
         Prepared::Finished(report) => return Ok(*report),
         Prepared::Run(run, provenance) => (*run, provenance),
     };
@@ -157,7 +162,9 @@ pub fn compress_windows(
     let dir = assemble::weights(&run, &shrunk.plan, &|index| run.final_block(index))?;
     let output = Source::open_unfinished(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.compute())?;
-    let measured = quality::before_and_after(&run.model, &compressed, eval_texts, &mut clock, progress)?;
+    let (evaluation, fidelity) = quality::before_and_after(&run.model, &compressed, data.texts, &mut clock, progress)?;
+    let tasks = tasks::measure_stage(&run.model, &compressed, data.tasks, &mut clock, progress)?;
+    let measured = assemble::Measured { evaluation, fidelity, tasks };
     clock.stage("verifying", 1);
     let verification = verify(compressed.source(), Some(run.model.source()), None)?;
     if let Some(problem) = verification.problems.first() {

@@ -3,7 +3,8 @@
 use super::estimate::{Compression, announce};
 use super::fingerprint::{fingerprint, finished, with_evaluation};
 use super::statistics::{open_stats, shows_text};
-use super::texts::{Calibration, EvalText};
+use super::tasks::EvalData;
+use super::texts::Calibration;
 use super::{Run, allocate, assemble, check_numbers};
 use crate::checkpoint::Identity;
 use crate::job::{Copied, Job};
@@ -42,17 +43,17 @@ pub fn prepare<'a>(
     force: bool,
     model: Model,
     calibration: Calibration,
-    eval_texts: &'a [EvalText],
+    data: EvalData<'a>,
     progress: &'a dyn Progress,
 ) -> Result<Prepared<'a>> {
+    let eval_texts = data.texts;
     let method = method::by_name(&recipe.method)?;
     // Shapes alone show whether the budget can be met.
     let plan = allocate::by_shape(recipe, method, &model)?;
     for &keep in recipe.elastic.iter().flatten() {
         allocate::by_shape(&Recipe { keep, ..recipe.clone() }, method, &model)?;
     }
-    let compression =
-        Compression { recipe, method, model: &model, calibration: &calibration, texts: eval_texts, plan: &plan };
+    let compression = Compression { recipe, method, model: &model, calibration: &calibration, data, plan: &plan };
     let (limits, estimate) = compression.fit()?;
     let model = model.with_limits(limits);
     let mut remarks = check_numbers(&model, &calibration, eval_texts, progress)?;
@@ -63,7 +64,7 @@ pub fn prepare<'a>(
     stats.as_ref().map_or(Ok(()), |stats| calibration.refuse_other_beginning(stats))?;
     let weights_fingerprint =
         fingerprint(recipe, &identity, &calibration, stats.as_ref(), eval_texts, model.compute())?;
-    let fingerprint = with_evaluation(&weights_fingerprint, eval_texts);
+    let fingerprint = with_evaluation(&weights_fingerprint, data);
     if !force && let Some(report) = finished(&recipe.output, &fingerprint) {
         Job::clean_up(&recipe.output, &weights_fingerprint)?;
         progress.note(&format!(
@@ -80,7 +81,7 @@ pub fn prepare<'a>(
         remarks.extend(doubts);
     }
     if force {
-        spare_inputs(recipe, &model, &calibration)?;
+        spare_inputs(recipe, &model, &calibration, data)?;
     }
     let mut job = Job::open(&recipe.output, &weights_fingerprint, force)?;
     recipe.survey.iter().for_each(|survey| job.share(survey.clone()));
@@ -98,11 +99,12 @@ pub fn prepare<'a>(
 }
 
 /// Replacing an output must not delete what the run reads.
-fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration) -> Result<()> {
+fn spare_inputs(recipe: &Recipe, model: &Model, calibration: &Calibration, data: EvalData) -> Result<()> {
     let Ok(output) = recipe.output.canonicalize() else { return Ok(()) };
     let trained = calibration.training.iter().flat_map(|text| &text.corpora);
     let texts = calibration.corpora.iter().chain(trained).map(|corpus| Path::new(&corpus.origin));
     let labels = calibration.labels.iter().map(|labels| Path::new(&labels.info.origin));
+    let labels = labels.chain(data.tasks.iter().map(|task| Path::new(&task.items.origin)));
     for input in model.source().dir().into_iter().chain(recipe.stats.as_deref()).chain(texts).chain(labels) {
         if input.canonicalize().is_ok_and(|path| path.starts_with(&output)) {
             user_bail!(

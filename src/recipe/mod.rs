@@ -122,7 +122,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub seed: Option<u64>,
 
-    /// BOS before every window: true, false, or auto, where the model needs it (Gemma 2 and 3) [default: auto]
+    /// BOS before windows: true, false [default: auto]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "RULE",
           help_heading = "Calibration")]
     pub bos: Option<BosRule>,
@@ -176,6 +176,14 @@ pub struct Options {
     /// Evaluate on at most this many windows per corpus
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub max_windows: Option<usize>,
+
+    /// Zero-shot tasks too, as in `softlm eval --tasks`
+    #[arg(long, value_name = "TASK", help_heading = "Evaluation")]
+    pub tasks: Option<Vec<String>>,
+
+    /// Of each task at most this many items, the first ones
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    pub limit: Option<usize>,
 }
 
 impl Options {
@@ -183,7 +191,7 @@ impl Options {
     pub fn split_names(self) -> Self {
         let split = |names: Option<Vec<String>>| names.map(|names| split_names(&names));
         let learn = LearnOptions { train_text: split(self.learn.train_text), ..self.learn };
-        Self { calib: split(self.calib), ppl: split(self.ppl), learn, ..self }
+        Self { calib: split(self.calib), ppl: split(self.ppl), tasks: split(self.tasks), learn, ..self }
     }
 
     /// Fills what is missing from a TOML recipe. Unknown keys are refused.

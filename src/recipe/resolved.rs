@@ -128,6 +128,7 @@ impl Options {
             ("--last-blocks", self.last_blocks),
             ("--max-windows", self.max_windows),
             ("--heal-batch", self.heal_batch),
+            ("--limit", self.limit),
         ] {
             if value == Some(0) {
                 user_bail!("{flag} is 0"; "use at least 1");
@@ -142,6 +143,9 @@ impl Options {
         }
         if self.elastic.is_some() && self.heal.is_some_and(|steps| steps > 0) {
             user_bail!("--heal trains one size, and --elastic stores what all are cut from"; "leave one of them out");
+        }
+        if self.limit.is_some() && self.tasks.is_none() {
+            user_bail!("--limit says how many items of --tasks are measured, and there is no task"; "add --tasks, for example piqa");
         }
         let max_seconds = self.learn.seconds()?;
         let run = RunFacts { labelled: self.task.is_some(), window: self.window };
@@ -222,6 +226,8 @@ impl Options {
             ppl: if *ppl == ["none"] { Vec::new() } else { ppl.clone() },
             eval_window: self.eval_window,
             max_windows: self.max_windows,
+            tasks: self.tasks.clone().unwrap_or_default(),
+            limit: self.limit,
             options: options.clone(),
             written: Options { method_options: options, ..self },
         })
@@ -307,6 +313,10 @@ pub struct Recipe {
     pub eval_window: Option<usize>,
     /// Windows per corpus of evaluation, at most.
     pub max_windows: Option<usize>,
+    /// Zero-shot tasks of evaluation.
+    pub tasks: Vec<String>,
+    /// Items of each, at most.
+    pub limit: Option<usize>,
     /// All options of the method.
     pub options: OptionValues,
     /// The same as options, every default filled in: writing these to a file and reading them back gives the same recipe.

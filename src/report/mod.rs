@@ -5,6 +5,7 @@ mod layout;
 mod grid;
 mod evaluation;
 mod encoders;
+mod tasks;
 mod table;
 mod card;
 mod provenance;
@@ -25,9 +26,10 @@ pub use grid::details;
 pub use html::{MARK as PAGE_MARK, page};
 pub use provenance::UnusedTensors;
 pub use table::table;
+pub use tasks::task_table;
 
 use crate::checkpoint::Kind;
-use crate::eval::{Evaluation, Fidelity};
+use crate::eval::{Evaluation, Fidelity, TaskResult};
 use crate::learn::{HealReport, SpectralReport};
 use crate::model::{LinearId, Output};
 use serde::{Deserialize, Serialize};
@@ -80,6 +82,9 @@ pub struct Report {
     /// The same for encoders that predict no tokens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fidelity: Vec<Fidelity>,
+    /// One entry per zero-shot task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskResult>,
     /// Time and memory.
     pub cost: Cost,
     /// What ran it.

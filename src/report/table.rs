@@ -5,6 +5,7 @@ use super::evaluation::{Pair, Sides, lines as evaluation_lines};
 use super::format::{bytes, count, fraction, grouped, percent, seconds, significant};
 use super::grid::{Grid, shapes};
 use super::layout::{Style, columns, width, wrap};
+use super::tasks::task_lines;
 use super::{AllocationInfo, CalibrationInfo, CorpusInfo, LabelsInfo, Report, Size, TrainingTextInfo};
 use crate::learn::{HealReport, SpectralReport};
 use crate::number::in_words;
@@ -22,6 +23,7 @@ pub fn table(report: &Report, limit: usize, color: bool) -> String {
         head(report, limit, style),
         sizes(report, style),
         quality(report, limit, style),
+        tasks(report, limit, style),
         ranks(report, limit, style),
         cost(report, limit, style),
         notes(report, limit, style),
@@ -206,6 +208,13 @@ fn quality(report: &Report, limit: usize, style: Style) -> Vec<String> {
         return vec![format!("{}  not measured", style.bold("perplexity"))];
     }
     evaluation_lines(&pairs(report), &Sides { base: "dense", model: "compressed" }, limit, style)
+}
+
+fn tasks(report: &Report, limit: usize, style: Style) -> Vec<String> {
+    if report.tasks.is_empty() {
+        return Vec::new();
+    }
+    task_lines(&report.tasks, &Sides { base: "dense", model: "compressed" }, limit, style)
 }
 
 fn ranks(report: &Report, limit: usize, style: Style) -> Vec<String> {

@@ -7,17 +7,13 @@
 //! | any other | tab-separated text without quoting. With a header line its columns are found by name: GLUE's, those of the Microsoft paraphrase corpus, or `text` and `label`. Without one it is the STS benchmark's `.csv`: the score in column 5, the sentences in columns 6 and 7 |
 
 use super::corpus::{Corpus, Split};
-use super::file::{self, Content};
 use super::names::named;
-use super::parquet::parquet_rows;
+use super::records::{Records, records};
 use crate::error::UserError;
-use crate::hash::{self, Sha256};
 use crate::hub::{self, HubOptions};
 use crate::user_bail;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io;
 use std::path::Path;
 
 /// The data set that holds all tasks.
@@ -128,23 +124,13 @@ pub fn examples(spec: &str, split: Split, hub: &HubOptions) -> Result<Examples> 
     Ok(Examples { task, rows, origin, sha256 })
 }
 
-/// The examples of a file and its SHA-256. It is read once: it may be a pipe.
+/// The examples of a file and its SHA-256.
 fn read(task: Task, path: &Path, origin: &str) -> Result<(Vec<Example>, String)> {
-    let bytes = file::bytes(path)?;
-    let mut sha256 = hash::sha256(&bytes);
-    let rows = match file::content(&path.display().to_string(), path, bytes)? {
-        Content::Text(text) => lines(task, &text, origin)?,
-        Content::Json(rows) => {
-            rows.into_iter().map(|(place, value)| json(task, &value, &place)).collect::<Result<_>>()?
-        }
-        Content::Parquet => {
-            let context = || format!("cannot read {}", path.display());
-            let rows = parquet_rows(path)?;
-            let mut hash = Sha256::new();
-            io::copy(&mut File::open(path).with_context(context)?, &mut hash).with_context(context)?;
-            sha256 = hash.hex();
-            let row = |(i, row): (usize, &Map<String, Value>)| from_fields(task, row, &format!("{origin}, row {i}"));
-            rows.iter().enumerate().map(row).collect::<Result<_>>()?
+    let (records, sha256) = records(path, origin)?;
+    let rows = match records {
+        Records::Text(text) => lines(task, &text, origin)?,
+        Records::Rows(rows) => {
+            rows.iter().map(|(place, fields)| from_fields(task, fields, place)).collect::<Result<_>>()?
         }
     };
     Ok((rows, sha256))
@@ -210,13 +196,6 @@ impl Columns {
             second: self.second.map(cell).transpose()?.map(str::to_string),
             label: label(task, number, place)?,
         })
-    }
-}
-
-fn json(task: Task, value: &Value, place: &str) -> Result<Example> {
-    match value {
-        Value::Object(object) => from_fields(task, object, place),
-        _ => user_bail!("{place} is no JSON object"; "each line, or each item of one array, must be an object"),
     }
 }
 

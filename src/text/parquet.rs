@@ -110,7 +110,7 @@ pub(super) fn parquet_column(path: &Path, column: &str) -> Result<Vec<String>> {
     })
 }
 
-/// The rows of a parquet file, columns by name. What is neither text nor number is null.
+/// The rows of a parquet file, columns by name. What is no text, number, truth value, list or group of such is null.
 pub(super) fn parquet_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
     parquet(path, None, |reader| {
         let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -118,7 +118,7 @@ pub(super) fn parquet_rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
             let fields = row?.into_columns().into_iter().map(|(name, field)| (name, value(field)));
             let fields: Map<String, Value> = fields.collect();
             // Few bytes of a file can stand for the same text in very many rows.
-            bytes += fields.values().filter_map(Value::as_str).map(|text| text.len() as u64).sum::<u64>();
+            bytes += fields.values().map(text_bytes).sum::<u64>();
             if index % 1024 == 0 {
                 fits(path, bytes)?;
             }
@@ -136,7 +136,20 @@ fn value(field: Field) -> Value {
         Field::Double(x) => x.into(),
         Field::Int(x) => x.into(),
         Field::Long(x) => x.into(),
+        Field::Bool(x) => x.into(),
+        Field::ListInternal(list) => list.elements().iter().cloned().map(value).collect(),
+        Field::Group(row) => row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect(),
         _ => Value::Null,
+    }
+}
+
+/// Bytes of all text in a value.
+fn text_bytes(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.values().map(text_bytes).sum(),
+        _ => 0,
     }
 }
 

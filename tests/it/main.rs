@@ -19,6 +19,7 @@ mod state_space; // what only state-space blocks have: small linears, infinite l
 mod learn; // healing: better, deterministic, resumable
 mod learned; // soft and soco: against PyTorch, budgets, phases, kills, mistakes
 mod tasks; // encoders that learn, against PyTorch
+mod zero_shot; // zero-shot tasks, against lm-evaluation-harness
 mod gpu; // every method on a GPU, where there is one
 mod checkpoint; // reading, writing and proving whole checkpoints
 mod verify; // what makes a checkpoint whole

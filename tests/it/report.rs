@@ -131,6 +131,7 @@ pub fn report(blocks: usize, form: impl Fn(usize, usize) -> &'static str) -> Rep
         linears,
         learning: None,
         healing: None,
+        tasks: Vec::new(),
         evaluation: vec![pair("sample", 19.902, 21.1), pair("wikitext2", 50.52619, 57.1)],
         fidelity: Vec::new(),
         cost: Cost {

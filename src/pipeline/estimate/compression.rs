@@ -1,6 +1,7 @@
 //! What `compress` takes.
 
-use super::super::texts::{Calibration, EvalText};
+use super::super::tasks::{EvalData, task_sequences};
+use super::super::texts::Calibration;
 use super::evaluation::{evaluating, sequences};
 use super::fit::fit;
 use super::terms::{BACKWARD, Bytes, FORWARD, Setting, Terms, Work, decompositions, host};
@@ -23,7 +24,7 @@ pub struct Compression<'a> {
     pub method: &'static dyn Method,
     pub model: &'a Model,
     pub calibration: &'a Calibration,
-    pub texts: &'a [EvalText],
+    pub data: EvalData<'a>,
     pub plan: &'a Plan,
 }
 
@@ -54,7 +55,9 @@ impl Compression<'_> {
         if learns.is_some() || self.recipe.heal > 0 {
             peak = peak.max(self.training(&terms));
         }
-        peak.max(evaluating(setting, self.model, Some(self.model), &sequences(self.texts)))
+        let mut evaluated = sequences(self.data.texts);
+        evaluated.extend(task_sequences(self.data.tasks));
+        peak.max(evaluating(setting, self.model, Some(self.model), &evaluated))
     }
 
     /// Whether feed-forward layers lose channels.

@@ -8,6 +8,7 @@ use super::evaluation::{Pair, Sides, comparable, ppl, protocol, why_not_finite};
 use super::format::{change, fixed, fraction, percent, seconds, with_error};
 use super::grid::{Grid, shapes};
 use super::table::{calibration, healing, labels, learning, machine, names, pairs, size_cells, training_text};
+use super::tasks;
 use super::{CorpusInfo, MemoryEstimate, Report, format};
 use crate::model::Output;
 use crate::visible::visible;
@@ -26,6 +27,7 @@ pub fn card(report: &Report) -> String {
         front_matter(report),
         summary(report),
         quality(report),
+        zero_shot(report),
         sizes(report),
         usage(report),
         ranks(report),
@@ -153,6 +155,23 @@ fn quality(report: &Report) -> String {
             "\nThe calibration saw a corpus of the same name (its training part, if it has one): expect a larger loss on \
              other kinds of text.\n",
         );
+    }
+    out
+}
+
+/// Accuracy on zero-shot tasks.
+fn zero_shot(report: &Report) -> String {
+    if report.tasks.is_empty() {
+        return String::new();
+    }
+    let rows = tasks::rows(&report.tasks, &Sides { base: "dense", model: "this model" });
+    let mut out = format!(
+        "## Zero-shot tasks\n\nAccuracy ± standard error, scored as lm-evaluation-harness scores it. The difference is taken item \
+         by item, in points.\n\n{}\n",
+        markdown(&rows, &[0, 1])
+    );
+    for result in &report.tasks {
+        let _ = writeln!(out, "- {}: {}", escape(&result.task), escape(&tasks::protocol(result)));
     }
     out
 }

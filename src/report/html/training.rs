@@ -27,10 +27,8 @@ fn curve(
     aim: &str,
     caption: &str,
 ) -> Result<String> {
-    let of = |value: fn(&(usize, Option<f64>, Option<f64>)) -> Option<f64>| -> Vec<(f64, f64)> {
-        points.iter().filter_map(|point| Some((point.0 as f64, value(point)?))).collect()
-    };
-    let (train, heldout) = (of(|p| p.1), of(|p| p.2));
+    let train = points.iter().filter_map(|&(step, loss, _)| Some((step as f64, loss?))).collect();
+    let heldout: Vec<(f64, f64)> = points.iter().filter_map(|&(step, _, loss)| Some((step as f64, loss?))).collect();
     let kept = heldout.iter().copied().filter(|point| point.0 == best as f64).collect();
     let series = vec![
         Series { points: train, line: true, style: 5, ..Series::default() },
