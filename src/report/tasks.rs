@@ -124,12 +124,12 @@ mod tests {
         };
         let page = task_table(std::slice::from_ref(&result), 80, false);
         for part in [
-            "task     metric",
+            "task         metric            base",
             "63.00 ± 3.45 %",
             "61.50 ± 3.45 %",
             "-1.50 ± 0.80\n",
             "20.50 ± 1.25",
-            "1,200 items of items.jsonl (sha256 0123456789ab), 0-shot, prompts of the file,",
+            "1,200 items of items.jsonl (sha256 0123456789ab), 0-shot, prompts of",
             "2 texts cut",
         ] {
             assert!(page.contains(part), "{part}: {page}");

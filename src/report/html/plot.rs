@@ -18,8 +18,10 @@ const TEXT: u32 = 33;
 const MARKER: i32 = 7;
 /// From this ratio of largest to smallest on, an axis is logarithmic.
 const WIDE: f64 = 12.0;
-/// Labels of a logarithmic axis are no closer than this part of it.
+/// Labels of a logarithmic axis are no closer than this part of it; along x, than their characters and a gap take.
 const APART: f64 = 0.11;
+const CHARACTER: f64 = 0.032;
+const GAP: f64 = 0.02;
 /// Markers of series, in the order of their colours, as text for the key.
 pub const GLYPHS: [&str; 4] = ["●", "▲", "■", "◆"];
 
@@ -81,10 +83,10 @@ impl Plot {
         if finite.is_empty() {
             return Ok(String::new());
         }
-        let x = Scale::of(finite.iter().map(|p| p.0), self.log.0, self.whole);
+        let x = Scale::of(finite.iter().map(|p| p.0), self.log.0, self.whole, true);
         let levels = self.levels.iter().copied().filter(|y| y.is_finite());
         let bars = self.series.iter().flat_map(Series::bars).flat_map(|(_, low, high)| [low, high]);
-        let y = Scale::of(finite.iter().map(|p| p.1).chain(levels).chain(bars), self.log.1, false);
+        let y = Scale::of(finite.iter().map(|p| p.1).chain(levels).chain(bars), self.log.1, false, false);
         let mut svg = String::new();
         self.draw(&mut svg, x, y).map_err(|error| anyhow!("drawing a plot: {error}"))?;
         // Within a page it scales with its place, and needs no name space.
@@ -180,20 +182,22 @@ struct Scale {
     max: f64,
     log: bool,
     whole: bool,
+    /// Whether labels stand beside each other: that is x.
+    across: bool,
 }
 
 impl Scale {
-    fn of(values: impl Iterator<Item = f64>, may_be_log: bool, whole: bool) -> Self {
+    fn of(values: impl Iterator<Item = f64>, may_be_log: bool, whole: bool, across: bool) -> Self {
         let (min, max) = values.fold((f64::MAX, f64::MIN), |(a, b), x| (a.min(x), b.max(x)));
         if may_be_log && min > 0.0 && max / min > WIDE {
             let room = (max / min).powf(0.06);
-            return Self { min: min / room, max: max * room, log: true, whole };
+            return Self { min: min / room, max: max * room, log: true, whole, across };
         }
         let span = if max > min { max - min } else { max.abs().max(1e-9) };
         let room = 0.08 * span;
         // Nothing that is measured here goes below zero.
         let low = if min >= 0.0 { (min - room).max(0.0) } else { min - room };
-        Self { min: low, max: max + room, log: false, whole }
+        Self { min: low, max: max + room, log: false, whole, across }
     }
 
     /// Where a value is, 0 at the beginning and 1 at the end.
@@ -211,7 +215,9 @@ impl Scale {
                 let decades = self.min.log10().floor() as i32..=self.max.log10().ceil() as i32;
                 let all = decades.flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
                 let ticks: Vec<f64> = all.filter(|x| (self.min..=self.max).contains(x)).collect();
-                let apart = ticks.windows(2).all(|pair| self.part(pair[1]) - self.part(pair[0]) >= APART);
+                let longest = ticks.iter().map(|&x| short(x).len()).max().unwrap_or(0);
+                let room = if self.across { CHARACTER * longest as f64 + GAP } else { APART };
+                let apart = ticks.windows(2).all(|pair| self.part(pair[1]) - self.part(pair[0]) >= room);
                 if ticks.len() <= most && !ticks.is_empty() && apart {
                     return ticks;
                 }
@@ -278,10 +284,12 @@ mod tests {
 
     #[test]
     fn labels_are_round_and_few() {
-        let scale = |min: f64, max: f64, log| Scale { min, max, log, whole: false };
+        let scale = |min: f64, max: f64, log| Scale { min, max, log, whole: false, across: true };
         assert_eq!(scale(0.0, 10.4, false).ticks(6), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
         assert_eq!(scale(0.9, 120.0, true).ticks(7), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
         assert_eq!(scale(0.001, 0.9, true).ticks(7), [0.001, 0.01, 0.1], "close labels would touch");
+        let upwards = Scale { across: false, ..scale(0.001, 0.9, true) };
+        assert_eq!(upwards.ticks(7).len(), 6, "above each other they do not");
         assert!(scale(1e-9, 1e9, true).ticks(6).len() <= 6);
         assert_eq!([20.0, 0.05, 1.5e-6, 1e7].map(short), ["20", "0.05", "1.5e-6", "1e7"]);
     }

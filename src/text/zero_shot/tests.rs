@@ -33,7 +33,7 @@ fn fields_of_the_hub_become_the_prompts_of_the_harness() {
     let swag = json!({"activity_label": "Baking", "ctx_a": "A man [step] sits.", "ctx_b": "he ÄTE", "label": "1",
         "endings": [" eats [title] now ", "x [a] [b] y"]});
     let swag = one("hellaswag", swag);
-    assert_eq!(pairs(&swag)[0], ("Baking: A man sits. He äte", " eats.  now"));
+    assert_eq!(pairs(&swag)[0], ("Baking: A man sits. He äte", " eats. now"));
     assert_eq!((pairs(&swag)[1].1, swag.gold), (" x  y", 1));
 
     let winogrande = json!({"sentence": "The _ is in _ it. ", "option1": "cat", "option2": "dog", "answer": "2"});
