@@ -31,7 +31,7 @@ struct Shape {
 }
 
 const TINY_LLAMA: Shape = Shape { hidden: 2048, ffn: 5632, heads: 32, kv_heads: 4, vocab: 32000, blocks: 22 };
-const SMALL: Shape = Shape { hidden: 512, ffn: 1408, heads: 8, kv_heads: 1, vocab: 8000, blocks: 3 };
+const SMALL: Shape = Shape { hidden: 512, ffn: 1408, heads: 8, kv_heads: 1, vocab: 8000, blocks: 2 };
 
 impl Shape {
     /// Writes a model of this shape with the demo's tokenizer.
@@ -95,9 +95,9 @@ fn peaks(cost: &Value) -> (u64, u64) {
 }
 
 /// Compresses a model of this shape in a process of its own and returns its peak resident memory.
-fn peak(shape: Shape, method: &str, threads: usize) -> u64 {
+fn peak(shape: Shape, method: &str, threads: usize, more: &[&str]) -> u64 {
     let started = Instant::now();
-    let cost = Place::new(shape).cost("out", threads, method, &[]);
+    let cost = Place::new(shape).cost("out", threads, method, more);
     let (peak, expected) = peaks(&cost);
     let (blocks, seconds) = (shape.blocks, started.elapsed().as_secs_f64());
     println!(
@@ -122,7 +122,7 @@ fn peak(shape: Shape, method: &str, threads: usize) -> u64 {
 fn the_peak_is_known_before() {
     let place = Place::new(SMALL);
     let learning = ["--steps", "3", "--batch", "4", "--unit", "raw"];
-    let healing = ["--heal", "2", "--heal-batch", "4"];
+    let healing = ["--heal", "2", "--heal-batch", "4", "--heal-lr", "0.001"];
     let runs: [(&str, &[&str]); 10] = [
         ("auto", &[]),
         ("auto", &["--gradients", "false"]),
@@ -148,7 +148,7 @@ fn the_peak_is_known_before() {
 fn a_limit_is_kept_and_changes_no_byte() {
     let place = Place::new(SMALL);
     // Training in smaller batches may change its last bits.
-    let heal = ["--heal", "2", "--heal-batch", "4"];
+    let heal = ["--heal", "2", "--heal-batch", "4", "--heal-lr", "0.001"];
     for (method, more, trains) in
         [("auto", &[][..], false), ("whiten", &["--weight", "unit"], false), ("rom", &[], false), ("svd", &heal, true)]
     {
@@ -236,21 +236,26 @@ fn a_small_model_keeps_its_limit_too() {
 #[test]
 #[cfg(target_os = "linux")]
 fn depth_costs_no_memory() {
-    for (method, bound) in [("rom", 200 * MIB), ("whiten", 240 * MIB)] {
-        let shallow = peak(SMALL, method, 2);
-        let deep = peak(Shape { blocks: 2 * SMALL.blocks, ..SMALL }, method, 2);
-        // Three more blocks have 36 MiB of weights in f32 and 66 MiB of Gram matrices. Whether a block that is read ahead
+    for (method, more, bound) in [("rom", &[][..], 200 * MIB), ("whiten", &["--weight", "unit"], 240 * MIB)] {
+        let shallow = peak(SMALL, method, 2, more);
+        let deep = peak(Shape { blocks: 3 * SMALL.blocks, ..SMALL }, method, 2, more);
+        // Four more blocks have 48 MiB of weights in f32 and 88 MiB of Gram matrices. Whether a block that is read ahead
         // meets the factors of the one before, still being written, is a matter of timing: 12 and 7 MiB.
         let allowed = shallow + shallow / 20 + 19 * MIB;
-        assert!(deep <= allowed, "{method}: {} MiB for twice the blocks, {} MiB before", deep / MIB, shallow / MIB);
+        assert!(
+            deep <= allowed,
+            "{method}: {} MiB for three times the blocks, {} MiB before",
+            deep / MIB,
+            shallow / MIB
+        );
         assert!(deep <= bound, "{method}: {} MiB", deep / MIB);
     }
 }
 
 fn full_size(method: &str) {
-    let shallow = peak(TINY_LLAMA, method, 2);
+    let shallow = peak(TINY_LLAMA, method, 2, &[]);
     assert!(shallow < 2048 * MIB, "{method}: {} MiB", shallow / MIB);
-    let deep = peak(Shape { blocks: 2 * TINY_LLAMA.blocks, ..TINY_LLAMA }, method, 2);
+    let deep = peak(Shape { blocks: 2 * TINY_LLAMA.blocks, ..TINY_LLAMA }, method, 2, &[]);
     assert!(deep <= shallow + shallow / 20, "{method}: {} MiB, with half the blocks {} MiB", deep / MIB, shallow / MIB);
 }
 

@@ -14,7 +14,7 @@ const ERROR: f64 = 0.2;
 /// What the allocator's holes take, relative to what lies between them.
 const HOLES: f64 = 0.06;
 /// Code, stacks of threads and copies for them that come into memory only when work begins.
-const PROGRAM: f64 = (8 << 20) as f64;
+const PROGRAM: f64 = (12 << 20) as f64;
 /// What the process holds before it begins differs from run to run, by less than this.
 const NOISE: u64 = 4 << 20;
 /// What a GPU's libraries take for themselves.
