@@ -1,6 +1,6 @@
 //! Where a model computes, in which type and in how much memory: one value, handed down from the command line.
 
-use crate::checkpoint::Source;
+use crate::checkpoint::{Dtype, Source};
 use crate::ops::{MatmulPrecision, ProductType};
 use crate::progress::Progress;
 use anyhow::Result;
@@ -17,6 +17,9 @@ pub struct Compute {
     pub dtype: DType,
     /// What products of weights and activations may lose.
     pub precision: MatmulPrecision,
+    /// Whether matrices in bf16 or f16 stay so in memory; products are what they are otherwise. For models that write: nothing
+    /// else takes such matrices.
+    pub holds_half: bool,
     /// What may be in memory at once.
     pub limits: Limits,
     /// What the device turned out to have room for. All clones share it.
@@ -115,6 +118,7 @@ impl From<&Device> for Compute {
             device: device.clone(),
             dtype: DType::F32,
             precision: MatmulPrecision::default(),
+            holds_half: false,
             limits: Limits::default(),
             room: Arc::default(),
             allowed: Allowance::default(),
@@ -147,8 +151,26 @@ impl Compute {
         source.tensor(name, shape, self.dtype, &self.device)
     }
 
-    /// The rows with these numbers of the matrix `name`, `width` wide.
+    /// The rows with these numbers of the table `name`, `width` wide.
     pub fn rows(&self, source: &Source, name: &str, rows: &[u32], width: usize) -> Result<Tensor> {
         source.rows(name, rows, width, self.dtype, &self.device)
+    }
+
+    /// The matrix `name`, which must have this shape, for products.
+    pub fn matrix(&self, source: &Source, name: &str, shape: &[usize]) -> Result<Tensor> {
+        source.tensor(name, shape, self.matrix_dtype(source, name), &self.device)
+    }
+
+    /// The rows with these numbers of the matrix `name`, `width` wide, for products.
+    pub fn matrix_rows(&self, source: &Source, name: &str, rows: &[u32], width: usize) -> Result<Tensor> {
+        source.rows(name, rows, width, self.matrix_dtype(source, name), &self.device)
+    }
+
+    fn matrix_dtype(&self, source: &Source, name: &str) -> DType {
+        match source.info(name).map(|info| info.dtype) {
+            Some(Dtype::BF16) if self.holds_half && self.device.is_cpu() => DType::BF16,
+            Some(Dtype::F16) if self.holds_half && self.device.is_cpu() => DType::F16,
+            _ => self.dtype,
+        }
     }
 }

@@ -9,20 +9,15 @@ use crate::machine;
 use crate::memory::{available, scratch_file};
 use crate::report::{bytes, count};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use serde::Serialize;
 use std::env;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// Free space below which a disk is mentioned: less than the weights of a small model.
 const LITTLE_SPACE: u64 = 2_000_000_000;
 /// Memory below which it is mentioned: a model of 100 M parameters is compressed in about half.
 const LITTLE_MEMORY: u64 = 1_000_000_000;
-/// Rows and columns of the matrices that measure the rate of products.
-const PRODUCT: usize = 512;
-/// How long products are measured.
-const MEASURED: Duration = Duration::from_millis(200);
 
 /// How well something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,8 +90,9 @@ fn version() -> Finding {
 
 fn processor() -> Finding {
     let name = machine::describe("cpu").cpu;
-    let rate =
-        product_rate().map(|rate| format!(", {} multiplications and additions a second in f32", count(rate as u64)));
+    let rate = machine::product_rate(&Device::Cpu)
+        .ok()
+        .map(|rate| format!(", {} multiplications and additions a second in f32", count(rate as u64)));
     let found = format!("{name}: {}{}", instructions(), rate.unwrap_or_default());
     if cfg!(target_arch = "x86_64") && !has_avx2() {
         return Finding::new("processor", State::Note, found)
@@ -124,19 +120,6 @@ fn instructions() -> String {
     let all = wide.into_iter().chain([("AVX512-BF16 (--matmul-precision medium)", bf16::is_supported())]);
     let there: Vec<&str> = all.filter(|(_, there)| *there).map(|(name, _)| name).collect();
     if there.is_empty() { "no vector instructions that are known".to_string() } else { there.join(", ") }
-}
-
-/// Multiplications and additions per second, of all threads together.
-fn product_rate() -> Option<f64> {
-    let a = Tensor::ones((PRODUCT, PRODUCT), DType::F32, &Device::Cpu).ok()?;
-    // The first one starts the threads.
-    a.matmul(&a).ok()?;
-    let (start, mut products) = (Instant::now(), 0);
-    while start.elapsed() < MEASURED {
-        a.matmul(&a).ok()?;
-        products += 1;
-    }
-    Some(2.0 * (PRODUCT as f64).powi(3) * f64::from(products) / start.elapsed().as_secs_f64())
 }
 
 fn threads() -> Finding {

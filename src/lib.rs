@@ -33,6 +33,7 @@ pub mod machine;
 mod cuda;
 pub mod device;
 pub mod doctor;
+pub mod bench;
 pub mod synthetic;
 pub mod recipe;
 pub mod job;

@@ -1,9 +1,13 @@
 //! What runs the work, how long its stages take and how much memory they need.
 
+use crate::linalg::simd::{for_each_width, sum_of};
 use crate::memory::{self, peak_rss_bytes};
 use crate::progress::Progress;
 use crate::report::{Cost, Machine, StageCost};
-use std::time::Instant;
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use std::time::{Duration, Instant};
 
 /// This machine as reports name it. `device` is where tensors live, as [`crate::device`] names it.
 pub fn describe(device: &str) -> Machine {
@@ -30,6 +34,51 @@ fn cpu_name() -> Option<String> {
         }
     };
     (!name.is_empty()).then_some(name)
+}
+
+/// Side of the matrices that [`product_rate`] multiplies on the CPU, and on a GPU.
+const PRODUCT: (usize, usize) = (1024, 4096);
+/// Bytes that [`bandwidth`] reads: more than caches hold.
+const READ: usize = 256 << 20;
+/// How long a rate is measured.
+const MEASURED: Duration = Duration::from_millis(300);
+
+/// Multiplications and additions per second in f32 products on `device`, of all threads together.
+pub fn product_rate(device: &Device) -> Result<f64> {
+    let side = if device.is_cpu() { PRODUCT.0 } else { PRODUCT.1 };
+    let a = Tensor::ones((side, side), DType::F32, device)?;
+    // The first one starts the threads.
+    a.matmul(&a)?;
+    device.synchronize()?;
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    while start.elapsed() < MEASURED {
+        let one = Instant::now();
+        a.matmul(&a)?;
+        device.synchronize()?;
+        // Others use the machine too.
+        best = best.min(one.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (side as f64).powi(3) / best)
+}
+
+/// Bytes per second that all threads together read from this machine's memory, in order.
+pub fn bandwidth() -> f64 {
+    let numbers = vec![1f32; READ / size_of::<f32>()];
+    let read = || numbers.par_chunks(1 << 16).map(sums).sum::<f32>();
+    // As above.
+    let best = (0..5).map(|_| {
+        let start = Instant::now();
+        std::hint::black_box(read());
+        start.elapsed().as_secs_f64()
+    });
+    READ as f64 / best.fold(f64::INFINITY, f64::min)
+}
+
+for_each_width! {
+    /// Σ x
+    pub fn sums(x: &[f32]) -> f32 {
+        sum_of(x, #[inline(always)] |x| x)
+    }
 }
 
 /// Passes stages on to a [`Progress`] and keeps their times for the report. Stages of the same name are added up.
@@ -91,7 +140,6 @@ impl<'a> StageClock<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn stages_are_timed_and_equal_names_added() {

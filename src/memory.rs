@@ -23,6 +23,11 @@ pub fn peak_rss_bytes() -> Option<u64> {
     of_process("VmHWM:")
 }
 
+/// Lets [`peak_rss_bytes`] begin anew with what is resident now. Whether the system does that.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 fn of_process(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;

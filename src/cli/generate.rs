@@ -60,7 +60,7 @@ impl Generate {
         };
         choosing.check()?;
         let source = pipeline::open_source(&self.model, &context.hub)?;
-        let model = pipeline::load_model(source, &context.compute, context.ui)?;
+        let model = pipeline::load_model(source, &context.compute, context.ui)?.holding_half();
         let tokenizer = pipeline::tokenizer(model.source())?;
         let prompt = self.prompt()?;
         let ids = tokenizer.encode_prompt(&prompt)?;

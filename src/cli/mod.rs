@@ -3,6 +3,7 @@
 //! stdout carries the result, stderr everything else. Exit codes: 0 fine, 1 a check that was asked for failed, 2 error,
 //! 130 interrupted (the same command goes on from there).
 
+mod bench;
 mod calibrate;
 mod compare;
 mod compress;
@@ -18,6 +19,8 @@ mod inspect;
 mod manual;
 mod methods;
 mod page;
+mod plan;
+mod sweep;
 mod synthetic;
 mod ui;
 mod values;
@@ -103,10 +106,16 @@ enum Command {
     Compress(Box<compress::Compress>),
     /// Make another size of what compress --elastic has written
     Cut(cut::Cut),
+    /// Say what compress would do, from headers alone: sizes, memory and time
+    Plan(Box<plan::Plan>),
+    /// Compress to several sizes at once, and show them side by side
+    Sweep(Box<sweep::Sweep>),
     /// Show several outputs side by side
     Compare(compare::Compare),
     /// Measure perplexity, and divergence from the original
     Eval(eval::Eval),
+    /// Measure how fast a model reads and writes, beside what the machine can do
+    Bench(bench::Bench),
     /// Continue a text
     Generate(generate::Generate),
     /// Collect activation statistics once, to be used by several runs
@@ -133,7 +142,17 @@ enum Command {
 impl Command {
     /// Whether it runs a model: the others need no device.
     fn computes(&self) -> bool {
-        matches!(self, Self::Compress(_) | Self::Cut(_) | Self::Eval(_) | Self::Generate(_) | Self::Calibrate(_))
+        matches!(
+            self,
+            Self::Compress(_)
+                | Self::Cut(_)
+                | Self::Sweep(_)
+                | Self::Plan(_)
+                | Self::Bench(_)
+                | Self::Eval(_)
+                | Self::Generate(_)
+                | Self::Calibrate(_)
+        )
     }
 }
 
@@ -188,8 +207,11 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
     match cli.command {
         Command::Compress(command) => command.run(&context),
         Command::Cut(command) => command.run(&context),
+        Command::Plan(command) => command.run(&context),
+        Command::Sweep(command) => command.run(&context),
         Command::Compare(command) => command.run(&context),
         Command::Eval(command) => command.run(&context),
+        Command::Bench(command) => command.run(&context),
         Command::Generate(command) => command.run(&context),
         Command::Calibrate(command) => command.run(&context),
         Command::Export(command) => command.run(&context),
@@ -208,13 +230,16 @@ fn run(cli: Cli, ui: &Arc<Ui>) -> Result<Outcome> {
 fn command() -> clap::Command {
     let short = std::env::args_os().any(|arg| arg == "-h");
     let brief = |arg: Arg| arg.hide_env(true).hide_possible_values(true);
-    Cli::command().mut_args(brief).mut_subcommand("compress", |compress| {
-        compress.mut_args(|arg| {
+    let of_recipes = move |command: clap::Command| {
+        command.mut_args(|arg| {
             let (id, hidden) = (arg.get_id().to_string(), arg.is_hide_set());
             let arg = brief(arg).hide(hidden || short && !compress::OFTEN.split(' ').any(|often| often == id));
             if id == SET { arg } else { arg.env(variable(&id)) }
         })
-    })
+    };
+    let command = Cli::command().mut_args(brief).mut_subcommand("compress", of_recipes);
+    let command = command.mut_subcommand("plan", of_recipes);
+    command.mut_subcommand("sweep", |sweep| sweep::several_sizes(of_recipes(sweep)))
 }
 
 /// Makes the environment mean what people expect: an empty variable is one that is not set, and a size asked for by
@@ -237,6 +262,10 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
         user_bail!("--threads {threads} is not between 1 and {MAX_THREADS}"; "leave it out to use all cores");
     }
+    // candle asks for this at every product, and where it is not set it reads what the system says of its processors anew.
+    let said = std::env::var("RAYON_NUM_THREADS").is_ok_and(|said| said.parse().is_ok_and(|n: usize| n > 0));
+    let threads =
+        threads.or_else(|| if said { None } else { std::thread::available_parallelism().map(usize::from).ok() });
     // SAFETY: nothing else runs yet: only the arguments have been read.
     unsafe {
         if let Some(threads) = threads {

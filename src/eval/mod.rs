@@ -21,5 +21,6 @@ pub use metrics::{accuracy, f1, pearson, spearman};
 pub use modules::{Modules, Pooling};
 pub use perplexity::{Divergence, Evaluation, Perplexity, evaluate};
 pub use pseudo::evaluate_masked;
+pub use score::Base;
 pub use sensitivity::{Replacements, SENSITIVITY_STATES, Variant, sensitivities};
 pub use zero_shot::{EncodedItems, ItemScore, MeasuredTask, TaskResult, TaskScores, item_scores, zero_shot};

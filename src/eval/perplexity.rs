@@ -1,7 +1,7 @@
 //! Perplexity and divergence, each with the protocol it was measured by.
 
 use super::metrics::mean_and_error;
-use super::score::{WindowScore, score};
+use super::score::{Base, WindowScore, score};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::text::Windows;
@@ -83,13 +83,13 @@ impl Evaluation {
 /// Measures `model` on `windows` and, when there is a base, the base in the same pass by the same protocol.
 pub fn evaluate(
     model: &Model,
-    base: Option<&Model>,
+    base: Option<Base>,
     corpus: &str,
     windows: &Windows,
     progress: &dyn Progress,
 ) -> Result<(Evaluation, Option<Evaluation>)> {
     let scores = score(model, base, windows, progress)?;
-    Ok(summarise(model, base, corpus, windows, &scores))
+    Ok(summarise(model, base.map(|base| base.model), corpus, windows, &scores))
 }
 
 /// What the scores of a model's windows, and of its base's where there is one, come to.

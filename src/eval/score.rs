@@ -4,13 +4,42 @@
 //! model's depth. Log-sums over the vocabulary are taken in f64.
 
 use crate::error::UserError;
-use crate::forward::States;
+use crate::forward::{KeptStates, States};
 use crate::model::{Head, Model};
 use crate::ops::{self, Score};
 use crate::progress::Progress;
 use crate::text::{Window, Windows};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
+
+/// The original that a model is compared with.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// It.
+    pub model: &'a Model,
+    /// Its states of windows that it ran before, where several models are compared with it.
+    pub kept: Option<&'a KeptStates>,
+}
+
+impl<'a> From<&'a Model> for Base<'a> {
+    fn from(model: &'a Model) -> Self {
+        Self { model, kept: None }
+    }
+}
+
+impl Base<'_> {
+    fn final_states(&self, rows: &[Window], progress: &dyn Progress) -> Result<Vec<Tensor>> {
+        let running = || format!("running {}, which is compared with", self.model.source().label());
+        let run = || final_states(self.model, rows, progress).with_context(running);
+        let Some(kept) = self.kept else { return run() };
+        let ids: Vec<&[u32]> = rows.iter().map(|window| window.ids.as_slice()).collect();
+        let (states, were_kept) = kept.of(&ids, run)?;
+        if were_kept {
+            progress.step((rows.len() * self.model.blocks()) as u64)?;
+        }
+        Ok(states)
+    }
+}
 
 /// Sums over the targets of one window.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,22 +87,18 @@ pub(super) fn read(windows: &[Unread]) -> Result<Vec<WindowScore>> {
 /// Scores every window under `model` and, when given, against `base`.
 pub(super) fn score(
     model: &Model,
-    base: Option<&Model>,
+    base: Option<Base>,
     windows: &Windows,
     progress: &dyn Progress,
 ) -> Result<Vec<WindowScore>> {
     let per_window = windows.window * model.hidden();
     let group = (model.compute().limits.states / (4 * per_window).max(1)).max(1);
     let head = model.head()?;
-    let base_head = base.map(Model::head).transpose()?;
+    let base_head = base.map(|base| base.model.head()).transpose()?;
     let mut scores = Vec::with_capacity(windows.rows.len());
     for rows in windows.rows.chunks(group) {
         let states = final_states(model, rows, progress)?;
-        let original = |base: &Model| {
-            let running = || format!("running {}, which is compared with", base.source().label());
-            final_states(base, rows, progress).with_context(running)
-        };
-        let base_states = base.map(original).transpose()?;
+        let base_states = base.map(|base| base.final_states(rows, progress)).transpose()?;
         let mut unread = Vec::with_capacity(rows.len());
         for (i, window) in rows.iter().enumerate() {
             let reference = base_states.as_ref().zip(base_head.as_ref()).map(|(states, head)| (head, &states[i]));

@@ -6,8 +6,10 @@
 
 mod blocks;
 mod branches;
+mod kept;
 mod states;
 
 pub use blocks::each_block;
 pub use branches::{Grouped, Tree, TreeState, TreeStates, grouped};
+pub use kept::KeptStates;
 pub use states::{States, resident_states};

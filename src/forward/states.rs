@@ -228,12 +228,12 @@ impl Batch {
     }
 }
 
-fn write(file: &File, offset: u64, x: &Tensor) -> Result<()> {
+pub(super) fn write(file: &File, offset: u64, x: &Tensor) -> Result<()> {
     let bytes: Vec<u8> = with_numbers(x, |numbers| numbers.iter().flat_map(|x| x.to_le_bytes()).collect())?;
     file.write_all_at(&bytes, offset).context("writing hidden states to a temporary file (TMPDIR says where)")
 }
 
-fn read(file: &File, offset: u64, shape: &[usize], device: &Device) -> Result<Tensor> {
+pub(super) fn read(file: &File, offset: u64, shape: &[usize], device: &Device) -> Result<Tensor> {
     let mut bytes = vec![0; 4 * shape.iter().product::<usize>()];
     file.read_exact_at(&mut bytes, offset).context("reading hidden states back from a temporary file")?;
     let numbers: Vec<f32> = bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();

@@ -51,6 +51,8 @@ pub struct Job {
     output: PathBuf,
     /// Where what serves every size is: the folder itself, or that of an elastic output.
     shared: PathBuf,
+    /// Whether the weights of linears against each other are among that.
+    weights_shared: bool,
     resumed: bool,
     /// Files of the earlier run that could not be read and are made again.
     damaged: Vec<String>,
@@ -87,6 +89,7 @@ impl Job {
         let damaged = if resumed { remove_damaged(&dir)? } else { Vec::new() };
         let job = Self {
             shared: dir.clone(),
+            weights_shared: false,
             dir,
             output: output.to_path_buf(),
             resumed,
@@ -145,9 +148,11 @@ impl Job {
         &self.dir
     }
 
-    /// Reads what serves every size from the folder `shared`.
-    pub fn share(&mut self, shared: PathBuf) {
+    /// Reads what serves every size from the folder `shared`, the weights of linears against each other among it if they
+    /// are the same for every size (`with_weights`).
+    pub fn share(&mut self, shared: PathBuf, with_weights: bool) {
         self.shared = shared;
+        self.weights_shared = with_weights;
     }
 
     /// Names of the files that serve every size of a model of `blocks` blocks, `with_gradients` and `with_weights` or without.
@@ -180,7 +185,7 @@ impl Job {
 
     /// Where the weights of linears against each other are kept.
     pub fn weights_file(&self) -> PathBuf {
-        self.shared.join(folder::OF_THE_RUN[0])
+        if self.weights_shared { &self.shared } else { &self.dir }.join(folder::OF_THE_RUN[0])
     }
 
     /// Where the state of a learned method is kept.

@@ -6,6 +6,7 @@
 
 pub(crate) mod bf16;
 mod factor;
+mod few_rows;
 mod mat;
 mod positive;
 mod product;
@@ -14,6 +15,7 @@ mod solver;
 mod strided;
 
 pub use factor::{Evd, Qr, Svd, evd_symmetric, fix_signs, thin_svd};
+pub use few_rows::{Held, few_rows_product, widened};
 pub use mat::Mat;
 pub use positive::solve_positive;
 pub use product::{GramSums, gram_add, on_one_thread};

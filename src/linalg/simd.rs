@@ -113,17 +113,15 @@ pub fn tanh32(x: f32) -> f32 {
     if x < 0.0 { -y } else { y }
 }
 
-/// Combines the lanes pairwise: four steps that wait for each other instead of fifteen.
+/// Combines the lanes pairwise: four steps that wait for each other instead of fifteen. Written out, lanes stay in registers;
+/// in a loop they go through memory.
 #[inline(always)]
-pub fn fold<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = combine(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+pub fn fold<T: Copy>(lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
+    let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7] = lanes;
+    let (a0, a1, a2, a3) = (combine(a0, b0), combine(a1, b1), combine(a2, b2), combine(a3, b3));
+    let (a4, a5, a6, a7) = (combine(a4, b4), combine(a5, b5), combine(a6, b6), combine(a7, b7));
+    let (a0, a1, a2, a3) = (combine(a0, a4), combine(a1, a5), combine(a2, a6), combine(a3, a7));
+    combine(combine(a0, a2), combine(a1, a3))
 }
 
 /// Σ f(x)

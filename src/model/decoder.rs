@@ -5,6 +5,7 @@ use super::head::Head;
 use super::opened::Model;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
+use std::ops::Range;
 
 /// Tokens that go through the blocks at once.
 const PIECE: usize = 512;
@@ -15,8 +16,19 @@ pub struct Decoder<'m> {
     model: &'m Model,
     blocks: Vec<(Block<'m>, Cache)>,
     head: Head,
-    /// Everything read.
-    ids: Vec<u32>,
+    /// Everything read, sequence by sequence.
+    ids: Vec<Vec<u32>>,
+}
+
+/// What a decoder multiplies with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecoderStorage {
+    /// Numbers in the matrices of the blocks.
+    pub blocks: usize,
+    /// Numbers in the matrix of the head.
+    pub head: usize,
+    /// Bytes of both in memory.
+    pub bytes: usize,
 }
 
 impl<'m> Decoder<'m> {
@@ -31,9 +43,19 @@ impl<'m> Decoder<'m> {
     /// # Errors
     /// An id outside the embedding, more tokens than the model's context, activations that are not finite.
     pub fn read(&mut self, ids: &[u32]) -> Result<Tensor> {
-        ensure!(!ids.is_empty(), "there is nothing to read");
-        let (seen, length) = (self.ids.len(), self.ids.len() + ids.len());
-        self.ids.extend_from_slice(ids);
+        Ok(self.read_rows(&[ids])?.squeeze(0)?)
+    }
+
+    /// [`Decoder::read`] of several sequences of one length, as many each time: the logits (sequences, vocab).
+    pub fn read_rows(&mut self, rows: &[&[u32]]) -> Result<Tensor> {
+        let more = rows.first().map_or(0, |row| row.len());
+        ensure!(more > 0, "there is nothing to read");
+        ensure!(rows.iter().all(|row| row.len() == more), "sequences of several lengths");
+        ensure!(self.ids.is_empty() || self.ids.len() == rows.len(), "another number of sequences than before");
+        self.ids.resize(rows.len(), Vec::new());
+        let seen = self.ids[0].len();
+        let length = seen + more;
+        self.ids.iter_mut().zip(rows).for_each(|(ids, row)| ids.extend_from_slice(row));
         // What is cached of a sequence that has become too long for its rotation is of no use.
         let turns = self.model.original_context().is_some_and(|turn| (1..=turn).contains(&seen) && length > turn);
         for (_, cache) in &mut self.blocks {
@@ -42,20 +64,46 @@ impl<'m> Decoder<'m> {
             }
             cache.expect(length);
         }
-        let ids = self.ids[if turns { 0 } else { seen }..].to_vec();
-        let (before, last) = ids.split_at((ids.len() - 1) / PIECE * PIECE);
-        for piece in before.chunks(PIECE) {
-            self.advance(piece)?;
+        let start = if turns { 0 } else { seen };
+        let last = start + (length - start - 1) / PIECE * PIECE;
+        for piece in (start..last).step_by(PIECE) {
+            self.advance(piece..piece + PIECE)?;
         }
-        let states = self.advance(last)?;
-        let state = states.narrow(1, last.len() - 1, 1)?.squeeze(0)?;
-        Ok(self.head.logits(&state)?.squeeze(0)?)
+        let states = self.advance(last..length)?;
+        let state = states.narrow(1, length - last - 1, 1)?.squeeze(1)?;
+        self.head.logits(&state.contiguous()?)
     }
 
-    /// What leaves the last block, (1, t, hidden).
-    fn advance(&mut self, ids: &[u32]) -> Result<Tensor> {
+    /// Number of logits.
+    pub fn vocab(&self) -> usize {
+        self.head.vocab()
+    }
+
+    /// Numbers in the matrices of the blocks and of the head, and the bytes that all of them take in memory. Only the last
+    /// token of what is read goes through the head.
+    pub fn storage(&self) -> DecoderStorage {
+        let blocks = self.blocks.iter().map(|(block, _)| block.linear_storage());
+        let (numbers, bytes) = blocks.fold((0, 0), |sum, (numbers, bytes)| (sum.0 + numbers, sum.1 + bytes));
+        let (head, head_bytes) = self.head.storage();
+        DecoderStorage { blocks: numbers, head, bytes: bytes + head_bytes }
+    }
+
+    /// Bytes that are kept of everything read.
+    pub fn cache_bytes(&self) -> Result<usize> {
+        self.blocks.iter().map(|(_, cache)| cache.bytes()).sum()
+    }
+
+    /// Forgets everything read.
+    pub fn forget(&mut self) {
+        self.ids.clear();
+        self.blocks.iter_mut().for_each(|(_, cache)| *cache = Cache::new());
+    }
+
+    /// What leaves the last block of these positions, (sequences, t, hidden).
+    fn advance(&mut self, positions: Range<usize>) -> Result<Tensor> {
         let seen = self.blocks.first().map_or(0, |(_, cache)| cache.seen());
-        let mut x = self.model.embed_from(&[ids], seen)?;
+        let rows: Vec<&[u32]> = self.ids.iter().map(|ids| &ids[positions.clone()]).collect();
+        let mut x = self.model.embed_from(&rows, seen)?;
         for (block, cache) in &mut self.blocks {
             x = block.forward_cached(&x, cache)?;
         }

@@ -21,6 +21,8 @@ pub struct Head {
     precision: MatmulPrecision,
     /// Bytes that logits may take.
     limit: usize,
+    /// Bytes of one of them.
+    number: usize,
 }
 
 /// act(D h + d)
@@ -55,11 +57,12 @@ impl Head {
         Ok(Self {
             dense: head.dense.as_ref().map(|dense| Dense::load(source, dense, hidden, compute)).transpose()?,
             norm: head.norm.as_ref().map(|norm| Norm::load(source, norm, compute)).transpose()?,
-            weight: read(&head.weight.name, &[vocab, hidden])?,
+            weight: compute.matrix(source, &head.weight.name, &[vocab, hidden])?,
             bias: head.bias.as_ref().map(|name| read(name, &[vocab])).transpose()?,
             soft_cap: head.soft_cap,
             precision: compute.precision,
             limit: compute.limits.logits,
+            number: compute.dtype.size_in_bytes(),
         })
     }
 
@@ -70,7 +73,12 @@ impl Head {
 
     /// Positions whose logits may be in memory at once where so many sets of them are.
     pub fn positions_at_once(&self, sets: usize) -> usize {
-        (self.limit / sets / self.weight.dtype().size_in_bytes() / self.vocab().max(1)).max(1)
+        (self.limit / sets / self.number / self.vocab().max(1)).max(1)
+    }
+
+    /// Numbers in the matrix of the projection, and the bytes that it takes in memory.
+    pub fn storage(&self) -> (usize, usize) {
+        (self.weight.elem_count(), self.weight.elem_count() * self.weight.dtype().size_in_bytes())
     }
 
     /// Number of logits.

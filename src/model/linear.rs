@@ -42,8 +42,8 @@ impl Linear {
                 if rank == 0 {
                     user_bail!("tensor `{a}` has no rows"; "a factor needs a rank of at least 1");
                 }
-                let a = compute.read(source, &a, &[rank, spec.input])?;
-                let b = compute.read(source, &b, &[spec.out, rank])?;
+                let a = compute.matrix(source, &a, &[rank, spec.input])?;
+                let b = compute.matrix(source, &b, &[spec.out, rank])?;
                 Ok(Linear::LowRank { a, b, bias })
             }
             (Some(_), None) => {
@@ -71,6 +71,18 @@ impl Linear {
         };
         shape.push(y.dim(1)?);
         Ok(y.reshape(shape)?)
+    }
+
+    /// Numbers in its matrices, and the bytes that they take in memory.
+    pub fn storage(&self) -> (usize, usize) {
+        let of = |w: &Tensor| (w.elem_count(), w.elem_count() * w.dtype().size_in_bytes());
+        match self {
+            Linear::Dense { weight, .. } => of(weight),
+            Linear::LowRank { a, b, .. } => {
+                let (a, b) = (of(a), of(b));
+                (a.0 + b.0, a.1 + b.1)
+            }
+        }
     }
 
     /// Number of inputs.
@@ -108,13 +120,13 @@ fn load_weight(source: &Source, spec: &LinearSpec, compute: &Compute) -> Result<
         Stored::Part { rows, transposed, .. } if spec.form(source) == Form::Matrix => {
             let whole = spec.weight_name();
             if !transposed {
-                return compute.rows(source, &whole, &row_numbers(spec), spec.input);
+                return compute.matrix_rows(source, &whole, &row_numbers(spec), spec.input);
             }
             let total = source.info(&whole).and_then(|info| info.shape.get(1).copied()).unwrap_or(spec.out);
-            let whole = compute.read(source, &whole, &[spec.input, total])?;
+            let whole = compute.matrix(source, &whole, &[spec.input, total])?;
             Ok(whole.narrow(1, rows.start, spec.out)?.t()?.contiguous()?)
         }
-        _ => compute.read(source, &spec.own_weight_name(), &[spec.out, spec.input]),
+        _ => compute.matrix(source, &spec.own_weight_name(), &[spec.out, spec.input]),
     }
 }
 

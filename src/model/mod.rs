@@ -27,7 +27,7 @@ mod family;
 mod quantised;
 
 pub use block::{Block, Cache, Flow, OutputGradients, Tap};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, DecoderStorage};
 pub use description::Description;
 pub use family::{BIAS_KEYS, known_families};
 pub use head::{Classifier, Head};

@@ -73,6 +73,12 @@ impl Model {
         self
     }
 
+    /// Holds matrices in bf16 or f16 as they are stored ([`Compute::holds_half`]) from here on.
+    pub fn holding_half(mut self) -> Self {
+        self.compute.holds_half = true;
+        self
+    }
+
     /// Keeps to `limits` from here on.
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.compute.limits = limits;

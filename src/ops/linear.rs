@@ -3,17 +3,22 @@
 //! ```text
 //! y = x Wᵀ        x (rows, in), W (out, in)
 //! ```
+//! W may be held in bf16 or f16 while all else is f32: few rows are then multiplied with it as it is, for more it is widened first.
+//!
 //! Back, with g (rows, out) the gradient on y: on x it is g W, on W gᵀ x.
 
 use super::cpu::{CpuOp, Input, apply, numbers};
 use crate::linalg::bf16::{self, product};
-use crate::linalg::{RowMajor, Side};
-use candle_core::{Device, Result, Shape, Tensor};
+use crate::linalg::{Held, RowMajor, Side, few_rows_product, widened};
+use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// Fewer rows do not pay for the copy of the weight that bf16 products need.
 const ROWS: usize = 16;
+
+/// More rows are faster in pieces that fit into the caches, which a general product has.
+const FEW: usize = 8;
 
 /// What may be lost in products of f32 matrices, in the words of `torch.set_float32_matmul_precision`. Sums are in f32
 /// whatever it is.
@@ -65,10 +70,43 @@ impl ProductType {
 
 /// `x` (rows, in) and `weight` (out, in) to (rows, out).
 pub fn linear(x: &Tensor, weight: &Tensor, precision: MatmulPrecision) -> Result<Tensor> {
+    if matches!(weight.dtype(), DType::BF16 | DType::F16) && x.dtype() == DType::F32 {
+        // Of weights in f32 all rows are multiplied alike, so that no bit depends on how many go at once.
+        if x.dim(0)? <= FEW && x.device().is_cpu() {
+            return few_rows(x, weight);
+        }
+        let weight = match x.device() {
+            Device::Cpu => with_held(weight, |held| Tensor::from_vec(widened(held), weight.shape(), x.device()))?,
+            _ => weight.to_dtype(DType::F32)?,
+        };
+        return linear(x, &weight, precision);
+    }
     if precision.on(x.device()) == ProductType::Bf16 && x.dim(0)? >= ROWS {
         return apply(Bf16Linear, [x, weight]);
     }
     x.matmul(&weight.t()?)
+}
+
+/// x Wᵀ with W in bf16 or f16. Carries no gradients.
+fn few_rows(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if x.track_op() {
+        return Err(Error::msg("a weight held in half precision carries no gradients"));
+    }
+    let ((rows, width), out) = (x.dims2()?, weight.dim(0)?);
+    let x = x.contiguous()?;
+    let y = with_held(weight, |held| Ok(few_rows_product(&numbers(&x)?, width, held, out)))?;
+    Tensor::from_vec(y, (rows, out), x.device())
+}
+
+/// What `f` makes of the numbers of a weight in this machine's memory.
+fn with_held<T>(weight: &Tensor, f: impl FnOnce(Held) -> Result<T>) -> Result<T> {
+    let weight = weight.contiguous()?;
+    let (storage, layout) = weight.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::BF16(w)), Some((from, to))) => f(Held::Bf16(&w[from..to])),
+        (Storage::Cpu(CpuStorage::F16(w)), Some((from, to))) => f(Held::F16(&w[from..to])),
+        _ => Err(Error::msg("neither bf16 nor f16 numbers in this machine's memory")),
+    }
 }
 
 /// The gradient on x, (rows, in), that `gradient` (rows, out) on y leaves: for what keeps no graph.

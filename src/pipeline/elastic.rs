@@ -34,7 +34,7 @@ struct Origin {
 
 /// Puts what every size is cut from into the assembled output `dir`.
 pub(super) fn store(run: &Run, dir: &Path) -> Result<()> {
-    let survey = dir.join(SURVEY);
+    let survey = survey_of(dir);
     fs::create_dir(&survey).with_context(|| format!("creating {}", survey.display()))?;
     let timed: BTreeSet<PathBuf> = (0..run.model.blocks()).map(|index| run.job.decompositions_file(index)).collect();
     for name in files(run.recipe, run.model.blocks())? {
@@ -62,7 +62,7 @@ fn files(recipe: &Recipe, blocks: usize) -> Result<Vec<String>> {
 /// # Errors
 /// A [`UserError`](crate::error::UserError) for what is no elastic output, and as [`Options::resolve`].
 pub fn recipe(folder: &Path, wanted: Options) -> Result<Recipe> {
-    let survey = folder.join(SURVEY);
+    let survey = survey_of(folder);
     if !survey.join(SURVEY_ORIGIN).is_file() {
         user_bail!(
             "{} is no elastic output: it has no {SURVEY}/{SURVEY_ORIGIN}", folder.display();
@@ -73,6 +73,17 @@ pub fn recipe(folder: &Path, wanted: Options) -> Result<Recipe> {
     // Used when the survey was made, and not looked at again.
     options.stats = None;
     Ok(Recipe { survey: Some(survey), ..options.resolve()? })
+}
+
+/// Where the elastic output `folder` has what every size is cut from.
+pub(super) fn survey_of(folder: &Path) -> PathBuf {
+    folder.join(SURVEY)
+}
+
+/// Fails unless the elastic output that `recipe` makes has all that sizes of `model` are cut from.
+pub(super) fn check_survey(recipe: &Recipe, model: &Model) -> Result<()> {
+    let survey = survey_of(&recipe.output);
+    check(&survey, &files(recipe, model.blocks())?, &read(&survey)?, model)
 }
 
 /// Cuts the elastic output `folder` as [`recipe`] says. Its original is looked for at `base`, or where it was.
@@ -106,7 +117,15 @@ pub fn cut(
     let tasks = tasks::of_recipe(recipe, &model, &tokenizer, hub)?;
     let Origin { windows, heldout, corpora, .. } = origin;
     let calibration = Calibration::new(windows, heldout, corpora, recipe.sampling());
-    compress_windows(recipe, force, model, calibration, EvalData { texts: &texts, tasks: &tasks }, clock, progress)
+    compress_windows(
+        recipe,
+        force,
+        model,
+        calibration,
+        EvalData { texts: &texts, tasks: &tasks, kept: None },
+        clock,
+        progress,
+    )
 }
 
 fn read(survey: &Path) -> Result<Origin> {

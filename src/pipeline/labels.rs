@@ -14,6 +14,7 @@ use anyhow::Result;
 const HELDOUT: (usize, usize) = (10, 512);
 
 /// Labelled examples, and those kept apart to judge by.
+#[derive(Clone)]
 pub struct Labels {
     /// Where they came from.
     pub info: LabelsInfo,

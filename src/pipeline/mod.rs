@@ -8,7 +8,8 @@
 //! on them first. Methods that calibrate behind compressed blocks decompose, and cut at once, block by block. Where a budget is
 //! shared out over forms (`forms/`), what lies on disk is what every form of every part would lose. Several sizes are planned
 //! and cut one after the other from the same decompositions where a size is searched for (`search`) or several are asked for;
-//! of these the decompositions stay beside the output, for whoever cuts another one later (`elastic`).
+//! of these the decompositions stay beside the output, for whoever cuts another one later (`elastic`), which is what several
+//! outputs of one model are made with (`sweep`).
 
 mod texts;
 mod degenerate;
@@ -39,15 +40,19 @@ mod licence;
 mod sizes;
 mod assemble;
 mod elastic;
+mod sweep;
+mod forecast;
 
 pub use degenerate::without_bos;
 pub use elastic::{cut, recipe as cut_recipe};
 pub use estimate::{Sequences, announce, fit_calibration, fit_evaluation, sequences};
+pub use forecast::forecast;
 pub use labels::{Labels, labels};
 pub use open::{check_numbers, load_model, open_source, tokenizer};
 pub use original::{Found, Original, refuse_base};
 pub use quality::{Quality, glue_tasks, measure, steps};
 pub use sizes::checkpoint_sizes;
+pub use sweep::{SWEEP_SURVEY, Sweep};
 pub use tasks::{EvalData, measure_tasks, task_items, task_sequences};
 pub use texts::{
     Calibration, CalibrationWish, EvalProtocol, EvalText, HELDOUT_TOKENS, TrainingText, calibration, evaluation,
@@ -57,6 +62,7 @@ pub use texts::{
 use crate::calibrate::StatsStore;
 use crate::checkpoint::Source;
 use crate::compute::Compute;
+use crate::eval::{Base, EncodedItems};
 use crate::hub::HubOptions;
 use crate::job::{Copied, Job};
 use crate::machine::StageClock;
@@ -65,14 +71,18 @@ use crate::model::{Model, Output, verify};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report::{Cost, Report};
+use crate::text::Tokenizer;
 use anyhow::Result;
 use prepare::{Prepared, prepare};
 
 /// Windows of 128 tokens to judge a classifier by: 64 of them.
 const CLASSIFIER_HELDOUT_TOKENS: usize = 8192;
 
-/// Tokens of text that a training is judged by: of two states of one model the same tokens are asked, so that few will do.
+/// Tokens of text that a training is judged by, at most: of two states of one model the same tokens are asked, so that few will
+/// do.
 const TRAINING_HELDOUT_TOKENS: usize = 4096;
+/// What a training sees is so many times what it is judged by, at each of its looks, or looking takes longer than learning.
+const TRAINED_TO_HELDOUT: usize = 8;
 
 /// The context of what went wrong while a finished result was measured.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +115,25 @@ pub fn compress(
     let mut clock = StageClock::start(progress);
     let model = open::as_asked(recipe, open::open_dense(&recipe.model, hub)?, compute, progress)?;
     let tokenizer = tokenizer(model.source())?;
+    let Data { calibration, texts, tasks } = read_data(recipe, &model, &tokenizer, hub, &mut clock)?;
+    let data = EvalData { texts: &texts, tasks: &tasks, kept: None };
+    compress_windows(recipe, force, model, calibration, data, clock, progress)
+}
+
+/// All text of a run, as token ids.
+struct Data {
+    calibration: Calibration,
+    texts: Vec<EvalText>,
+    tasks: Vec<EncodedItems>,
+}
+
+fn read_data(
+    recipe: &Recipe,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    hub: &HubOptions,
+    clock: &mut StageClock,
+) -> Result<Data> {
     clock.stage("reading text", 1);
     let wish = CalibrationWish {
         specs: &recipe.calib,
@@ -112,29 +141,28 @@ pub fn compress(
         window: recipe.window,
         sampling: recipe.sampling(),
         bos: recipe.bos,
-        heldout: heldout_tokens(recipe, &model),
+        heldout: heldout_tokens(recipe, model),
     };
-    let mut calibration = calibration(&model, &tokenizer, &wish, hub)?;
+    let mut calibration = calibration(model, tokenizer, &wish, hub)?;
     if let Some(text) = &recipe.train_text {
         let wish = CalibrationWish {
             specs: &text.specs,
             windows: text.windows,
             window: Some(calibration.windows.window),
-            heldout: TRAINING_HELDOUT_TOKENS,
+            heldout: training_heldout_tokens(recipe, model),
             ..wish
         };
-        calibration.training = Some(training(&model, &tokenizer, &wish, hub)?);
+        calibration.training = Some(training(model, tokenizer, &wish, hub)?);
     }
     if wish.heldout > HELDOUT_TOKENS {
         calibration.training = Some(calibration.judged_by_all(HELDOUT_TOKENS));
     }
     if let Some(task) = &recipe.task {
-        calibration.labels = Some(labels(&model, &tokenizer, task, recipe.seed, hub)?);
+        calibration.labels = Some(labels(model, tokenizer, task, recipe.seed, hub)?);
     }
-    let eval_texts = texts::of_recipe(recipe, &model, &tokenizer, hub)?;
-    let tasks = tasks::of_recipe(recipe, &model, &tokenizer, hub)?;
-    let data = EvalData { texts: &eval_texts, tasks: &tasks };
-    compress_windows(recipe, force, model, calibration, data, clock, progress)
+    let texts = texts::of_recipe(recipe, model, tokenizer, hub)?;
+    let tasks = tasks::of_recipe(recipe, model, tokenizer, hub)?;
+    Ok(Data { calibration, texts, tasks })
 }
 
 /// What [`compress`] does once text has become windows.
@@ -162,7 +190,8 @@ pub fn compress_windows<'d>(
     let dir = assemble::weights(&run, &shrunk.plan, &|index| run.final_block(index))?;
     let output = Source::open_unfinished(&dir)?.with_label(recipe.output.display().to_string());
     let compressed = Model::load(output, run.model.compute())?;
-    let (evaluation, fidelity) = quality::before_and_after(&run.model, &compressed, data.texts, &mut clock, progress)?;
+    let original = Base { model: &run.model, kept: data.kept };
+    let (evaluation, fidelity) = quality::before_and_after(original, &compressed, data.texts, &mut clock, progress)?;
     let tasks = tasks::measure_stage(&run.model, &compressed, data.tasks, &mut clock, progress)?;
     let measured = assemble::Measured { evaluation, fidelity, tasks };
     clock.stage("verifying", 1);
@@ -189,7 +218,14 @@ fn heldout_tokens(recipe: &Recipe, model: &Model) -> usize {
     let classifies = matches!(model.output(), Output::Classes(_));
     match (trains && recipe.task.is_none() && recipe.train_text.is_none(), classifies) {
         (true, true) => CLASSIFIER_HELDOUT_TOKENS,
-        (true, false) => TRAINING_HELDOUT_TOKENS,
+        (true, false) => training_heldout_tokens(recipe, model),
         (false, _) => HELDOUT_TOKENS,
     }
+}
+
+fn training_heldout_tokens(recipe: &Recipe, model: &Model) -> usize {
+    let window = recipe.window.unwrap_or(model.context()).min(model.context());
+    let learned = recipe.learn.as_ref().map_or(0, |learn| learn.steps.saturating_mul(learn.batch));
+    let shown = recipe.heal.saturating_mul(recipe.heal_batch).max(learned).saturating_mul(window);
+    (shown / TRAINED_TO_HELDOUT).clamp(HELDOUT_TOKENS, TRAINING_HELDOUT_TOKENS)
 }

@@ -10,6 +10,7 @@ use crate::checkpoint::Identity;
 use crate::job::{Copied, Job};
 use crate::method;
 use crate::model::Model;
+use crate::plan::AllocationRule;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report::{MemoryEstimate, Report};
@@ -84,7 +85,8 @@ pub fn prepare<'a>(
         spare_inputs(recipe, &model, &calibration, data)?;
     }
     let mut job = Job::open(&recipe.output, &weights_fingerprint, force)?;
-    recipe.survey.iter().for_each(|survey| job.share(survey.clone()));
+    let weights_are_shared = recipe.allocation == AllocationRule::Forms;
+    recipe.survey.iter().for_each(|survey| job.share(survey.clone(), weights_are_shared));
     let run = Run { recipe, method, model, calibration, texts: eval_texts, stats, copied, job, progress };
     assemble::check_space(&run)?;
     run.check_healing()?;

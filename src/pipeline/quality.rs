@@ -3,7 +3,9 @@
 use super::ResultNotMeasured;
 use super::texts::EvalText;
 use crate::checkpoint::{SENTENCE_SETTINGS, Source};
-use crate::eval::{Evaluation, Fidelity, GlueProtocol, GlueResult, Modules, evaluate, evaluate_masked, fidelity, glue};
+use crate::eval::{
+    Base, Evaluation, Fidelity, GlueProtocol, GlueResult, Modules, evaluate, evaluate_masked, fidelity, glue,
+};
 use crate::hub::HubOptions;
 use crate::machine::StageClock;
 use crate::model::{Model, Output};
@@ -29,6 +31,10 @@ pub enum Quality {
 /// Measures `model` on one corpus: perplexity of decoders, pseudo-perplexity of encoders that guess masked tokens, and of
 /// other encoders how close their embeddings are to the original's.
 pub fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &dyn Progress) -> Result<Quality> {
+    measure_beside(model, base.map(Base::from), text, progress)
+}
+
+fn measure_beside(model: &Model, base: Option<Base>, text: &EvalText, progress: &dyn Progress) -> Result<Quality> {
     let (windows, name) = (&text.windows, &text.corpus.name);
     match (model.output(), base) {
         (Output::NextToken, _) => {
@@ -37,11 +43,11 @@ pub fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &
         }
         (Output::MaskedToken, _) => {
             let mask = text.mask.context("a model that guesses masked tokens needs the mask's id")?;
-            let (own, other) = evaluate_masked(model, base, name, windows, mask, progress)?;
+            let (own, other) = evaluate_masked(model, base.map(|base| base.model), name, windows, mask, progress)?;
             Ok(Quality::Likelihood(own, other))
         }
         (Output::Classes(_) | Output::States, Some(base)) => {
-            Ok(Quality::Embeddings(fidelity(model, base, name, windows, &text.modules, progress)?))
+            Ok(Quality::Embeddings(fidelity(model, base.model, name, windows, &text.modules, progress)?))
         }
         (Output::Classes(_) | Output::States, None) => user_bail!(
             "{} predicts no tokens: a text alone says nothing of its quality", model.source().label();
@@ -52,16 +58,16 @@ pub fn measure(model: &Model, base: Option<&Model>, text: &EvalText, progress: &
 
 /// A compressed model and its original on every corpus, by the same protocol.
 pub(super) fn before_and_after(
-    original: &Model,
+    original: Base,
     compressed: &Model,
     texts: &[EvalText],
     clock: &mut StageClock,
     progress: &dyn Progress,
 ) -> Result<(Vec<BeforeAfter>, Vec<Fidelity>)> {
-    clock.stage("evaluating", texts.iter().map(|text| steps(compressed, Some(original), text)).sum());
+    clock.stage("evaluating", texts.iter().map(|text| steps(compressed, Some(original.model), text)).sum());
     let (mut pairs, mut fidelities) = (Vec::new(), Vec::new());
     for text in texts {
-        match measure(compressed, Some(original), text, progress).context(ResultNotMeasured)? {
+        match measure_beside(compressed, Some(original), text, progress).context(ResultNotMeasured)? {
             Quality::Likelihood(after, before) => {
                 pairs.push(BeforeAfter { before: before.context("the original was not measured")?, after });
             }

@@ -4,6 +4,7 @@ use super::ResultNotMeasured;
 use super::estimate::Sequences;
 use super::texts::EvalText;
 use crate::eval::{EncodedItems, MeasuredTask, TaskResult, zero_shot};
+use crate::forward::KeptStates;
 use crate::hub::HubOptions;
 use crate::machine::StageClock;
 use crate::model::{Model, Output};
@@ -20,11 +21,13 @@ pub struct EvalData<'a> {
     pub texts: &'a [EvalText],
     /// Zero-shot tasks.
     pub tasks: &'a [EncodedItems],
+    /// The original's states of windows that it ran before.
+    pub kept: Option<&'a KeptStates>,
 }
 
 impl<'a> From<&'a [EvalText]> for EvalData<'a> {
     fn from(texts: &'a [EvalText]) -> Self {
-        Self { texts, tasks: &[] }
+        Self { texts, ..Self::default() }
     }
 }
 

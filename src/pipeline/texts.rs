@@ -23,6 +23,7 @@ const EACH_BEGUN: &str = "each begun by BOS";
 pub const HELDOUT_TOKENS: usize = 1024;
 
 /// Windows to calibrate on.
+#[derive(Clone)]
 pub struct Calibration {
     /// What enters the statistics.
     pub windows: Windows,
@@ -39,6 +40,7 @@ pub struct Calibration {
 }
 
 /// Text to train on.
+#[derive(Clone)]
 pub struct TrainingText {
     /// What is shown.
     pub windows: Windows,
@@ -148,6 +150,11 @@ pub struct CalibrationWish<'a> {
     pub heldout: usize,
 }
 
+/// Tokens of a window where nobody says, if the text is long enough.
+pub(super) fn usual_window(model: &Model) -> usize {
+    if model.is_encoder() { ENCODER_WINDOW } else { USUAL_WINDOW }
+}
+
 /// Reads, tokenises and cuts the calibration text. Several corpora give equal numbers of windows.
 pub fn calibration(
     model: &Model,
@@ -183,7 +190,7 @@ fn read(
     let bos = beginning(model, tokenizer, wish.bos)?;
     let mut parts: Vec<(Windows, Windows)> = Vec::new();
     let mut corpora = Vec::new();
-    let usual = if model.is_encoder() { ENCODER_WINDOW } else { USUAL_WINDOW };
+    let usual = usual_window(model);
     let share = |index| wish.windows / wish.specs.len() + usize::from(index < wish.windows % wish.specs.len());
     let mut loaded: Vec<(CorpusInfo, Vec<u32>)> = Vec::new();
     for (i, spec) in wish.specs.iter().enumerate() {

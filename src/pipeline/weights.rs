@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 /// Tokens on which the divergence of single cuts is measured, at most and at least. Few will do: on three small models the
 /// perplexities of `whiten` at keep 0.6 and 0.4 were within 6 % of each other for 64, 256 and 2048 tokens, in no order.
-const KL_TOKENS: (usize, usize) = (2048, 64);
+pub(super) const KL_TOKENS: (usize, usize) = (2048, 64);
 /// Tokens of a window where there are fewer than that: many short ones see more of the text than few long ones.
 const KL_WINDOW: usize = 32;
 /// Multiplications the measurement may take; a model that is too large for this gets fewer tokens. SmolLM2-135M gets 506; with
@@ -94,7 +94,7 @@ pub(super) fn kl_windows(model: &Model, blocks: impl Iterator<Item = usize>, all
 }
 
 /// Every variant runs through the blocks from its own on, so the work grows with the square of the depth.
-fn kl_tokens(model: &Model, blocks: impl Iterator<Item = usize>) -> usize {
+pub(super) fn kl_tokens(model: &Model, blocks: impl Iterator<Item = usize>) -> usize {
     let per_block = model.linears().iter().map(|spec| spec.params()).sum::<usize>() / model.blocks().max(1);
     let per_token = blocks.map(|block| (model.blocks() - block) * per_block).sum::<usize>();
     (KL_WORK / per_token.max(1)).clamp(KL_TOKENS.1, KL_TOKENS.0)

@@ -26,6 +26,7 @@ pub use choices::{BosRule, SamplingRule, StoredType, WeightRule};
 pub use flags::SET;
 pub use learn::{Learn, LearnOptions, TrainText};
 pub use resolved::Recipe;
+pub(crate) use size::default_output;
 pub use size::{finite, parse_bytes, percentage};
 
 /// The ways to ask for a size. One replaces the others, whichever source it comes from.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 
 /// `llama-7b-whiten-0.8` in the current folder, from what the model is called and how small it gets.
-pub(super) fn default_output(model: &str, method: &str, size: &str) -> PathBuf {
+pub(crate) fn default_output(model: &str, method: &str, size: &str) -> PathBuf {
     let name = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
     PathBuf::from(format!("{name}-{method}-{size}"))
 }

@@ -10,17 +10,21 @@ mod table;
 mod card;
 mod provenance;
 mod read;
+mod bench;
 mod compare;
 mod html;
+mod forecast;
 
 pub use crate::checkpoint::{FileHash, Identity};
+pub use bench::{BenchOptions, BenchReport, BenchedModel, Cell, Speedup, Timing, bench_table};
 pub use card::card;
 pub use compare::{
     Comparable, Comparison, CorpusQuality, Difference, Entry, Measured, RankComparison, Setting, Settings, Summary,
-    compare_table,
+    TaskMeasured, TaskQuality, compare_table,
 };
 pub use encoders::{fidelity_table, glue_table};
 pub use evaluation::{eval_json, evaluation_table, protocol};
+pub use forecast::{Forecast, StageForecast, StaysDense, forecast_table};
 pub use format::{bytes, count, grouped, percent, seconds, significant, with_error};
 pub use grid::details;
 pub use html::{MARK as PAGE_MARK, page};

@@ -86,6 +86,36 @@ impl std::fmt::Display for Points {
     }
 }
 
+/// Title and rows of one task for several models: the original where the rows before have not shown it, then what each of
+/// `named` scores and by how much that is more than its original does.
+pub(super) fn task_cells(task: &str, named: &[(String, &TaskResult)]) -> Vec<Vec<String>> {
+    let has = |of: &Metric| named.iter().any(|(_, result)| of(&result.scores).is_some());
+    let metrics: Vec<&(&str, Metric)> = METRICS.iter().filter(|(_, of)| has(of)).collect();
+    let mut rows = vec![vec![visible(task)]];
+    for (metric, _) in &metrics {
+        rows[0].push((*metric).into());
+        rows[0].extend((*metric != PERPLEXITY).then(|| "to dense".to_string()));
+    }
+    let mut dense: Vec<&TaskScores> = Vec::new();
+    for (name, result) in named {
+        let mut row = |name: &str, scores: &TaskScores, difference: Option<&TaskScores>| {
+            let mut cells = vec![name.to_string()];
+            for (metric, of) in metrics.iter().copied() {
+                cells.push(of(scores).map_or("-".into(), |value| shown(metric, value)));
+                let by = difference.and_then(of).map(|(x, error)| format!("{:+}", Points(x, error)));
+                cells.extend((*metric != PERPLEXITY).then(|| by.unwrap_or_default()));
+            }
+            rows.push(cells);
+        };
+        if let Some(scores) = result.baseline.as_ref().filter(|scores| !dense.contains(scores)) {
+            row("dense", scores, None);
+            dense.push(scores);
+        }
+        row(name, &result.scores, result.difference.as_ref());
+    }
+    rows
+}
+
 /// The table: numbers first, protocols below.
 pub(super) fn task_lines(results: &[TaskResult], sides: &Sides, limit: usize, style: Style) -> Vec<String> {
     let mut out = titled(&rows(results, sides), style);

@@ -331,3 +331,38 @@ fn what_cannot_be_meant_is_refused() {
     let text = std::fs::read_to_string(long).unwrap();
     place.run_with_input("generate demo --prompt -", &text).refused(&["context", "512"]);
 }
+
+/// Matrices that stay in bf16 give the same logits, in half the memory, and sequences side by side those of each alone.
+#[test]
+fn held_halves_and_sequences_side_by_side_change_nothing() {
+    let rows: Vec<Vec<u32>> = (0..3).map(|row| (0..21).map(|i| (row * 31 + i * 7) % 90 + 5).collect()).collect();
+    let model = |held: bool| {
+        let model = Model::load(Source::demo(), &Device::Cpu).unwrap();
+        if held { model.holding_half() } else { model }
+    };
+    let (plain, held) = (model(false), model(true));
+    let alone: Vec<Vec<Vec<f32>>> = rows
+        .iter()
+        .map(|row| {
+            let mut decoder = Decoder::new(&plain).unwrap();
+            let logits = [&row[..17], &row[17..18], &row[18..]].map(|part| decoder.read(part).unwrap());
+            logits.iter().map(|logits| logits.to_vec1().unwrap()).collect()
+        })
+        .collect();
+    let mut bytes = Vec::new();
+    for model in [&plain, &held] {
+        let mut decoder = Decoder::new(model).unwrap();
+        bytes.push(decoder.storage().bytes);
+        for (part, range) in [0..17, 17..18, 18..21].into_iter().enumerate() {
+            let parts: Vec<&[u32]> = rows.iter().map(|row| &row[range.clone()]).collect();
+            let together: Vec<Vec<f32>> = decoder.read_rows(&parts).unwrap().to_vec2().unwrap();
+            for (logits, expected) in together.iter().zip(alone.iter().map(|parts| &parts[part])) {
+                let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let off = logits.iter().zip(expected).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(f64::from(off) < LOGITS * f64::from(largest), "{off} of {largest}");
+            }
+        }
+        assert!(decoder.read_rows(&[&[1], &[2]]).is_err(), "another number of sequences");
+    }
+    assert_eq!(bytes[0], 2 * bytes[1]);
+}

@@ -37,6 +37,8 @@ mod page; // reports as a page, in a browser where there is one
 mod configs; // the recipes that come with the project
 mod search; // the smallest model that is good enough
 mod elastic; // one output for many sizes
+mod plan; // what compressing would do
+mod sweep; // several sizes at once
 mod export; // outputs as plain checkpoints, to the last bit
 mod narrower; // dense linears of other shapes than the base's, block by block
 mod export_raw; // outputs as raw factors, and the schema of their description
@@ -45,6 +47,7 @@ mod memory; // one block at a time, whatever the depth
 mod hub; // fetching models and data sets, against a hub of our own that also misbehaves
 mod program; // runs the program itself, for the modules below
 mod cli; // streams, exit codes, JSON, gates, settings and corpora
+mod bench; // how fast models read and write
 mod doctor; // what the program says of the machine, and what shells and man read of the program
 mod example_method; // the method that CONTRIBUTING.md shows
 mod method_options; // what one method alone knows, by every way to set it; the help

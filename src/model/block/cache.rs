@@ -67,6 +67,14 @@ impl Cache {
         self.seen
     }
 
+    /// Bytes of what it holds of the positions seen.
+    pub fn bytes(&self) -> Result<usize> {
+        let of = |x: &Tensor| x.elem_count() * x.dtype().size_in_bytes();
+        let states: usize = [&self.conv_state, &self.ssm_state].into_iter().flatten().map(of).sum();
+        let Some(cache) = &self.keys_values else { return Ok(states) };
+        Ok(states + [cache.k()?, cache.v()?].iter().flatten().map(of).sum::<usize>())
+    }
+
     /// Says that the sequence will be at least so long: blocks that rotate long sequences in another way have to know
     /// from the first position on.
     pub fn expect(&mut self, length: usize) {

@@ -200,6 +200,12 @@ impl Block<'_> {
         self.output_gradients = Some(found);
     }
 
+    /// Numbers in the matrices of its linears, and the bytes that they take in memory.
+    pub fn linear_storage(&self) -> (usize, usize) {
+        let each = self.linears.values().map(Linear::storage);
+        each.fold((0, 0), |sum, (numbers, bytes)| (sum.0 + numbers, sum.1 + bytes))
+    }
+
     /// Runs x (batch, t, hidden) through the block; `None` when the tap stopped it.
     pub fn forward(&self, x: &Tensor, tap: &mut dyn Tap) -> Result<Option<Tensor>> {
         self.forward_padded(x, None, tap)

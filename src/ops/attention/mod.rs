@@ -20,6 +20,8 @@ use std::ops::Range;
 
 /// Queries of one head handled at once on the CPU: their scores stay in cache.
 const CPU_TILE: usize = 64;
+/// Multiplications below which a task is not worth its start.
+const TASK: usize = 1 << 15;
 /// Queries handled at once on other devices: bounds the score matrix at heads · 512 · context.
 const QUERY_CHUNK: usize = 512;
 
@@ -122,6 +124,29 @@ impl Sizes {
 }
 
 impl TiledAttention {
+    /// Each sequence's next position, as in decoding: a product of two matrices would spend its time on setting out.
+    fn one_query(&self, out: &mut [f32], sizes: Sizes, [q, k, v]: [&[f32]; 3]) {
+        let Sizes { heads, d, keys, kv, d_v, .. } = sizes;
+        let (scale, span) = (self.scale(d), self.mask.span(keys - 1, 1, keys));
+        let stride = span.len().next_multiple_of(LANES);
+        let least = TASK / (span.len() * (d + d_v)).max(1) + 1;
+        let heads_of_all = out.par_chunks_mut(d_v.max(1)).enumerate().with_min_len(least);
+        heads_of_all.for_each_init(Vec::new, |weights: &mut Vec<f32>, (i, out)| {
+            let (b, head) = (i / heads, i % heads);
+            let kv_head = head / (heads / kv);
+            weights.resize(stride, 0.0);
+            let query = &sizes.queries(q, d, b, 0, head, 1).data[..d];
+            let seen = sizes.keys(k, d, b, &span, kv_head);
+            dots_of_rows(&mut weights[..span.len()], query, seen.data, seen.stride);
+            let visible = self.mask.visible(b, keys - 1, keys);
+            let visible = visible.start - span.start..visible.end - span.start;
+            let scale = self.cap(&mut weights[visible.clone()], scale);
+            weigh(weights, &visible, scale);
+            let values = sizes.keys(v, d_v, b, &span, kv_head);
+            sum_of_rows(out, &weights[..span.len()], values.data, values.stride);
+        });
+    }
+
     fn scale(&self, d: usize) -> f32 {
         self.scores.scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32)
     }
@@ -155,6 +180,10 @@ impl CpuOp<3> for TiledAttention {
         let Sizes { batch, t, heads, d, keys, kv, d_v } = sizes;
         let (width, scale, before) = (heads * d_v, self.scale(d), keys - t);
         let mut out = vec![0f32; batch * t * width];
+        if t == 1 {
+            self.one_query(&mut out, sizes, [&q, &k, &v]);
+            return Ok((out, (batch, t, width).into()));
+        }
         let tiles = out.par_chunks_mut((t * width).max(1)).enumerate().flat_map(|(b, rows)| {
             rows.par_chunks_mut(CPU_TILE * width).enumerate().map(move |(i, rows)| (b, i * CPU_TILE, rows))
         });
@@ -285,6 +314,40 @@ impl Back<'_> {
         nn_product(&mut on_q[(query * group + head) * d..], group * d, gradients, seen_keys);
         tn_product_add(&mut on_k[span.start * d..], d, gradients, queries);
         tn_product_add(&mut on_v[span.start * d_v..], d_v, weights, on_out);
+    }
+}
+
+simd::for_each_width! {
+    /// y_j = x · row j of a matrix whose rows lie `stride` apart.
+    pub fn dots_of_rows(y: &mut [f32], x: &[f32], rows: &[f32], stride: usize) {
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for (j, y) in y.iter_mut().enumerate() {
+            let row = &rows[j * stride..j * stride + x.len()];
+            let (pieces, tail) = row.as_chunks::<LANES>();
+            let mut lanes = [0f32; LANES];
+            for (x, row) in chunks.iter().zip(pieces) {
+                for lane in 0..LANES {
+                    lanes[lane] += x[lane] * row[lane];
+                }
+            }
+            let mut sum = simd::fold(lanes, |a, b| a + b);
+            for (x, row) in rest.iter().zip(tail) {
+                sum += x * row;
+            }
+            *y = sum;
+        }
+    }
+}
+
+simd::for_each_width! {
+    /// y = Σ wⱼ · row j of a matrix whose rows lie `stride` apart.
+    pub fn sum_of_rows(y: &mut [f32], w: &[f32], rows: &[f32], stride: usize) {
+        y.fill(0.0);
+        for (j, &w) in w.iter().enumerate() {
+            for (y, x) in y.iter_mut().zip(&rows[j * stride..]) {
+                *y += w * x;
+            }
+        }
     }
 }
 

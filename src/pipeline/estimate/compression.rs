@@ -1,22 +1,21 @@
 //! What `compress` takes.
 
+use super::super::forms::gradient_windows;
 use super::super::tasks::{EvalData, task_sequences};
 use super::super::texts::Calibration;
+use super::super::weights::KL_TOKENS;
 use super::evaluation::{evaluating, sequences};
 use super::fit::fit;
 use super::terms::{BACKWARD, Bytes, FORWARD, Setting, Terms, Work, decompositions, host};
 use crate::compute::Limits;
 use crate::eval::SENSITIVITY_STATES;
 use crate::learn::Labelled;
-use crate::method::{Inputs, Method, Needs, Unit, of_basis};
+use crate::method::{GRADIENTS, Inputs, Method, Needs, Unit, of_basis};
 use crate::model::{LinearSpec, Model, Site};
 use crate::plan::{AllocationRule, Choice, Plan, largest_saving_rank};
 use crate::recipe::{Recipe, WeightRule};
 use crate::report::MemoryEstimate;
 use anyhow::Result;
-
-/// Tokens on which the divergence of single cuts is measured, at most.
-const KL_TOKENS: usize = 2048;
 
 /// Everything that decides what `compress` takes.
 pub struct Compression<'a> {
@@ -60,8 +59,19 @@ impl Compression<'_> {
         peak.max(evaluating(setting, self.model, Some(self.model), &evaluated))
     }
 
+    /// Whether `auto` weighs errors by gradients.
+    pub(super) fn with_gradients(&self) -> bool {
+        self.recipe.options.get(&GRADIENTS).unwrap_or(false)
+    }
+
+    /// Tokens whose predictions it differentiates for that.
+    pub(super) fn gradient_tokens(&self) -> usize {
+        let windows = &self.calibration.windows;
+        gradient_windows(windows).min(windows.len()) * windows.window
+    }
+
     /// Whether feed-forward layers lose channels.
-    fn narrows(&self) -> bool {
+    pub(super) fn narrows(&self) -> bool {
         self.plan.choices.iter().any(|(_, choice)| matches!(choice, Choice::Width(_)))
     }
 
@@ -147,7 +157,7 @@ impl Compression<'_> {
     /// Every linear cut alone, and predictions compared.
     fn measuring_kl(&self, terms: &Terms) -> Bytes {
         let (windows, window) = (self.calibration.windows.len(), self.calibration.windows.window);
-        let tokens = KL_TOKENS.min(windows * window).max(window.min(KL_TOKENS));
+        let tokens = KL_TOKENS.0.min(windows * window).max(window.min(KL_TOKENS.0));
         let states = 4.0 * (tokens * self.model.hidden()) as f64;
         let changed = ((terms.limits.states / SENSITIVITY_STATES) as f64).max(states);
         let largest = self.model.linears().iter().map(LinearSpec::params).max().unwrap_or(0);

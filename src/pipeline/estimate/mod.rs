@@ -22,7 +22,9 @@ mod evaluation;
 mod fit;
 mod forms;
 mod terms;
+mod time;
 
 pub(super) use compression::Compression;
 pub use evaluation::{Sequences, fit_calibration, fit_evaluation, sequences};
 pub use fit::announce;
+pub(super) use time::{Rates, evaluated, stages};

@@ -3,12 +3,14 @@
 mod quality;
 mod ranks;
 mod settings;
+mod tasks;
 mod text;
 
 pub use quality::{Comparable, CorpusQuality, Measured};
 pub(in crate::report) use ranks::share;
 pub use ranks::{Difference, RankComparison};
 pub use settings::{Setting, Settings};
+pub use tasks::{TaskMeasured, TaskQuality};
 pub use text::compare_table;
 pub(in crate::report) use text::value;
 
@@ -39,6 +41,8 @@ pub struct Comparison<'a> {
     pub settings: Settings,
     /// One per corpus and report that measured it.
     pub perplexity: Vec<CorpusQuality<'a>>,
+    /// One per zero-shot task that a report measured.
+    pub tasks: Vec<TaskQuality<'a>>,
     /// Shares kept by role, and the linears that differ most.
     pub ranks: RankComparison,
 }
@@ -86,6 +90,7 @@ impl<'a> Comparison<'a> {
             originals: originals(entries),
             settings: Settings::of(entries),
             perplexity: quality::of(entries),
+            tasks: tasks::of(entries),
             ranks: RankComparison::of(entries),
         }
     }

@@ -1,11 +1,12 @@
 //! The comparison on a terminal.
 
-use super::{Comparison, CorpusQuality, Entry, Summary, letter};
+use super::{Comparison, CorpusQuality, Entry, Summary, TaskQuality, letter};
 use crate::report::encoders::{cosine, protocol as embedding_protocol};
 use crate::report::evaluation::{Pair, Sides, measure, ppl, protocol, why_not_finite};
 use crate::report::format::{bytes, change, count, fraction, percent, seconds, with_error};
 use crate::report::layout::{Style, columns, fit, width, wrap};
 use crate::report::table::{seen, titled};
+use crate::report::tasks::{protocol as task_protocol, task_cells};
 use crate::visible::visible;
 use serde_json::Value;
 
@@ -26,6 +27,7 @@ pub fn compare_table(entries: &[Entry], limit: usize, color: bool) -> String {
     let mut sections = vec![head(&comparison, entries, limit, style), settings(&comparison, limit, style)];
     sections.push(sizes(&comparison, style));
     sections.extend(comparison.perplexity.iter().map(|corpus| perplexity(corpus, entries, limit, style)));
+    sections.extend(comparison.tasks.iter().map(|task| self::task(task, limit, style)));
     sections.push(fidelity(&comparison, limit, style));
     sections.push(not_measured(&comparison, entries));
     sections.push(roles(&comparison, limit, style));
@@ -208,6 +210,26 @@ fn perplexity(corpus: &CorpusQuality, entries: &[Entry], limit: usize, style: St
         }
     }
     let mut out = titled(&rows, style);
+    out.extend(notes.iter().flat_map(|note| wrap("  ", note, limit)).map(|line| style.dim(&line)));
+    out
+}
+
+fn task(task: &TaskQuality, limit: usize, style: Style) -> Vec<String> {
+    let first = &task.measured[0];
+    let mut named = Vec::new();
+    let mut notes = vec![format!("{}: {}", visible(task.task), task_protocol(first.result))];
+    for measured in &task.measured {
+        let (name, why) = (letter(measured.report), visible(&measured.comparable.why.join(", ")));
+        let comparable = measured.comparable.comparable;
+        if !comparable {
+            let how = task_protocol(measured.result);
+            notes.push(format!("† {name} is not comparable with {}: {why} ({how})", letter(first.report)));
+        } else if !why.is_empty() {
+            notes.push(format!("{name}: {why}"));
+        }
+        named.push((format!("{name}{}", if comparable { "" } else { " †" }), measured.result));
+    }
+    let mut out = titled(&task_cells(task.task, &named), style);
     out.extend(notes.iter().flat_map(|note| wrap("  ", note, limit)).map(|line| style.dim(&line)));
     out
 }

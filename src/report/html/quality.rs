@@ -8,6 +8,7 @@ use crate::report::encoders::{cosine, protocol as embedding_protocol};
 use crate::report::evaluation::{Pair, comparable, measure, ppl, protocol};
 use crate::report::format::{change, fixed, percent, with_error};
 use crate::report::table::seen;
+use crate::report::tasks::{protocol as task_protocol, task_cells};
 use anyhow::Result;
 
 /// Numbers on an axis of parameters.
@@ -22,11 +23,30 @@ pub(super) fn section(entries: &[Entry], comparison: &Comparison) -> Result<Stri
     if let [one] = entries {
         figures += &trials(one)?;
     }
+    tables += &tasks(comparison);
     tables += &embeddings(entries);
     if tables.is_empty() {
         tables = "<p>Not measured. <code>softlm eval DIR --ppl sample</code> does it.</p>".into();
     }
     Ok(format!("<h2>Quality</h2>\n<div class=\"panel\">{tables}</div>\n{}", plots("Quality against size", &figures)))
+}
+
+fn tasks(comparison: &Comparison) -> String {
+    let mut out = String::new();
+    let single = comparison.reports.len() == 1;
+    for task in &comparison.tasks {
+        let name = |report| if single { "compressed".to_string() } else { letter(report) };
+        let named: Vec<_> = task.measured.iter().map(|measured| (name(measured.report), measured.result)).collect();
+        out += &table(&task_cells(task.task, &named), "", "");
+        out += &format!("<p class=\"dim\">{}</p>\n", escape(&task_protocol(task.measured[0].result)));
+        for measured in task.measured.iter().filter(|measured| !measured.comparable.why.is_empty()) {
+            let why = measured.comparable.why.join(", ");
+            let verdict = if measured.comparable.comparable { ":" } else { " is not comparable:" };
+            out +=
+                &format!("<p class=\"dim\">{}</p>\n", escape(&format!("{}{verdict} {why}", letter(measured.report))));
+        }
+    }
+    out
 }
 
 fn plot(entries: &[Entry], corpus: &CorpusQuality) -> Result<String> {
