@@ -48,6 +48,7 @@ mod hub; // fetching models and data sets, against a hub of our own that also mi
 mod program; // runs the program itself, for the modules below
 mod cli; // streams, exit codes, JSON, gates, settings and corpora
 mod bench; // how fast models read and write
+mod packaging; // the GitHub action and the container file
 mod doctor; // what the program says of the machine, and what shells and man read of the program
 mod example_method; // the method that CONTRIBUTING.md shows
 mod method_options; // what one method alone knows, by every way to set it; the help
